@@ -1,0 +1,52 @@
+// Text to token ids and back.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+
+namespace conclave::text {
+
+// Immutable after loading; any thread.
+class Tokenizer {
+ public:
+  virtual ~Tokenizer() = default;
+
+  // Ids of `text`, special strings inside it being ordinary text (what a server does with user text). Invalid UTF-8
+  // becomes U+FFFD per maximal subpart. Linear in the input: hostile text has no quadratic path.
+  // A tokenizer that adds BOS does so here, once per call (the splice of docs/models, spec 3.6, drops the extra ones).
+  virtual std::vector<int32_t> Encode(std::string_view text) const = 0;
+
+  // The same, special strings in the text becoming special ids: what the original does. For parity tests and for text
+  // that a template produced.
+  virtual std::vector<int32_t> EncodeWithSpecials(std::string_view text) const = 0;
+
+  // Raw bytes of one token. Special tokens give their string when `keep_special`, nothing otherwise; an id that is no
+  // token gives nothing.
+  virtual std::string_view TokenBytes(int32_t id, bool keep_special = false) const = 0;
+
+  // Whole text of `ids`: bytes joined, then invalid UTF-8 replaced by U+FFFD.
+  std::string Decode(std::span<const int32_t> ids, bool keep_special = false) const;
+
+  // Ids below this exist; logits at and beyond are masked (spec 2.3).
+  virtual int32_t size() const = 0;
+  virtual bool IsSpecial(int32_t id) const = 0;
+  // The id of a special string such as "<|endoftext|>", or -1.
+  virtual int32_t SpecialId(std::string_view special) const = 0;
+  virtual int32_t bos() const = 0;  // -1: none is added
+  virtual int32_t eos() const = 0;
+};
+
+// Which set of special tokens and which pattern a .tiktoken file goes with (spec 6.1, 6.2).
+enum class TiktokenFlavor { kArcade100k, kQwen };
+
+// Reads a .tiktoken rank file. "tokenizer_invalid" with file:line on a bad line, a duplicate or missing rank, a
+// missing single byte.
+absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTiktoken(const std::string& file, TiktokenFlavor flavor);
+
+}  // namespace conclave::text
