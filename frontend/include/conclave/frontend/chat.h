@@ -100,6 +100,8 @@ struct ChoiceEnd {
   FinishReason reason = FinishReason::kStop;
   // For kError: what to tell the client, with reason and param.
   absl::Status status;
+  // ChatRequest::return_routed_experts: [positions][MoE layers][top_k], -1 where a kept KV block was used.
+  std::vector<int16_t> routed_experts;
 };
 
 // Receives a request's output. Calls come from the backend's threads, one at a time per request, and must not block.
@@ -123,6 +125,9 @@ struct ModelCard {
   int64_t created = 0;        // Unix seconds
   std::string fingerprint;    // manifest hash + numeric mode + ISA path; not topology
   std::string numeric_mode;   // "bf16"
+  // The inner axes of ChoiceEnd::routed_experts. 0: not known; the reply then holds a flat array.
+  int32_t num_moe_layers = 0;
+  int32_t moe_top_k = 0;
 };
 
 // Thread-safe.

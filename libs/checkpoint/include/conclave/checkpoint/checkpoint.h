@@ -1,4 +1,5 @@
-// A checkpoint folder: config.json, weights and whatever lies beside them, opened read-only and memory-mapped.
+// A checkpoint folder: config.json, weights and whatever lies beside them, opened read-only and
+// memory-mapped.
 #pragma once
 
 #include <cstdint>
@@ -26,17 +27,29 @@ struct TensorView {
   int64_t num_elements() const;
 };
 
+struct OpenOptions {
+  // Folder of the original CLIP or SigLIP tower (config.json, preprocessor_config.json). It decides
+  // the tower's geometry and, when it holds safetensors, replaces the tower's weights of the
+  // checkpoint. Empty: the checkpoint's own.
+  std::string vision_tower;
+};
+
 // Immutable after Open; any thread.
 class Checkpoint {
  public:
-  // Reads config.json and the headers of all weight files and checks them; touches no weights. Every error names the
-  // file, the key or tensor, what was expected and what was found, with the reasons of docs/errors.md
-  // ("config_key", "safetensors_truncated", "shard_index", ...).
-  static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::string& folder);
+  // Reads config.json and the headers of all weight files and checks them against each other and
+  // against the tensors that the config implies (tensor_list.h); touches no weights. Only regular
+  // files inside the folder are opened. Weights are model.safetensors, or the shards that
+  // model.safetensors.index.json names. Every error names the file, the key or tensor, what was
+  // expected and what was found, with the reasons of docs/errors.md ("config_key",
+  // "safetensors_truncated", "shard_index", ...).
+  static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::string& folder,
+                                                          const OpenOptions& options = {});
 
   ~Checkpoint();
 
   const std::string& folder() const;
+  // Its warnings name the stored tensors that are not used, too.
   const ModelDesc& desc() const;
 
   // Sorted by name.
@@ -45,15 +58,18 @@ class Checkpoint {
   // Null when absent.
   const TensorView* Find(std::string_view name) const;
 
-  // The tensor `name`, of exactly `shape` and a floating dtype (f32, bf16, f16); "tensor_missing",
-  // "tensor_shape_mismatch" or "tensor_dtype" otherwise.
+  // The tensor `name`, of exactly `shape` and a floating dtype (f32, bf16, f16), to be read now:
+  // its pages are brought in, so that a failing disk or a file that was cut since Open is an error
+  // here ("model_read_error", "model_changed_during_load") and not a SIGBUS later. Otherwise
+  // "tensor_missing", "tensor_shape_mismatch" or "tensor_dtype".
   absl::StatusOr<TensorView> Require(std::string_view name, std::span<const int64_t> shape) const;
 
-  // Tells the kernel that the pages of `tensor` are not needed any more, so that a packed copy and the file do not
-  // both count as resident. The tensor can still be read.
+  // Tells the kernel that the pages of `tensor` are not needed any more, so that a packed copy and
+  // the file do not both count as resident. The tensor can still be read.
   void Release(const TensorView& tensor) const;
 
-  // Checks that no file changed since Open (size, mtime): "model_changed_during_load". Call after loading.
+  // Checks that no file changed since Open (size, mtime): "model_changed_during_load". Call after
+  // loading.
   absl::Status VerifyUnchanged() const;
 
  private:
@@ -62,11 +78,13 @@ class Checkpoint {
   std::unique_ptr<State> state_;
 };
 
-// Reads `folder`/config.json (and, for a tower's geometry, what spec 2.6 names) without looking at weights. Open()
-// calls it; `inspect` uses it on folders that hold configs alone.
-absl::StatusOr<ModelDesc> ReadModelDesc(const std::string& folder);
+// Reads `folder`/config.json (and, for a tower's geometry, what spec 2.6 names) without looking at
+// weights, as Open() does first; `inspect` uses it on folders that hold configs alone.
+absl::StatusOr<ModelDesc> ReadModelDesc(const std::string& folder, const OpenOptions& options = {});
 
-// `tensor` as f32 values, whatever its stored dtype. Fails with "tensor_nonfinite" on NaN or infinity.
+// `tensor` as f32 values; stored as f32, bf16, f16 or f64 ("tensor_dtype" otherwise). Fails with
+// "tensor_nonfinite" on NaN or infinity, also on an f64 beyond f32's range. Zeros and denormals are
+// values like others.
 absl::StatusOr<std::vector<float>> ToFloats(const TensorView& tensor);
 
 }  // namespace conclave::checkpoint

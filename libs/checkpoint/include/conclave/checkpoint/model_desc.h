@@ -1,11 +1,14 @@
-// What a model computes, as data. config.json of any family becomes a ModelDesc; compute code switches on these fields
-// and never on a family's name. Sources: ../spec section numbers refer to docs/models/moe-llava.md.
+// What a model computes, as data. config.json of any family becomes a ModelDesc; compute code
+// switches on these fields and never on a family's name. Sources: ../spec section numbers refer to
+// docs/models/moe-llava.md.
 #pragma once
 
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
+
+#include "conclave/tensor/dtype.h"
 
 namespace conclave::checkpoint {
 
@@ -17,10 +20,12 @@ struct NormSpec {
   bool has_bias = true;
 };
 
-// kSequential: h = x + Attn(N1 x); y = h + Ffn(N2 h).  kParallel: n = N1 x; y = x + Attn(n) + Ffn(n).
+// kSequential: h = x + Attn(N1 x); y = h + Ffn(N2 h).  kParallel: n = N1 x; y = x + Attn(n) +
+// Ffn(n).
 enum class BlockTopology { kSequential, kParallel };
 
-// What mixes positions in a layer. Families to come have layers with a recurrent state instead of a KV cache.
+// What mixes positions in a layer. Families to come have layers with a recurrent state instead of a
+// KV cache.
 enum class MixerKind : uint8_t { kAttention };
 
 struct RopeSpec {
@@ -77,8 +82,8 @@ struct VisionSpec {
   int32_t hidden_dim = 0;
   int32_t num_heads = 0;
   int32_t inner_dim = 0;
-  int32_t num_layers = 0;       // stored
-  int32_t num_layers_run = 0;   // up to the selected hidden state
+  int32_t num_layers = 0;      // stored
+  int32_t num_layers_run = 0;  // up to the selected hidden state
   float norm_eps = 1e-5f;
   ActivationKind activation = ActivationKind::kQuickGelu;
   bool has_class_token = true;
@@ -100,8 +105,8 @@ enum class ProjectorKind { kNone, kIdentity, kLinear, kMlpGelu };
 
 struct ProjectorSpec {
   ProjectorKind kind = ProjectorKind::kNone;
-  int32_t num_linears = 0;          // kMlpGelu: N of mlpNx_gelu
-  bool pools_2x2 = false;           // pool_mlpNx_gelu
+  int32_t num_linears = 0;  // kMlpGelu: N of mlpNx_gelu
+  bool pools_2x2 = false;   // pool_mlpNx_gelu
 };
 
 // How images enter the token sequence (spec 3.6).
@@ -118,43 +123,52 @@ struct TokenizerSpec {
   std::string file;  // relative to the checkpoint folder
 };
 
-// The names under which a family stores its tensors. "{L}" stands for the layer, "{E}" for the expert.
+// The names under which a family stores its tensors. "{L}" stands for the layer, "{E}" for the
+// expert.
 struct TensorNames {
   std::string embed;
   std::string lm_head;
-  std::string final_norm;        // without ".weight"/".bias"
-  std::string layer;             // "model.layers.{L}."; the names below follow it
-  std::string norm1, norm2;      // "input_layernorm", "post_attention_layernorm" (empty: none)
-  std::string q, k, v, qkv, o;   // "self_attn.q_proj", …
-  std::string ffn;               // "mlp."
-  std::string ffn_gate, ffn_up, ffn_down;  // gated FFN; for a plain one ffn_up is fc1 and ffn_down fc2
-  std::string moe_gate;          // "mlp.deepspeed_moe.gate.wg"
-  std::string expert;            // "mlp.deepspeed_moe.experts.deepspeed_experts.{E}."
-  std::string tower;             // "model.image_tower.image_tower.vision_model."
-  std::string projector;         // "model.mm_projector.image_spatial_proj"
+  std::string final_norm;       // without ".weight"/".bias"
+  std::string layer;            // "model.layers.{L}."; the names below follow it
+  std::string norm1, norm2;     // "input_layernorm", "post_attention_layernorm" (empty: none)
+  std::string q, k, v, qkv, o;  // "self_attn.q_proj", …
+  std::string ffn;              // "mlp."
+  std::string ffn_gate, ffn_up,
+      ffn_down;          // gated FFN; for a plain one ffn_up is fc1 and ffn_down fc2
+  std::string moe_gate;  // "mlp.deepspeed_moe.gate.wg"
+  std::string expert;    // "mlp.deepspeed_moe.experts.deepspeed_experts.{E}."
+  // With MoeSpec::use_residual: the FFN beside the experts, and the linear (weight, bias) that
+  // mixes the two.
+  std::string residual_ffn;          // "mlp.mlp."
+  std::string residual_coefficient;  // "mlp.coefficient"
+  std::string tower;                 // "model.image_tower.image_tower.vision_model."
+  std::string projector;             // "model.mm_projector.image_spatial_proj"
 };
 
 struct ModelDesc {
-  std::string model_type;      // as in config.json, for messages and `inspect` only
-  std::string served_name;     // the folder's name
+  std::string model_type;   // as in config.json, for messages and `inspect` only
+  std::string served_name;  // the folder's name
   int32_t hidden_dim = 0;
   int32_t num_layers = 0;
-  int32_t vocab_rows = 0;      // rows of embedding and head
+  int32_t vocab_rows = 0;  // rows of embedding and head
   int32_t max_positions = 0;
   bool tie_embeddings = false;
   BlockTopology topology = BlockTopology::kSequential;
   std::vector<MixerKind> mixers;  // one per layer
   NormSpec norm;                  // of blocks and the final norm
   AttentionSpec attention;
-  FfnSpec ffn;                    // dense layers and experts alike
+  FfnSpec ffn;  // dense layers and experts alike
   MoeSpec moe;
   VisionSpec vision;
   ProjectorSpec projector;
   SpliceSpec splice;
   TokenizerSpec tokenizer;
-  std::string prompt_template;    // key of text::FindTemplate
+  std::string prompt_template;  // key of text::FindTemplate
   TensorNames names;
-  int32_t bos_token = -1;
+  // torch_dtype of config.json: for figures about weights that are absent. Stored tensors have
+  // their own dtypes.
+  DType stored_dtype = DType::kBf16;
+  int32_t bos_token = -1;  // -1: none
   int32_t eos_token = -1;
   std::vector<std::string> warnings;  // what was ignored or assumed while reading
 

@@ -1,10 +1,14 @@
-// Pictures: decode, fit, resize and normalise, byte for byte as Pillow and the original's processors do (spec 3.1, 3.2).
+// Pictures: decode, fit, resize and normalise, byte for byte as Pillow and the original's
+// processors do (spec 3.1, 3.2).
+//
+// All functions are pure: any thread, no state, no clock, no files. Only Decode takes bytes from
+// outside; what it returns is well formed, so the functions after it treat a malformed argument as
+// a broken invariant.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <span>
-#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -18,28 +22,59 @@ struct RgbImage {
   std::vector<uint8_t> pixels;  // [height, width, 3]
 };
 
-// Checked against the header before anything is decoded.
+// Checked against the header before anything is decoded, so a refused picture costs neither memory
+// nor time.
 struct DecodeLimits {
+  // The file as it came.
   int64_t encoded_bytes_max = int64_t{10} << 20;
+  // Either edge, in pixels.
   int32_t side_max = 8192;
+  // Width times height. Decoding needs 3 bytes of result per pixel, and up to 8 more for a
+  // progressive JPEG.
   int64_t pixels_max = 32'000'000;
+  // Long edge to short edge: a padded picture of ratio r is (r − 1) / r padding, useless to a model
+  // long before this.
   int32_t aspect_ratio_max = 100;
+  // Each scan of a JPEG visits the whole picture again, however few bytes it has.
   int32_t jpeg_scans_max = 100;
+  // Ignored bytes after the end of the picture. Longer tails are other files riding along.
   int64_t trailing_bytes_max = 64 << 10;
 };
 
 enum class ImageFormat { kUnknown, kJpeg, kPng };
 
-// By magic bytes, never by name or MIME type.
+// By the first bytes (JPEG: FF D8; PNG: 89 "PNG"), never by name or MIME type. Says nothing about
+// the rest.
 ImageFormat DetectFormat(std::span<const std::byte> encoded);
 
-// Decodes to RGB as Pillow's convert("RGB") would; no EXIF rotation, no colour management. Reasons: image_empty,
-// image_format_unsupported, image_truncated, image_corrupt, image_bad_dimensions, image_too_many_pixels,
-// image_aspect_ratio, image_too_large, image_too_complex, jpeg_process_unsupported, image_trailing_data. No library
-// text reaches the message. kInvalidArgument, or kUnimplemented for what maps to HTTP 415.
+// Decodes to RGB as Pillow's convert("RGB") would; no EXIF rotation, no colour management. A
+// picture comes whole or not at all: missing data is an error, never grey fill.
+//
+//   JPEG  baseline and progressive Huffman, 8 bits; grey, YCbCr, RGB, CMYK and YCCK (taken as
+//   inverted, as Pillow does) PNG   all colour types and depths, interlaced too; alpha and
+//   transparency are dropped, 16 bits keep the high byte,
+//         but 16-bit grey is clipped at 255; of an animation the default picture. Ancillary chunks
+//         are not even read.
+//
+// kInvalidArgument with one of these reasons:
+//   image_empty           no bytes
+//   image_too_large       more than encoded_bytes_max
+//   image_truncated       the file ends before the picture does
+//   image_corrupt         the file breaks its format
+//   image_bad_dimensions  an edge of 0, or longer than side_max or than the format allows
+//   image_too_many_pixels
+//   image_aspect_ratio
+//   image_too_complex     more than jpeg_scans_max scans
+//   image_trailing_data   more than trailing_bytes_max after the end of the picture
+// kUnimplemented (HTTP 415) with one of these:
+//   image_format_unsupported  not a JPEG or PNG; the message lists the accepted formats
+//   jpeg_process_unsupported  arithmetic, lossless, hierarchical, 12 bits, or a number of
+//   components other than 1, 3, 4
+// Messages are our own words; no library text reaches them.
 absl::StatusOr<RgbImage> Decode(std::span<const std::byte> encoded, const DecodeLimits& limits);
 
-// Pillow's bicubic resize, antialiased, uint8 in and out (spec 3.2).
+// Pillow's bicubic resize, antialiased, uint8 in and out (spec 3.2). `source` is not empty; width,
+// height >= 1.
 RgbImage ResizeBicubic(const RgbImage& source, int32_t width, int32_t height);
 
 enum class Fit {
@@ -51,15 +86,21 @@ enum class Fit {
 struct PreprocessSpec {
   int32_t size = 0;  // square, pixels
   Fit fit = Fit::kPad;
-  // After padding: CLIP resizes the shortest edge and crops, SigLIP stretches; on a square canvas both are a resize.
-  float mean[3] = {0, 0, 0};
-  float std[3] = {1, 1, 1};
+  // After padding: CLIP resizes the shortest edge and crops, SigLIP stretches; on a square canvas
+  // both are a resize.
+  float mean[3] = {
+      0, 0,
+      0};  // of the 0..1 range, red, green, blue; the canvas colour is int(255 · mean), truncated
+  float std[3] = {1, 1, 1};  // > 0
 };
 
-// The uint8 picture [size, size, 3] after fitting and resizing.
+// The uint8 picture [size, size, 3] after fitting and resizing. `source` is not empty; spec.size
+// >= 1. Works without the canvas or the parts that a crop drops: memory is O(longest edge · size),
+// also for a picture of extreme shape.
 RgbImage FitAndResize(const RgbImage& source, const PreprocessSpec& spec);
 
-// [3, size, size] f32, channel first: (u8 · (1/255) in double, stored as f32; (x − mean) / std in f32).
+// [3, height, width] f32, channel first: (u8 · (1/255) in double, stored as f32; (x − mean) / std
+// in f32). Finite for every picture.
 std::vector<float> Normalize(const RgbImage& resized, const PreprocessSpec& spec);
 
 }  // namespace conclave::image

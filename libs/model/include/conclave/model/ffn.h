@@ -2,6 +2,7 @@
 // loaded, copied and freed alone.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -10,6 +11,7 @@
 #include "conclave/kernels/context.h"
 #include "conclave/kernels/elementwise.h"
 #include "conclave/kernels/matmul.h"
+#include "conclave/tensor/aligned_buffer.h"
 #include "conclave/tensor/view.h"
 
 namespace conclave::model {
@@ -27,11 +29,17 @@ struct FfnWeights {
   size_t size_bytes() const { return up.size_bytes() + down.size_bytes(); }
 };
 
-// Packs the tensors `prefix` + names.ffn_gate/up/down + ".weight" to `dtype` and releases their pages.
+// Packs the tensors `prefix` + names.ffn_gate/ffn_up/ffn_down + ".weight" (and ".bias" where the spec has biases), stored
+// as f32, bf16 or f16, to `dtype` (kF32 or kBf16) and releases their pages. `io_dim` is the width of the rows that the
+// network reads and writes, H below. "tensor_missing", "tensor_shape_mismatch", "tensor_dtype", "tensor_nonfinite".
+absl::StatusOr<FfnWeights> LoadFfn(const checkpoint::Checkpoint& checkpoint, const std::string& prefix, int64_t io_dim,
+                                   DType dtype, ThreadPool& pool);
+
+// The same with the model's hidden_dim as width: a dense layer's network.
 absl::StatusOr<FfnWeights> LoadFfn(const checkpoint::Checkpoint& checkpoint, const std::string& prefix,
                                    DType dtype, ThreadPool& pool);
 
-// Buffers of one thread of FFN calls, for up to `max_rows` rows.
+// Buffers of one FfnForward at a time, for up to `max_rows` rows of networks of one spec and dtype.
 class FfnScratch {
  public:
   FfnScratch(const checkpoint::FfnSpec& spec, int64_t max_rows, DType dtype);
@@ -41,13 +49,18 @@ class FfnScratch {
  private:
   friend void FfnForward(const kernels::Context&, const FfnWeights&, MatView<const float>, FfnScratch&, MatView<float>);
   friend void FfnForward(const kernels::Context&, const FfnWeights&, MatView<const Bf16>, FfnScratch&, MatView<float>);
+  // The inner rows after the activation, f32: in activated_ for a gated network, else in inner_.
+  MatView<float> Activated(const kernels::Context& context, const FfnWeights& weights, int64_t rows);
+
   int64_t max_rows_;
-  AlignedBuffer inner_;         // [max_rows, 2F or F] f32
-  AlignedBuffer activated_;     // [max_rows, F] f32
-  AlignedBuffer activated_bf16_;
+  AlignedBuffer inner_;           // [max_rows, 2F or F] f32
+  AlignedBuffer activated_;       // [max_rows, F] f32; empty for a plain network
+  AlignedBuffer activated_bf16_;  // [max_rows, F]; empty in f32
 };
 
-// y [rows, H] f32 = FFN of x [rows, H] in the weights' dtype. rows <= scratch.max_rows(). No allocation.
+// y [rows, H] f32 = FFN of x [rows, H] in the weights' dtype, which is a broken invariant otherwise, as are more rows
+// than scratch.max_rows(). With bf16 weights the activated inner rows are rounded to bf16 once; sums, activation and
+// biases are f32. y must not alias x. A row's bits depend on that row and the weights alone. No allocation.
 void FfnForward(const kernels::Context& context, const FfnWeights& weights, MatView<const float> x,
                 FfnScratch& scratch, MatView<float> y);
 void FfnForward(const kernels::Context& context, const FfnWeights& weights, MatView<const Bf16> x,

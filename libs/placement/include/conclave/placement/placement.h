@@ -25,8 +25,9 @@ struct Replica {
 
 class Placement {
  public:
-  // Fails with kInvalidArgument ("placement_uncovered", "placement_duplicate", "placement_unknown_unit") unless every
-  // unit has at least one replica and none has two on one worker.
+  // Fails with kInvalidArgument ("placement_uncovered", "placement_duplicate", "placement_unknown_unit",
+  // "placement_bad_worker" for a negative id) unless every unit is listed once and has at least one replica, and none
+  // has two on one worker. No units at all (a dense model) is a placement too.
   static absl::StatusOr<Placement> Create(Epoch epoch, std::vector<ExpertUnit> units,
                                           const std::vector<Replica>& replicas);
 
@@ -49,7 +50,8 @@ class Placement {
 };
 
 // Splits the units evenly over workers 0..num_workers-1, one replica each: per layer, expert e goes to worker
-// (e + i) mod num_workers where i counts MoE layers, so that no worker gets the surplus of every layer.
+// (e + i) mod num_workers where i counts MoE layers, so that no worker gets the surplus of every layer. Units are
+// distinct, expert ids not negative, num_workers >= 1.
 Placement SpreadEvenly(Epoch epoch, std::vector<ExpertUnit> units, int32_t num_workers);
 
 }  // namespace conclave::placement

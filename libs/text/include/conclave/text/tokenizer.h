@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
 namespace conclave::text {
@@ -17,17 +18,18 @@ class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
 
-  // Ids of `text`, special strings inside it being ordinary text (what a server does with user text). Invalid UTF-8
-  // becomes U+FFFD per maximal subpart. Linear in the input: hostile text has no quadratic path.
-  // A tokenizer that adds BOS does so here, once per call (the splice of docs/models, spec 3.6, drops the extra ones).
+  // Ids of `text`, special strings inside it being ordinary text (what a server does with user
+  // text). Invalid UTF-8 becomes U+FFFD per maximal subpart. Linear in the input: hostile text has
+  // no quadratic path. A tokenizer that adds BOS does so here, once per call (the splice of
+  // docs/models, spec 3.6, drops the extra ones).
   virtual std::vector<int32_t> Encode(std::string_view text) const = 0;
 
-  // The same, special strings in the text becoming special ids: what the original does. For parity tests and for text
-  // that a template produced.
+  // The same, special strings in the text becoming special ids: what the original does. For parity
+  // tests and for text that a template produced.
   virtual std::vector<int32_t> EncodeWithSpecials(std::string_view text) const = 0;
 
-  // Raw bytes of one token. Special tokens give their string when `keep_special`, nothing otherwise; an id that is no
-  // token gives nothing.
+  // Raw bytes of one token. Special tokens give their string when `keep_special`, nothing
+  // otherwise; an id that is no token gives nothing.
   virtual std::string_view TokenBytes(int32_t id, bool keep_special = false) const = 0;
 
   // Whole text of `ids`: bytes joined, then invalid UTF-8 replaced by U+FFFD.
@@ -45,8 +47,21 @@ class Tokenizer {
 // Which set of special tokens and which pattern a .tiktoken file goes with (spec 6.1, 6.2).
 enum class TiktokenFlavor { kArcade100k, kQwen };
 
-// Reads a .tiktoken rank file. "tokenizer_invalid" with file:line on a bad line, a duplicate or missing rank, a
-// missing single byte.
-absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTiktoken(const std::string& file, TiktokenFlavor flavor);
+// Reads a .tiktoken rank file. "tokenizer_invalid" with file:line on a bad line, a duplicate or
+// missing rank, a missing single byte; "tokenizer_missing" when there is no such file.
+absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTiktoken(const std::string& file,
+                                                        TiktokenFlavor flavor);
+
+// The tokenizer of a checkpoint folder; `file` is the name of its tokenizer file, which says which
+// kind it is: "arcade100k.tiktoken" or "qwen.tiktoken". Any other name is refused with
+// "tokenizer_unsupported"; else as LoadTiktoken.
+absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizerFromFolder(const std::string& folder,
+                                                                   std::string_view file);
+
+// Whether a tokenizer and a model belong together: every id has one of `vocab_rows` embedding rows
+// (more rows than ids are usual, spec 2.3), and the end-of-text id is `eos_token` (-1: the model
+// names none). The second finds a rank file that was cut at a line end, since the special ids
+// follow the ranks. "tokenizer_invalid" when not.
+absl::Status CheckTokenizer(const Tokenizer& tokenizer, int32_t vocab_rows, int32_t eos_token);
 
 }  // namespace conclave::text

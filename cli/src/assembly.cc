@@ -1,0 +1,139 @@
+#include "assembly.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "conclave/base/status.h"
+#include "conclave/router_service/static_router.h"
+#include "conclave/transport/inproc_channel.h"
+
+namespace conclave::cli {
+namespace {
+
+using checkpoint::ModelDesc;
+using expert_worker::WorkerCore;
+
+// Rows of one call: what decode latency wants, whatever the prompt (data-plane.md section 7).
+constexpr uint16_t kMaxRowsPerCall = 256;
+
+uint16_t MaxPairs(const ModelDesc& desc) {
+  return static_cast<uint16_t>(kMaxRowsPerCall * std::max(desc.moe.top_k, 1));
+}
+
+transport::WireDtype WireOf(DType dtype) {
+  return dtype == DType::kF32 ? transport::WireDtype::kF32 : transport::WireDtype::kBf16;
+}
+
+int32_t MaxExperts(const ModelDesc& desc) {
+  int32_t most = 1;
+  for (const checkpoint::MoeLayerSpec& layer : desc.moe.layers) {
+    most = std::max(most, layer.num_experts);
+  }
+  return most;
+}
+
+transport::InprocOptions ChannelOptions(const ModelDesc& desc, const AssemblyOptions& options) {
+  transport::InprocOptions channel;
+  channel.limits.max_rows = kMaxRowsPerCall;
+  channel.limits.max_pairs = MaxPairs(desc);
+  channel.limits.row_width = static_cast<uint16_t>(desc.moe.io_dim);
+  channel.limits.dtype = WireOf(options.dtype);
+  channel.use_frames = options.use_frames;
+  channel.num_layers = static_cast<uint16_t>(desc.num_layers);
+  channel.num_experts_max = static_cast<uint16_t>(MaxExperts(desc));
+  channel.top_k = static_cast<uint16_t>(desc.moe.top_k);
+  return channel;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Assembly>> Assembly::Open(const std::string& model_dir,
+                                                         const std::string& vision_tower) {
+  auto assembly = std::make_unique<Assembly>();
+  CONCLAVE_ASSIGN_OR_RETURN(assembly->checkpoint, checkpoint::Checkpoint::Open(model_dir, {vision_tower}));
+  const ModelDesc& desc = assembly->desc();
+  CONCLAVE_ASSIGN_OR_RETURN(
+      assembly->tokenizer, text::LoadTokenizerFromFolder(assembly->checkpoint->folder(), desc.tokenizer.file));
+  CONCLAVE_RETURN_IF_ERROR(text::CheckTokenizer(*assembly->tokenizer, desc.vocab_rows, desc.eos_token));
+  return assembly;
+}
+
+absl::Status Assembly::LoadExperts(const AssemblyOptions& options, const Progress& progress) {
+  std::vector<router_service::MoeLayer> layers;
+  for (const checkpoint::MoeLayerSpec& layer : desc().moe.layers) {
+    layers.push_back({LayerId(layer.layer), layer.num_experts});
+  }
+  CONCLAVE_ASSIGN_OR_RETURN(placement::Placement planned, router_service::PlanEmbedded(layers, options.num_workers));
+  placement = std::make_shared<const placement::Placement>(std::move(planned));
+  const auto num_units = static_cast<double>(std::max<size_t>(placement->units().size(), 1));
+  double done_before = 0;
+  for (int32_t w = 0; w < options.num_workers; ++w) {
+    std::vector<placement::ExpertUnit> units = placement->UnitsOf(WorkerId(w));
+    const auto count = static_cast<double>(units.size());
+    expert_worker::WorkerCoreOptions worker;
+    worker.dtype = options.dtype;
+    worker.compute = options.compute;
+    worker.max_rows = kMaxRowsPerCall;
+    worker.max_pairs = MaxPairs(desc());
+    const auto report = [&](int64_t done, int64_t /*total*/) {
+      if (progress != nullptr) {
+        progress((done_before + static_cast<double>(done)) / num_units, "experts");
+      }
+    };
+    CONCLAVE_ASSIGN_OR_RETURN(std::unique_ptr<WorkerCore> core,
+                              WorkerCore::Load(*checkpoint, std::move(units), worker, report));
+    done_before += count;
+    workers.push_back(std::move(core));
+  }
+  return absl::OkStatus();
+}
+
+void Assembly::Connect(const AssemblyOptions& options) {
+  const bool has_experts = !desc().moe.layers.empty();
+  std::vector<frontend::Dispatcher::Link> links;
+  for (size_t w = 0; has_experts && w < workers.size(); ++w) {
+    channels.push_back(transport::MakeInprocChannel(*workers[w], ChannelOptions(desc(), options)));
+    links.push_back({WorkerId(static_cast<int32_t>(w)), channels.back().get()});
+  }
+  frontend::DispatcherOptions dispatch;
+  dispatch.compute = options.compute;
+  dispatch.wire = WireOf(options.dtype);
+  dispatch.io_dim = has_experts ? desc().moe.io_dim : desc().hidden_dim;
+  dispatch.top_k = std::max(desc().moe.top_k, 1);
+  dispatch.max_rows = options.max_rows;
+  dispatcher = std::make_unique<frontend::Dispatcher>(dispatch, placement, std::move(links));
+}
+
+absl::Status Assembly::Load(const AssemblyOptions& options, const Progress& progress) {
+  // Experts are most of the bytes of an MoE model.
+  const double expert_share = desc().moe.layers.empty() ? 0.0 : 0.6;
+  const auto part = [&progress](double first, double share, const char* what) {
+    return [&progress, first, share, what](int64_t done, int64_t total) {
+      if (progress != nullptr) {
+        progress(first + share * static_cast<double>(done) / static_cast<double>(total), what);
+      }
+    };
+  };
+  CONCLAVE_RETURN_IF_ERROR(LoadExperts(options, [&](double fraction, const std::string& what) {
+    if (progress != nullptr) {
+      progress(fraction * expert_share, what);
+    }
+  }));
+  const double rest = 1.0 - expert_share;
+  if (desc().vision.kind != checkpoint::TowerKind::kNone) {
+    CONCLAVE_ASSIGN_OR_RETURN(tower, model::VisionTower::Load(*checkpoint, options.dtype, options.compute,
+                                                              part(expert_share, 0.2 * rest, "vision tower")));
+  }
+  model::DecoderOptions decoder_options;
+  decoder_options.dtype = options.dtype;
+  decoder_options.compute = options.compute;
+  decoder_options.max_rows = options.max_rows;
+  decoder_options.max_logit_rows = options.max_logit_rows;
+  CONCLAVE_ASSIGN_OR_RETURN(decoder, model::Decoder::Load(*checkpoint, decoder_options,
+                                                          part(expert_share + 0.2 * rest, 0.8 * rest, "decoder")));
+  CONCLAVE_RETURN_IF_ERROR(checkpoint->VerifyUnchanged());
+  Connect(options);
+  return absl::OkStatus();
+}
+
+}  // namespace conclave::cli

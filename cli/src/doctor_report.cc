@@ -1,0 +1,242 @@
+#include "doctor_report.h"
+
+#include <dlfcn.h>
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <array>
+#include <boost/json.hpp>
+#include <cstdio>
+
+#include "bandwidth.h"
+#include "conclave/base/thread_pool.h"
+#include "conclave/kernels/isa.h"
+#include "conclave/service/units.h"
+
+namespace conclave::cli {
+namespace {
+
+namespace json = boost::json;
+
+constexpr int64_t kMiB = int64_t{1} << 20;
+constexpr int64_t kOpenFilesWanted = 10'256;
+
+int64_t LimitOf(__rlimit_resource resource) {
+  rlimit limit{};
+  if (::getrlimit(resource, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) {
+    return -1;
+  }
+  return static_cast<int64_t>(limit.rlim_cur);
+}
+
+std::string Fixed(double value, int digits) {
+  std::array<char, 48> buffer;
+  std::snprintf(buffer.data(), buffer.size(), "%.*f", digits, value);
+  return buffer.data();
+}
+
+std::string GiB(int64_t bytes) {
+  return Fixed(static_cast<double>(bytes) / static_cast<double>(kMiB * 1024), 1) + " GiB";
+}
+
+// The CPU features that an ISA path asks for, as the kernel names them.
+std::string FeaturesText(const service::Machine& machine) {
+  std::string out;
+  for (const char* flag : {"avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl",
+                           "avx512_vnni", "avx512_bf16", "amx_bf16"}) {
+    if (machine.HasFlag(flag)) {
+      out += (out.empty() ? "" : " ") + std::string(flag);
+    }
+  }
+  return out.empty() ? "none of those that matter" : out;
+}
+
+std::string LimitText(int64_t limit) { return limit < 0 ? "unlimited" : std::to_string(limit); }
+
+// dlsym's pointer as the function it is.
+template <typename Fn>
+Fn Symbol(void* library, const char* name) {
+  return reinterpret_cast<Fn>(::dlsym(library, name));
+}
+
+CudaFindings AskDriver(void* library) {
+  // The driver API keeps these names and types; a result of 0 is success.
+  const auto init = Symbol<int (*)(unsigned)>(library, "cuInit");
+  const auto count = Symbol<int (*)(int*)>(library, "cuDeviceGetCount");
+  const auto get = Symbol<int (*)(int*, int)>(library, "cuDeviceGet");
+  const auto name = Symbol<int (*)(char*, int, int)>(library, "cuDeviceGetName");
+  const auto memory = Symbol<int (*)(size_t*, int)>(library, "cuDeviceTotalMem_v2");
+  CudaFindings findings;
+  if (init == nullptr || count == nullptr || get == nullptr || name == nullptr ||
+      memory == nullptr) {
+    findings.state = "the driver lacks functions";
+    return findings;
+  }
+  int num_devices = 0;
+  int rc = init(0);
+  rc = rc == 0 ? count(&num_devices) : rc;
+  constexpr int kNoDevice = 100;  // CUDA_ERROR_NO_DEVICE
+  if (rc != 0 && rc != kNoDevice) {
+    findings.state = "the driver fails with error " + std::to_string(rc);
+    return findings;
+  }
+  findings.state = num_devices > 0 ? "present" : "no device";
+  for (int i = 0; i < num_devices; ++i) {
+    int device = 0;
+    std::array<char, 256> text{};
+    size_t bytes = 0;
+    if (get(&device, i) == 0 && name(text.data(), static_cast<int>(text.size()) - 1, device) == 0 &&
+        memory(&bytes, device) == 0) {
+      findings.devices.push_back({text.data(), static_cast<int64_t>(bytes)});
+    }
+  }
+  return findings;
+}
+
+std::string WhyIsa(const service::Machine& machine, const std::string& isa) {
+  if (isa == "avx512-bf16") {
+    return "the best path there is";
+  }
+  const char* missing = isa == "avx512" ? "avx512_bf16" : isa == "avx2" ? "avx512f" : "avx2";
+  return machine.HasFlag(missing) ? "the best path that this CPU and kernel run"
+                                  : std::string("this CPU has no ") + missing;
+}
+
+json::value Optional(const std::optional<double>& value) {
+  return value.has_value() ? json::value(*value) : json::value();
+}
+json::value Optional(const std::optional<int64_t>& value) {
+  return value.has_value() ? json::value(*value) : json::value();
+}
+json::value LimitValue(int64_t limit) { return limit < 0 ? json::value() : json::value(limit); }
+
+}  // namespace
+
+CudaFindings ProbeCuda() {
+  void* library = ::dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) {
+    return {"no driver", {}};
+  }
+  // Never closed: the driver starts threads of its own.
+  return AskDriver(library);
+}
+
+DoctorReport Examine(int threads) {
+  DoctorReport report;
+  report.machine = service::ReadMachine();
+  report.limits = {LimitOf(RLIMIT_NOFILE), LimitOf(RLIMIT_MEMLOCK), LimitOf(RLIMIT_CORE)};
+  report.cuda = ProbeCuda();
+  for (const kernels::Isa isa : kernels::SupportedIsas()) {
+    report.isas.emplace_back(kernels::NameOf(isa));
+  }
+  report.isa = report.isas.empty() ? "scalar" : report.isas.back();
+  report.isa_why = WhyIsa(report.machine, report.isa);
+  report.threads = threads > 0 ? threads : service::DefaultThreads(report.machine);
+  report.dtype = "bf16";
+  ThreadPool pool(report.threads);
+  // A quarter GiB is beyond most caches; a small machine keeps most of its memory.
+  const int64_t bytes =
+      std::min<int64_t>(256 * kMiB, report.machine.memory_available_bytes / 8);
+  report.read_bandwidth = MeasureReadBandwidth(pool, bytes, std::chrono::milliseconds(300));
+  report.warnings = WarningsOf(report);
+  return report;
+}
+
+std::vector<std::string> WarningsOf(const DoctorReport& report) {
+  std::vector<std::string> out;
+  const service::Machine& machine = report.machine;
+  if (report.limits.open_files >= 0 && report.limits.open_files < kOpenFilesWanted) {
+    out.push_back("open files: the soft limit is " + std::to_string(report.limits.open_files) +
+                  "; 10,000 connections need " + std::to_string(kOpenFilesWanted) +
+                  " (ulimit -n; conclave raises it as far as the hard limit goes)");
+  }
+  if (machine.huge_pages == "never") {
+    out.push_back(
+        "transparent huge pages are off: reading weights is slower; expected madvise or always in "
+        "/sys/kernel/mm/transparent_hugepage/enabled");
+  }
+  if (machine.cpu_quota.has_value() && *machine.cpu_quota < machine.num_cores) {
+    out.push_back("the cgroup grants " + Fixed(*machine.cpu_quota, 1) + " CPUs of " +
+                  std::to_string(machine.num_cores) + " cores: more threads would be throttled");
+  }
+  if (report.limits.core_bytes != 0) {
+    out.push_back("core dumps are allowed: servers forbid them for themselves, because memory "
+                  "holds prompts and images");
+  }
+  if (report.isa == "scalar") {
+    out.push_back("no vector path runs here: expect a tenth of the speed");
+  }
+  return out;
+}
+
+std::string ToText(const DoctorReport& report) {
+  const service::Machine& machine = report.machine;
+  std::string out;
+  const auto line = [&out](std::string name, const std::string& value) {
+    name.resize(18, ' ');
+    out += name + value + "\n";
+  };
+  line("cpu", machine.cpu_model.empty() ? "unknown" : machine.cpu_model);
+  line("features", FeaturesText(machine));
+  line("cores", std::to_string(machine.num_cores) + " (" + std::to_string(machine.num_cpus) +
+                    " logical), " + std::to_string(machine.num_numa_nodes) + " NUMA node" +
+                    (machine.num_numa_nodes == 1 ? "" : "s"));
+  line("cpu quota", machine.cpu_quota.has_value() ? Fixed(*machine.cpu_quota, 2) + " CPUs" : "none");
+  line("memory", GiB(machine.memory_bytes) + ", " + GiB(machine.memory_available_bytes) +
+                     " available" +
+                     (machine.memory_limit_bytes.has_value()
+                          ? ", cgroup limit " + GiB(*machine.memory_limit_bytes)
+                          : ", no cgroup limit"));
+  line("read bandwidth", Fixed(report.read_bandwidth * 1e-9, 1) + " GB/s with " +
+                             std::to_string(report.threads) + " threads");
+  line("huge pages", machine.huge_pages.empty() ? "unknown" : machine.huge_pages);
+  line("limits", "open files " + LimitText(report.limits.open_files) + ", locked memory " +
+                     LimitText(report.limits.locked_bytes) + ", core " +
+                     LimitText(report.limits.core_bytes));
+  line("cuda", report.cuda.state);
+  for (const CudaDevice& device : report.cuda.devices) {
+    line("", device.name + ", " + GiB(device.memory_bytes));
+  }
+  out += "\nDefaults that follow:\n";
+  line("  threads", std::to_string(report.threads));
+  line("  isa", report.isa + " (" + report.isa_why + ")");
+  line("  dtype", report.dtype);
+  for (const std::string& warning : report.warnings) {
+    out += "\nwarning: " + warning + "\n";
+  }
+  return out;
+}
+
+std::string ToJson(const DoctorReport& report) {
+  const service::Machine& machine = report.machine;
+  json::array devices;
+  for (const CudaDevice& device : report.cuda.devices) {
+    devices.push_back(json::object{{"name", device.name}, {"memory_bytes", device.memory_bytes}});
+  }
+  const json::object object{
+      {"cpu", json::object{{"model", machine.cpu_model},
+                           {"flags", json::value_from(machine.cpu_flags)},
+                           {"cores", machine.num_cores},
+                           {"logical", machine.num_cpus},
+                           {"numa_nodes", machine.num_numa_nodes},
+                           {"quota", Optional(machine.cpu_quota)}}},
+      {"memory", json::object{{"total_bytes", machine.memory_bytes},
+                              {"available_bytes", machine.memory_available_bytes},
+                              {"limit_bytes", Optional(machine.memory_limit_bytes)},
+                              {"read_bytes_per_second", report.read_bandwidth},
+                              {"huge_pages", machine.huge_pages}}},
+      {"limits", json::object{{"open_files", LimitValue(report.limits.open_files)},
+                              {"locked_bytes", LimitValue(report.limits.locked_bytes)},
+                              {"core_bytes", LimitValue(report.limits.core_bytes)}}},
+      {"cuda", json::object{{"state", report.cuda.state}, {"devices", devices}}},
+      {"isa", json::object{{"supported", json::value_from(report.isas)},
+                           {"chosen", report.isa},
+                           {"why", report.isa_why}}},
+      {"defaults", json::object{{"threads", report.threads},
+                                {"isa", report.isa},
+                                {"dtype", report.dtype}}},
+      {"warnings", json::value_from(report.warnings)}};
+  return json::serialize(object) + "\n";
+}
+
+}  // namespace conclave::cli

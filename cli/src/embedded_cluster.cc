@@ -1,0 +1,228 @@
+#include "embedded_cluster.h"
+
+#include <algorithm>
+#include <ctime>
+#include <utility>
+#include <vector>
+
+#include "assembly.h"
+#include "conclave/base/clock.h"
+#include "conclave/base/mutex.h"
+#include "conclave/base/status.h"
+#include "conclave/base/thread_pool.h"
+#include "conclave/checkpoint/manifest.h"
+#include "conclave/frontend/chat_service.h"
+#include "conclave/frontend/engine.h"
+#include "conclave/observability/engine_metrics.h"
+#include "conclave/observability/log.h"
+#include "memory_budget.h"
+
+namespace conclave::cli {
+namespace {
+
+using checkpoint::ModelDesc;
+using expert_worker::WorkerCore;
+
+double Seconds(std::chrono::nanoseconds duration) { return std::chrono::duration<double>(duration).count(); }
+double SecondsOfMs(double milliseconds) { return milliseconds / 1000.0; }
+
+observability::Finished FinishedOf(frontend::FinishReason reason) {
+  switch (reason) {
+    case frontend::FinishReason::kStop: return observability::Finished::kStop;
+    case frontend::FinishReason::kLength: return observability::Finished::kLength;
+    case frontend::FinishReason::kCancelled: return observability::Finished::kAbort;
+    case frontend::FinishReason::kError: return observability::Finished::kError;
+  }
+  return observability::Finished::kError;
+}
+
+// Sets the metrics of engine and chat service.
+class MetricsBridge : public frontend::EngineObserver, public frontend::ChatObserver {
+ public:
+  explicit MetricsBridge(observability::EngineMetrics metrics) : metrics_(std::move(metrics)) {}
+
+  void OnStep(const Step& step) override {
+    metrics_.num_requests_running.Set(step.running);
+    metrics_.num_requests_waiting.Set(step.waiting);
+    metrics_.kv_cache_usage.Set(step.kv_used);
+    metrics_.iteration_tokens.Observe(step.decode_rows + step.prefill_rows);
+  }
+  void OnTokenGap(std::chrono::nanoseconds since_last_token) override {
+    metrics_.inter_token.Observe(Seconds(since_last_token));
+  }
+  void OnSequenceEnd(frontend::FinishReason /*reason*/, const frontend::SequenceStats& stats) override {
+    metrics_.prompt_tokens.Add(stats.prompt_rows);
+    metrics_.prompt_tokens_cached.Add(stats.cached_rows);
+    metrics_.prefix_cache_queries.Add(stats.prompt_rows);
+    metrics_.prefix_cache_hits.Add(stats.cached_rows);
+    metrics_.generation_tokens.Add(stats.generated);
+    if (stats.generated > 1) {
+      metrics_.time_per_output_token.Observe(Seconds(stats.total - stats.first_token) /
+                                             static_cast<double>(stats.generated - 1));
+    }
+  }
+  void OnPreemption() override { metrics_.num_preemptions.Add(); }
+  void OnImage(std::chrono::nanoseconds decode, std::chrono::nanoseconds encode, bool was_cached) override {
+    metrics_.image_cache_queries.Add();
+    metrics_.image_preprocess.Observe(Seconds(decode));
+    if (was_cached) {
+      metrics_.image_cache_hits.Add();
+    } else {
+      metrics_.vision_encode.Observe(Seconds(encode));
+    }
+  }
+  void OnRequestEnd(frontend::FinishReason reason, const frontend::Usage& usage,
+                    const frontend::Timings& timings) override {
+    metrics_.CountFinished(FinishedOf(reason));
+    if (usage.completion_tokens == 0) {
+      return;
+    }
+    metrics_.time_to_first_token.Observe(SecondsOfMs(timings.first_token_ms));
+    metrics_.e2e_latency.Observe(SecondsOfMs(timings.first_token_ms + timings.decode_ms));
+    metrics_.queue_time.Observe(SecondsOfMs(timings.queue_ms));
+    metrics_.prefill_time.Observe(SecondsOfMs(timings.prefill_ms));
+    metrics_.decode_time.Observe(SecondsOfMs(timings.decode_ms));
+    metrics_.inference_time.Observe(SecondsOfMs(timings.prefill_ms + timings.decode_ms));
+    metrics_.request_prompt_tokens.Observe(usage.prompt_tokens);
+    metrics_.request_generation_tokens.Observe(usage.completion_tokens);
+  }
+
+ private:
+  const observability::EngineMetrics metrics_;
+};
+
+// The workers as a scrape sees them. Metrics outlive the cluster, so the link is cut when the cluster ends.
+struct LoadSource {
+  Mutex mu;
+  const std::vector<std::unique_ptr<WorkerCore>>* workers ABSL_GUARDED_BY(mu) = nullptr;
+
+  std::vector<observability::ExpertTokens> Collect() {
+    std::vector<observability::ExpertTokens> out;
+    MutexLock lock(mu);
+    for (size_t w = 0; workers != nullptr && w < workers->size(); ++w) {
+      for (const expert_worker::ExpertLoad& load : (*workers)[w]->Loads()) {
+        for (const int phase : {0, 1}) {
+          for (const int modality : {0, 1}) {
+            observability::ExpertTokens sample;
+            sample.layer = load.unit.layer.value();
+            sample.expert = load.unit.expert.value();
+            sample.phase = phase == 0 ? observability::Phase::kDecode : observability::Phase::kPrefill;
+            sample.modality = modality == 0 ? observability::Modality::kText : observability::Modality::kImage;
+            sample.worker = static_cast<int32_t>(w);
+            sample.tokens = load.rows[phase][modality];
+            out.push_back(sample);
+          }
+        }
+      }
+    }
+    return out;
+  }
+};
+
+
+}  // namespace
+
+struct EmbeddedCluster::State {
+  explicit State(const EmbeddedOptions& embedded)
+      : options(embedded), pool(embedded.num_threads), compute(embedded.isa, pool) {}
+  ~State() {
+    MutexLock lock(loads->mu);
+    loads->workers = nullptr;
+  }
+
+  // Settles the engine's limits; refuses a model that does not fit.
+  absl::Status Plan();
+  void StartEngine();
+  frontend::ModelCard Card() const;
+
+  const EmbeddedOptions options;
+  ThreadPool pool;
+  const kernels::Context compute;
+  frontend::EngineOptions engine_options;
+  std::shared_ptr<LoadSource> loads = std::make_shared<LoadSource>();
+  std::unique_ptr<Assembly> assembly;
+  std::unique_ptr<MetricsBridge> bridge;
+  std::unique_ptr<frontend::Engine> engine;
+  std::unique_ptr<frontend::ChatService> chat;
+};
+
+absl::Status EmbeddedCluster::State::Plan() {
+  const ModelDesc& desc = assembly->desc();
+  for (const std::string& warning : desc.warnings) {
+    observability::LogWarning("model", {{"warning", warning}});
+  }
+  engine_options.max_num_seqs = options.max_num_seqs;
+  engine_options.prefill_chunk = options.prefill_chunk;
+  engine_options.prefill_chunk_mixed = std::max(1, options.prefill_chunk / 4);
+  engine_options.max_model_len = options.max_model_len > 0 ? options.max_model_len : desc.max_positions;
+  if (engine_options.max_model_len > desc.max_positions) {
+    return InvalidArgument("config_range", "--max-model-len: the model has fewer positions; expected at most " +
+                                               std::to_string(desc.max_positions) + ", found " +
+                                               std::to_string(engine_options.max_model_len));
+  }
+  CONCLAVE_ASSIGN_OR_RETURN(engine_options.kv_bytes,
+                            PlanMemory(*assembly->checkpoint, {options.dtype, options.kv_bytes, options.max_num_seqs,
+                                                               engine_options.max_model_len}));
+  return absl::OkStatus();
+}
+
+frontend::ModelCard EmbeddedCluster::State::Card() const {
+  frontend::ModelCard card;
+  card.id = options.served_model_name.empty() ? assembly->desc().served_name : options.served_model_name;
+  card.max_model_len = engine_options.max_model_len;
+  card.vocab_size = assembly->tokenizer->size();
+  card.has_vision = assembly->tower != nullptr;
+  card.created = static_cast<int64_t>(std::time(nullptr));
+  card.numeric_mode = std::string(NameOf(options.dtype));
+  card.fingerprint = checkpoint::ManifestHash(*assembly->checkpoint).substr(0, 12) + "-" + card.numeric_mode + "-" +
+                     std::string(kernels::NameOf(options.isa));
+  return card;
+}
+
+void EmbeddedCluster::State::StartEngine() {
+  frontend::ChatServiceOptions chat_options;
+  chat_options.model = Card();
+  observability::EngineMetrics metrics;
+  if (options.metrics != nullptr) {
+    metrics = observability::EngineMetrics(*options.metrics, chat_options.model.id, "0", engine_options.max_model_len);
+    {
+      MutexLock lock(loads->mu);
+      loads->workers = &assembly->workers;
+    }
+    observability::AddExpertTokens(*options.metrics, [source = loads] { return source->Collect(); });
+  }
+  bridge = std::make_unique<MetricsBridge>(std::move(metrics));
+  engine = std::make_unique<frontend::Engine>(engine_options, *assembly->decoder, *assembly->dispatcher,
+                                              assembly->tokenizer->size(), Clock::Real(), bridge.get());
+  engine->Start();
+  chat = std::make_unique<frontend::ChatService>(std::move(chat_options), assembly->desc(), *assembly->tokenizer,
+                                                 assembly->tower.get(), *engine, bridge.get());
+}
+
+EmbeddedCluster::EmbeddedCluster(std::unique_ptr<State> state) : state_(std::move(state)) {}
+EmbeddedCluster::~EmbeddedCluster() = default;
+
+absl::StatusOr<std::unique_ptr<EmbeddedCluster>> EmbeddedCluster::Start(const EmbeddedOptions& options,
+                                                                        const Progress& on_progress) {
+  auto state = std::make_unique<State>(options);
+  CONCLAVE_ASSIGN_OR_RETURN(state->assembly, Assembly::Open(options.model_dir, options.vision_tower));
+  CONCLAVE_RETURN_IF_ERROR(state->Plan());
+  AssemblyOptions load;
+  load.dtype = options.dtype;
+  load.compute = state->compute;
+  load.num_workers = options.num_workers;
+  load.use_frames = options.use_frames;
+  load.max_rows = frontend::MaxStepRows(state->engine_options);
+  // Every sequence may end its prompt in one step.
+  load.max_logit_rows = state->engine_options.max_num_seqs;
+  CONCLAVE_RETURN_IF_ERROR(state->assembly->Load(load, on_progress));
+  state->StartEngine();
+  on_progress(1.0, "ready");
+  return std::unique_ptr<EmbeddedCluster>(new EmbeddedCluster(std::move(state)));
+}
+
+frontend::ChatBackend& EmbeddedCluster::backend() { return *state_->chat; }
+
+void EmbeddedCluster::Drain(std::chrono::milliseconds timeout) { state_->chat->Drain(timeout); }
+
+}  // namespace conclave::cli

@@ -1,0 +1,56 @@
+// A whole cluster in one process: N worker cores, the static placement and a frontend over inproc channels. What
+// `conclave serve` and `conclave ask` run.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "conclave/frontend/chat.h"
+#include "conclave/kernels/isa.h"
+#include "conclave/observability/metrics.h"
+#include "conclave/tensor/dtype.h"
+
+namespace conclave::cli {
+
+struct EmbeddedOptions {
+  std::string model_dir;
+  std::string vision_tower;       // folder of the tower's weights; empty: as the model says
+  std::string served_model_name;  // empty: the folder's name
+  int num_workers = 1;
+  int num_threads = 1;
+  DType dtype = DType::kBf16;  // kF32 or kBf16
+  kernels::Isa isa = kernels::Isa::kScalar;
+  int64_t kv_bytes = 0;  // 0: a quarter of what is free, at most what max_num_seqs needs
+  int32_t max_num_seqs = 64;
+  int32_t max_model_len = 0;  // tokens; 0: the model's own
+  int32_t prefill_chunk = 256;
+  bool use_frames = false;
+  // Null: nothing is counted. Outlives the cluster.
+  observability::Metrics* metrics = nullptr;
+};
+
+class EmbeddedCluster {
+ public:
+  // Loads the model. `on_progress(fraction, what)`: 0..1 and a word such as "experts"; on any thread, one at a time.
+  static absl::StatusOr<std::unique_ptr<EmbeddedCluster>> Start(
+      const EmbeddedOptions& options,
+      const std::function<void(double fraction, const std::string& what)>& on_progress);
+  ~EmbeddedCluster();
+
+  // Lives as long as the cluster.
+  frontend::ChatBackend& backend();
+
+  // Takes no new request and waits until running ones have ended or `timeout` passed.
+  void Drain(std::chrono::milliseconds timeout);
+
+ private:
+  struct State;
+  explicit EmbeddedCluster(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace conclave::cli

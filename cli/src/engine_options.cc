@@ -1,0 +1,124 @@
+#include "engine_options.h"
+
+#include "conclave/base/status.h"
+#include "conclave/observability/log.h"
+#include "find_model.h"
+
+namespace conclave::cli {
+namespace {
+
+constexpr int64_t kMiB = int64_t{1} << 20;
+
+// The same code as between processes, with its checks: in builds that look for mistakes.
+bool UsesFrames(const std::string& word) {
+#ifdef NDEBUG
+  constexpr bool kAuto = false;
+#else
+  constexpr bool kAuto = true;
+#endif
+  return word == "on" || (word == "auto" && kAuto);
+}
+
+}  // namespace
+
+void AddLogOptions(service::OptionSet& set, LogSettings& settings) {
+  set.AddChoice({.name = "log-level", .help = "least level that is logged", .group = "Logging"},
+                &settings.level, {"debug", "info", "warning", "error"});
+  set.AddChoice({.name = "log-format", .help = "form of log lines on stderr", .group = "Logging"},
+                &settings.format, {"text", "json"});
+}
+
+void Apply(const LogSettings& settings) {
+  observability::SetUpLogging(
+      settings.format == "json" ? observability::LogFormat::kJson
+                                : observability::LogFormat::kText,
+      observability::ParseLogLevel(settings.level).value_or(observability::LogLevel::kInfo));
+}
+
+void AddEngineOptions(service::OptionSet& set, EngineSettings& settings) {
+  set.AddPath({.name = "model",
+               .help = "checkpoint folder",
+               .group = "Model",
+               .short_name = 'm',
+               .unset_means = "the demo"},
+              &settings.model, service::PathKind::kAny);
+  set.AddPath({.name = "vision-tower",
+               .help = "folder of the vision tower's weights, for checkpoints that only name it",
+               .group = "Model",
+               .unset_means = "in the checkpoint"},
+              &settings.vision_tower, service::PathKind::kExistingFolder);
+  set.Add({.name = "workers",
+           .help = "in-process expert workers that share the experts",
+           .group = "Compute"},
+          &settings.workers, {1, 256});
+  set.Add({.name = "threads",
+           .help = "compute threads; the default is one per core that this process may use",
+           .group = "Compute"},
+          &settings.threads, {1, 1024});
+  set.AddChoice({.name = "dtype", .help = "numeric mode", .group = "Compute"}, &settings.dtype,
+                {"f32", "bf16"});
+  set.AddChoice({.name = "isa",
+                 .help = "instruction set; auto takes the best of this CPU",
+                 .group = "Compute"},
+                &settings.isa, {"auto", "scalar", "avx2", "avx512", "avx512-bf16"});
+  set.Add({.name = "kv-memory",
+           .help = "memory for keys and values of all sequences",
+           .group = "Engine",
+           .unset_means = "a quarter of what is free, at most what max-num-seqs needs"},
+          &settings.kv_memory, {{kMiB}, {int64_t{64} << 40}});
+  set.Add({.name = "max-num-seqs", .help = "sequences that run at once", .group = "Engine"},
+          &settings.max_num_seqs, {1, 4096});
+  set.Add({.name = "max-model-len",
+           .help = "tokens of prompt and answer together",
+           .group = "Engine",
+           .unset_means = "what the model allows"},
+          &settings.max_model_len, {1, int64_t{1} << 20});
+  set.Add({.name = "prefill-chunk",
+           .help = "prompt tokens in one step; smaller ones keep running answers smoother",
+           .group = "Engine"},
+          &settings.prefill_chunk, {1, 8192});
+  set.AddChoice({.name = "inproc-frames",
+                 .help = "send dispatches to in-process workers as frames; auto: in debug builds",
+                 .group = "Engine"},
+                &settings.inproc_frames, {"auto", "on", "off"});
+}
+
+std::string Variable(const Invocation& invocation, std::string_view name) {
+  const auto found = invocation.variables.find(name);
+  return found == invocation.variables.end() ? std::string() : found->second;
+}
+
+absl::StatusOr<std::string> ModelFolder(const EngineSettings& settings,
+                                        const Invocation& invocation) {
+  if (!settings.model.empty()) {
+    return settings.model;
+  }
+  CONCLAVE_ASSIGN_OR_RETURN(
+      FoundModel found, FindDemoModel(invocation.binary, Variable(invocation, "CONCLAVE_HOME")));
+  observability::LogInfo("no --model: using the demo",
+                         {{"folder", found.folder}, {"where", found.where}});
+  return std::move(found.folder);
+}
+
+absl::StatusOr<EmbeddedOptions> ToEmbedded(const EngineSettings& settings,
+                                           const Invocation& invocation) {
+  EmbeddedOptions options;
+  absl::StatusOr<kernels::Isa> isa = kernels::ResolveIsa(settings.isa);
+  if (!isa.ok()) {
+    return InvalidArgument("usage", "--isa: " + MessageOf(isa.status()));
+  }
+  options.isa = *isa;
+  CONCLAVE_ASSIGN_OR_RETURN(options.model_dir, ModelFolder(settings, invocation));
+  options.vision_tower = settings.vision_tower;
+  options.num_workers = settings.workers;
+  options.num_threads = settings.threads;
+  options.dtype = settings.dtype == "f32" ? DType::kF32 : DType::kBf16;
+  options.kv_bytes = settings.kv_memory.bytes;
+  options.max_num_seqs = settings.max_num_seqs;
+  options.max_model_len = settings.max_model_len;
+  options.prefill_chunk = settings.prefill_chunk;
+  options.use_frames = UsesFrames(settings.inproc_frames);
+  return options;
+}
+
+}  // namespace conclave::cli

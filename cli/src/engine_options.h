@@ -1,0 +1,50 @@
+// The settings that commands have in common: logging, and those of an embedded engine (`serve`, `ask`).
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "commands.h"
+#include "conclave/service/machine.h"
+#include "conclave/service/options.h"
+#include "embedded_cluster.h"
+
+namespace conclave::cli {
+
+struct LogSettings {
+  std::string level = "info";
+  std::string format = "text";
+};
+void AddLogOptions(service::OptionSet& set, LogSettings& settings);
+// Call before threads start.
+void Apply(const LogSettings& settings);
+
+struct EngineSettings {
+  std::string model;  // empty: the demo
+  std::string vision_tower;
+  int32_t workers = 1;
+  int32_t threads = 1;  // set to DefaultThreads before AddEngineOptions
+  std::string dtype = "bf16";
+  std::string isa = "auto";
+  service::ByteSize kv_memory;  // 0: chosen
+  int32_t max_num_seqs = 64;
+  int32_t max_model_len = 0;  // 0: the model's own
+  int32_t prefill_chunk = 256;
+  std::string inproc_frames = "auto";
+};
+void AddEngineOptions(service::OptionSet& set, EngineSettings& settings);
+
+// Resolves the words. Errors name the flag: "usage" for an ISA path that this CPU lacks, "model_not_found" for a missing
+// demo. Logs where the demo was found.
+absl::StatusOr<EmbeddedOptions> ToEmbedded(const EngineSettings& settings,
+                                           const Invocation& invocation);
+
+// The model folder alone: --model, or the demo.
+absl::StatusOr<std::string> ModelFolder(const EngineSettings& settings,
+                                        const Invocation& invocation);
+
+// The variable `name`, empty when not set.
+std::string Variable(const Invocation& invocation, std::string_view name);
+
+}  // namespace conclave::cli

@@ -1,0 +1,5 @@
+// The one translation unit with the bodies of Asio and Beast: they take longer to compile than everything else here.
+#include "http/asio_config.h"
+
+#include <boost/asio/impl/src.hpp>
+#include <boost/beast/src.hpp>

@@ -1,0 +1,24 @@
+// The `messages` of a chat request.
+#pragma once
+
+#include <vector>
+
+#include <boost/json/value.hpp>
+
+#include "absl/status/statusor.h"
+#include "conclave/frontend/chat.h"
+#include "conclave/frontend/http_server.h"
+#include "http/field_reader.h"
+
+namespace conclave::frontend {
+
+// Checks roles, their order and every part. `value` is null when the field is absent. Image parts hold their URL, not
+// the picture, until DecodeImages: base64 is the dearest step.
+absl::StatusOr<std::vector<Message>> ParseMessages(const boost::json::value* value,
+                                                   const HttpLimits& limits, const ModelCard& card,
+                                                   UnknownFields& unknown);
+
+// Replaces the URL of every image part by the encoded picture.
+absl::Status DecodeImages(const HttpLimits& limits, std::vector<Message>& messages);
+
+}  // namespace conclave::frontend

@@ -1,0 +1,58 @@
+#include "prompt.h"
+
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "conclave/base/status.h"
+
+namespace conclave::frontend {
+namespace {
+
+std::string JoinTexts(const Message& message) {
+  std::string joined;
+  bool is_first = true;
+  for (const ContentPart& part : message.parts) {
+    if (part.kind == ContentPart::Kind::kText) {
+      joined += (is_first ? "" : "\n") + part.bytes;
+      is_first = false;
+    }
+  }
+  return joined;
+}
+
+text::Turn ToTurn(const Message& message) {
+  text::Turn turn;
+  turn.is_user = message.role == Message::Role::kUser;
+  size_t num_images = 0;
+  for (const ContentPart& part : message.parts) {
+    num_images += part.kind == ContentPart::Kind::kImage ? 1 : 0;
+  }
+  std::vector<std::string> pieces(num_images);
+  pieces.push_back((num_images > 0 ? "\n" : "") + JoinTexts(message));
+  turn.text_pieces = std::move(pieces);
+  return turn;
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<int32_t>> BuildPrompt(std::span<const Message> messages,
+                                                 const text::PromptTemplate& prompt_template,
+                                                 const text::Tokenizer& tokenizer) {
+  std::optional<std::string> system;
+  std::vector<text::Turn> turns;
+  for (const Message& message : messages) {
+    if (message.role == Message::Role::kSystem) {
+      system = JoinTexts(message);
+    } else {
+      turns.push_back(ToTurn(message));
+    }
+  }
+  if (turns.empty() || !turns.back().is_user) {
+    return WithParam(InvalidArgument("invalid_role", "the last message must be the user's"), "messages");
+  }
+  turns.push_back({false, std::nullopt});
+  return text::EncodePrompt(tokenizer, text::Render(prompt_template, turns, system, tokenizer));
+}
+
+}  // namespace conclave::frontend

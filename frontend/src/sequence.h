@@ -1,0 +1,43 @@
+// State of one token stream inside the engine.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "conclave/base/clock.h"
+#include "conclave/frontend/engine.h"
+#include "conclave/model/kv_pool.h"
+
+namespace conclave::frontend {
+
+struct Sequence {
+  SequenceId id;
+  SequenceRequest request;
+  std::shared_ptr<SequenceSink> sink;
+
+  // What stands at every position so far: prompt rows, then generated tokens.
+  std::vector<model::PositionKey> keys;
+  // For image positions, which of request.images; -1 for tokens. As long as the prompt.
+  std::vector<int16_t> image_index;
+  std::vector<int32_t> prompt_tokens;  // ids without images, for penalties
+  std::vector<int32_t> generated;
+
+  int32_t num_computed = 0;      // positions whose K and V are in the pool
+  std::vector<int32_t> blocks;   // KV blocks of positions [0, ...)
+  int32_t num_published = 0;     // leading blocks offered for reuse
+
+  SequenceStats stats;
+  MonotonicTime submitted;
+  MonotonicTime last_token;
+
+  int32_t num_pending() const { return static_cast<int32_t>(keys.size()) - num_computed; }
+  // One row that continues an answer, as against rows of a prompt.
+  bool is_decoding() const { return !generated.empty() && num_pending() == 1; }
+  bool is_image(int32_t position) const {
+    return position < static_cast<int32_t>(image_index.size()) &&
+           image_index[static_cast<size_t>(position)] >= 0;
+  }
+};
+
+}  // namespace conclave::frontend

@@ -1,0 +1,319 @@
+#include "conclave/checkpoint/checkpoint.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <charconv>
+#include <set>
+#include <utility>
+
+#include "conclave/base/status.h"
+#include "conclave/checkpoint/tensor_list.h"
+#include "model_config.h"
+#include "weight_files.h"
+
+namespace conclave::checkpoint {
+namespace {
+
+constexpr std::string_view kTowerRoot = "vision_model.";
+// How many unused tensors a warning names.
+constexpr size_t kNamedMax = 3;
+
+std::string ShapeText(std::span<const int64_t> shape) {
+  std::string text = "[";
+  for (const int64_t size : shape) {
+    text += (text.size() > 1 ? ", " : "") + std::to_string(size);
+  }
+  return text + "]";
+}
+
+bool IsFloat(DType dtype) {
+  return dtype == DType::kF32 || dtype == DType::kBf16 || dtype == DType::kF16;
+}
+
+bool IsBefore(const TensorView& tensor, std::string_view name) { return tensor.name < name; }
+
+const TensorView* FindIn(std::span<const TensorView> tensors, std::string_view name) {
+  const auto found = std::lower_bound(tensors.begin(), tensors.end(), name, IsBefore);
+  return found != tensors.end() && found->name == name ? &*found : nullptr;
+}
+
+absl::Status CheckTensor(const TensorView& tensor, std::span<const int64_t> shape) {
+  const std::string where = std::string(tensor.file) + ": tensor " + std::string(tensor.name);
+  if (!std::equal(shape.begin(), shape.end(), tensor.shape.begin(), tensor.shape.end())) {
+    return InvalidArgument("tensor_shape_mismatch", where + ": wrong shape; expected " +
+                                                        ShapeText(shape) + ", found " +
+                                                        ShapeText(tensor.shape));
+  }
+  if (!IsFloat(tensor.dtype)) {
+    return InvalidArgument("tensor_dtype", where +
+                                               ": wrong dtype; expected f32, bf16 or f16, found " +
+                                               std::string(NameOf(tensor.dtype)));
+  }
+  return absl::OkStatus();
+}
+
+// Buffers that old files hold and nothing needs (spec 2.5).
+bool IsKnownBuffer(std::string_view name) {
+  for (const std::string_view end : {".position_ids", ".inv_freq", ".masked_bias", "logn_tensor"}) {
+    if (name.ends_with(end)) {
+      return true;
+    }
+  }
+  return false;
+}
+
+// Number of the tower layer that `name` belongs to, or -1.
+int32_t TowerLayerOf(const ModelDesc& desc, std::string_view name) {
+  const std::string prefix = desc.names.tower + "encoder.layers.";
+  int32_t layer = -1;
+  if (!desc.names.tower.empty() && name.starts_with(prefix)) {
+    name.remove_prefix(prefix.size());
+    std::from_chars(name.data(), name.data() + name.size(), layer);
+  }
+  return layer;
+}
+
+absl::Status MissingTensor(const ModelDesc& desc, const ExpectedTensor& expected) {
+  if (expected.part == TensorPart::kResidualFfn) {
+    return InvalidArgument("config_moe", "config.json: moe.use_residual: true, but tensor " +
+                                             expected.name + " is missing; expected shape " +
+                                             ShapeText(expected.shape));
+  }
+  const std::string hint = expected.part == TensorPart::kTower
+                               ? " (a checkpoint without its tower needs --vision-tower)"
+                               : "";
+  return NotFound("tensor_missing", "tensor " + expected.name + ": missing in the weights of " +
+                                        desc.served_name + "; expected shape " +
+                                        ShapeText(expected.shape) + hint);
+}
+
+// Presence and shape of all that the config implies, and warnings about the rest.
+absl::Status CheckAgainstConfig(std::span<const TensorView> tensors, ModelDesc& desc) {
+  std::set<std::string_view> known;
+  const std::vector<ExpectedTensor> list = ExpectedTensors(desc);
+  for (const ExpectedTensor& expected : list) {
+    known.insert(expected.name);
+    const TensorView* tensor = FindIn(tensors, expected.name);
+    if (tensor != nullptr) {
+      CONCLAVE_RETURN_IF_ERROR(CheckTensor(*tensor, expected.shape));
+    } else if (expected.is_needed) {
+      return MissingTensor(desc, expected);
+    }
+  }
+  std::string named;
+  size_t num_unused = 0;
+  for (const TensorView& tensor : tensors) {
+    if (known.contains(tensor.name) || IsKnownBuffer(tensor.name)) {
+      continue;
+    }
+    // More tower layers than the geometry says would shift the selected hidden state without any
+    // other sign.
+    if (TowerLayerOf(desc, tensor.name) >= desc.vision.num_layers) {
+      return InvalidArgument("config_vision",
+                             std::string(tensor.file) + ": tensor " + std::string(tensor.name) +
+                                 ": a tower layer too many; expected num_hidden_layers " +
+                                 std::to_string(desc.vision.num_layers) + " of its config");
+    }
+    if (++num_unused <= kNamedMax) {
+      named += (named.empty() ? "" : ", ") + std::string(tensor.name).substr(0, 128);
+    }
+  }
+  if (num_unused > 0) {
+    desc.warnings.push_back(std::to_string(num_unused) + " stored tensors are not used: " + named +
+                            (num_unused > kNamedMax ? ", ..." : ""));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+int64_t TensorView::num_elements() const {
+  int64_t num = 1;
+  for (const int64_t size : shape) {
+    num *= size;
+  }
+  return num;
+}
+
+struct Checkpoint::State {
+  std::string folder;
+  ModelDesc desc;
+  std::vector<WeightFile> files;
+  std::vector<WeightFile> tower_files;  // of OpenOptions::vision_tower
+  std::set<std::string, std::less<>>
+      new_names;  // of the tower's tensors, as the checkpoint would call them
+  std::vector<TensorView> tensors;
+
+  void Collect();
+  void CollectTower();
+  const WeightFile* FileOf(const TensorView& tensor) const;
+};
+
+void Checkpoint::State::Collect() {
+  for (const WeightFile& file : files) {
+    for (const StoredTensor& tensor : file.tensors) {
+      tensors.push_back(
+          {.name = tensor.name,
+           .file = file.file.name,
+           .dtype = tensor.dtype,
+           .shape = tensor.shape,
+           .bytes = file.mapped.bytes().subspan(static_cast<size_t>(tensor.offset),
+                                                static_cast<size_t>(tensor.size_bytes))});
+    }
+  }
+  std::sort(tensors.begin(), tensors.end(),
+            [](const TensorView& a, const TensorView& b) { return a.name < b.name; });
+}
+
+// Tensors of the tower's own folder take the place of the checkpoint's; its text model, if any, is
+// left alone.
+void Checkpoint::State::CollectTower() {
+  if (tower_files.empty()) {
+    return;
+  }
+  std::erase_if(tensors,
+                [this](const TensorView& t) { return t.name.starts_with(desc.names.tower); });
+  for (const WeightFile& file : tower_files) {
+    for (const StoredTensor& tensor : file.tensors) {
+      if (!tensor.name.starts_with(kTowerRoot)) {
+        continue;
+      }
+      const auto name =
+          new_names.insert(desc.names.tower + tensor.name.substr(kTowerRoot.size())).first;
+      tensors.push_back(
+          {.name = *name,
+           .file = file.file.name,
+           .dtype = tensor.dtype,
+           .shape = tensor.shape,
+           .bytes = file.mapped.bytes().subspan(static_cast<size_t>(tensor.offset),
+                                                static_cast<size_t>(tensor.size_bytes))});
+    }
+  }
+  std::sort(tensors.begin(), tensors.end(),
+            [](const TensorView& a, const TensorView& b) { return a.name < b.name; });
+}
+
+const WeightFile* Checkpoint::State::FileOf(const TensorView& tensor) const {
+  for (const std::vector<WeightFile>* group : {&files, &tower_files}) {
+    for (const WeightFile& file : *group) {
+      const std::span<const std::byte> bytes = file.mapped.bytes();
+      if (tensor.bytes.data() >= bytes.data() &&
+          tensor.bytes.data() < bytes.data() + bytes.size()) {
+        return &file;
+      }
+    }
+  }
+  return nullptr;
+}
+
+Checkpoint::Checkpoint(std::unique_ptr<State> state) : state_(std::move(state)) {}
+Checkpoint::~Checkpoint() = default;
+
+absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& folder,
+                                                             const OpenOptions& options) {
+  CONCLAVE_ASSIGN_OR_RETURN(const ModelFolder opened, ModelFolder::Open(folder));
+  auto state = std::make_unique<State>();
+  state->folder = opened.path();
+  CONCLAVE_ASSIGN_OR_RETURN(state->desc, ReadDesc(opened, options.vision_tower));
+  CONCLAVE_ASSIGN_OR_RETURN(const WeightsKind kind, FindWeights(opened));
+  if (kind == WeightsKind::kNone) {
+    return NotFound("model_file_missing", opened.path() +
+                                              ": no weights; expected model.safetensors or "
+                                              "model.safetensors.index.json with its shards");
+  }
+  CONCLAVE_ASSIGN_OR_RETURN(state->files, OpenWeights(opened, kind));
+  state->Collect();
+  if (!options.vision_tower.empty() && state->desc.vision.kind != TowerKind::kNone) {
+    CONCLAVE_ASSIGN_OR_RETURN(const ModelFolder tower, ModelFolder::Open(options.vision_tower));
+    const absl::StatusOr<WeightsKind> tower_kind = FindWeights(tower);
+    if (tower_kind.ok() && *tower_kind != WeightsKind::kNone) {
+      CONCLAVE_ASSIGN_OR_RETURN(state->tower_files, OpenWeights(tower, *tower_kind));
+      state->CollectTower();
+    } else {
+      state->desc.warnings.push_back(
+          options.vision_tower + ": no safetensors; the tower's weights are the checkpoint's own");
+    }
+  }
+  CONCLAVE_RETURN_IF_ERROR(CheckAgainstConfig(state->tensors, state->desc));
+  return std::unique_ptr<Checkpoint>(new Checkpoint(std::move(state)));
+}
+
+const std::string& Checkpoint::folder() const { return state_->folder; }
+const ModelDesc& Checkpoint::desc() const { return state_->desc; }
+std::span<const TensorView> Checkpoint::tensors() const { return state_->tensors; }
+const TensorView* Checkpoint::Find(std::string_view name) const {
+  return FindIn(state_->tensors, name);
+}
+
+absl::StatusOr<TensorView> Checkpoint::Require(std::string_view name,
+                                               std::span<const int64_t> shape) const {
+  const TensorView* tensor = Find(name);
+  if (tensor == nullptr) {
+    return NotFound("tensor_missing",
+                    "tensor " + std::string(name) + ": missing in the weights of " +
+                        state_->desc.served_name + "; expected shape " + ShapeText(shape));
+  }
+  CONCLAVE_RETURN_IF_ERROR(CheckTensor(*tensor, shape));
+  const WeightFile* file = state_->FileOf(*tensor);
+  if (file == nullptr) {
+    return *tensor;  // No bytes.
+  }
+  const std::string where = std::string(tensor->file) + ": tensor " + std::string(name) + ": ";
+  if (const std::string what = WhatChanged(file->file); !what.empty()) {
+    return Error(absl::StatusCode::kAborted, "model_changed_during_load", where + what);
+  }
+#ifdef MADV_POPULATE_READ
+  // Faults the pages in and reports what would be a SIGBUS (EFAULT). Kernels before 5.14 do not
+  // know it (EINVAL).
+  constexpr int kTries = 3;
+  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto begin = reinterpret_cast<uintptr_t>(tensor->bytes.data());
+  const uintptr_t start = begin / page * page;
+  const size_t size = begin + tensor->bytes.size() - start;
+  int error = 0;
+  for (int i = 0; i < kTries; ++i) {
+    error = ::madvise(reinterpret_cast<void*>(start), size, MADV_POPULATE_READ) == 0
+                ? 0
+                : errno;  // NOLINT(performance-no-int-to-ptr)
+    if (error != EFAULT && error != EIO && error != EHWPOISON && error != EINTR) {
+      return *tensor;
+    }
+  }
+  return Error(absl::StatusCode::kDataLoss, "model_read_error",
+               where + "cannot be read at byte " +
+                   std::to_string(tensor->bytes.data() - file->mapped.bytes().data()) + ", " +
+                   std::to_string(kTries) + " tries");
+#else
+  return *tensor;
+#endif
+}
+
+void Checkpoint::Release(const TensorView& tensor) const {
+  // Whole pages inside the tensor only: the neighbours on a shared page may be in use.
+  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto begin = reinterpret_cast<uintptr_t>(tensor.bytes.data());
+  const uintptr_t first = (begin + page - 1) / page * page;
+  const uintptr_t last = (begin + tensor.bytes.size()) / page * page;
+  if (last > first) {
+    // Advice: nothing is lost when the kernel does not follow it.
+    ::madvise(reinterpret_cast<void*>(first), last - first,
+              MADV_DONTNEED);  // NOLINT(performance-no-int-to-ptr)
+  }
+}
+
+absl::Status Checkpoint::VerifyUnchanged() const {
+  for (const std::vector<WeightFile>* group : {&state_->files, &state_->tower_files}) {
+    for (const WeightFile& file : *group) {
+      if (const std::string what = WhatChanged(file.file); !what.empty()) {
+        return Error(absl::StatusCode::kAborted, "model_changed_during_load",
+                     file.file.name + ": " + what);
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace conclave::checkpoint

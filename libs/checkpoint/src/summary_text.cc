@@ -1,0 +1,172 @@
+// A ModelSummary as JSON and as lines for a terminal.
+#include <cstdio>
+#include <string>
+
+#include "conclave/checkpoint/model_summary.h"
+#include "json.h"
+
+namespace conclave::checkpoint {
+namespace {
+
+// 6400249856 -> "6,400,249,856".
+std::string Grouped(int64_t number) {
+  std::string text = std::to_string(number);
+  for (auto at = static_cast<int64_t>(text.size()) - 3; at > 0; at -= 3) {
+    text.insert(static_cast<size_t>(at), 1, ',');
+  }
+  return text;
+}
+
+// Decimal units, as file sizes of checkpoints are given: "6.400 GB".
+std::string Size(int64_t bytes) {
+  char text[32];
+  if (bytes >= 1'000'000'000) {
+    std::snprintf(text, sizeof(text), "%.3f GB", static_cast<double>(bytes) / 1e9);
+  } else if (bytes >= 1'000'000) {
+    std::snprintf(text, sizeof(text), "%.3f MB", static_cast<double>(bytes) / 1e6);
+  } else {
+    std::snprintf(text, sizeof(text), "%lld bytes", static_cast<long long>(bytes));
+  }
+  return text;
+}
+
+boost::json::string Word(const std::string& text) {
+  return boost::json::string(text.data(), text.size());
+}
+
+// Null when the folder has no tokenizer file.
+boost::json::value TokenizerValue(const TokenizerSpec& tokenizer) {
+  return tokenizer.file.empty() ? boost::json::value(nullptr)
+                                : boost::json::value(Word(tokenizer.file));
+}
+
+boost::json::value ImageValue(const ModelDesc& desc) {
+  if (desc.vision.kind == TowerKind::kNone) {
+    return nullptr;
+  }
+  return boost::json::object{{"size", desc.vision.image_size},
+                             {"patches", desc.vision.num_patches()},
+                             {"tokens", desc.splice.tokens_per_image}};
+}
+
+boost::json::object MoeValue(const MoeSpec& moe) {
+  boost::json::array layers;
+  boost::json::array experts;
+  for (const MoeLayerSpec& layer : moe.layers) {
+    layers.push_back(layer.layer);
+    experts.push_back(layer.num_experts);
+  }
+  return {{"layers", std::move(layers)}, {"experts", std::move(experts)}, {"top_k", moe.top_k}};
+}
+
+std::string MoeLine(const ModelSummary& summary) {
+  const MoeSpec& moe = summary.desc.moe;
+  if (moe.layers.empty()) {
+    return "none, a dense model";
+  }
+  std::string layers;
+  bool is_even = true;
+  for (const MoeLayerSpec& layer : moe.layers) {
+    layers += (layers.empty() ? "" : ",") + std::to_string(layer.layer);
+    is_even = is_even && layer.num_experts == moe.layers.front().num_experts;
+  }
+  return (is_even ? std::to_string(moe.layers.front().num_experts) + " experts"
+                  : std::string("experts")) +
+         " in each of layers " + layers + ", top " + std::to_string(moe.top_k) + ", " +
+         Grouped(summary.parameters.per_expert) + " parameters per expert";
+}
+
+std::string ImageLine(const ModelDesc& desc) {
+  const VisionSpec& vision = desc.vision;
+  if (vision.kind == TowerKind::kNone) {
+    return "none";
+  }
+  return std::string(vision.kind == TowerKind::kClip ? "CLIP" : "SigLIP") + ", " +
+         std::to_string(vision.image_size) + " px, " + std::to_string(vision.num_patches()) +
+         " patches, " + std::to_string(desc.splice.tokens_per_image) + " tokens per image";
+}
+
+}  // namespace
+
+std::string ToJson(const ModelSummary& summary) {
+  const ModelDesc& desc = summary.desc;
+  const ParameterCounts& p = summary.parameters;
+  const ByteCounts& b = summary.bytes;
+  boost::json::array warnings;
+  for (const std::string& warning : desc.warnings) {
+    warnings.push_back(Word(warning));
+  }
+  boost::json::array workers;
+  for (const WorkerShare& share : summary.workers) {
+    workers.push_back(
+        {{"worker", share.worker}, {"experts", share.num_experts}, {"bytes", share.bytes}});
+  }
+  const boost::json::object object = {
+      {"model_type", Word(desc.model_type)},
+      {"name", Word(desc.served_name)},
+      {"weights", summary.has_weights ? "present" : "absent"},
+      {"tensors", summary.num_tensors},
+      {"parameters",
+       {{"total", p.total},
+        {"language", p.language},
+        {"activated", p.activated},
+        {"vision", p.vision},
+        {"projector", p.projector},
+        {"per_expert", p.per_expert}}},
+      {"bytes",
+       {{"total", b.total},
+        {"experts", b.experts},
+        {"attention", b.attention},
+        {"embeddings", b.embeddings},
+        {"vision", b.vision}}},
+      {"moe", MoeValue(desc.moe)},
+      {"kv_bytes_per_token", summary.kv_bytes_per_token},
+      {"tokenizer", TokenizerValue(desc.tokenizer)},
+      {"template", Word(desc.prompt_template)},
+      {"image", ImageValue(desc)},
+      {"max_positions", desc.max_positions},
+      {"frontend_bytes", summary.frontend_bytes},
+      {"workers", std::move(workers)},
+      {"warnings", std::move(warnings)},
+  };
+  return Pretty(object);
+}
+
+std::string ToText(const ModelSummary& summary) {
+  const ModelDesc& desc = summary.desc;
+  const ParameterCounts& p = summary.parameters;
+  const ByteCounts& b = summary.bytes;
+  const auto line = [](const std::string& label, const std::string& text) {
+    return label + std::string(label.size() < 12 ? 12 - label.size() : 1, ' ') + text + "\n";
+  };
+  std::string out = line("model", desc.served_name + " (" + desc.model_type + ")");
+  out += line("weights",
+              summary.has_weights
+                  ? Size(b.total) + " in " + std::to_string(summary.num_tensors) + " tensors"
+                  : "absent; " + Size(b.total) + " in " + std::to_string(summary.num_tensors) +
+                        " tensors by the config");
+  out += line("parameters", Grouped(p.total) + " in all; language " + Grouped(p.language) +
+                                ", of which a token uses " + Grouped(p.activated) + "; vision " +
+                                Grouped(p.vision) + "; projector " + Grouped(p.projector));
+  out += line("bytes", "experts " + Size(b.experts) + ", attention " + Size(b.attention) +
+                           ", embeddings " + Size(b.embeddings) + ", vision " + Size(b.vision));
+  out += line("experts", MoeLine(summary));
+  out += line("kv", Grouped(summary.kv_bytes_per_token) + " bytes per token, " +
+                        std::to_string(desc.max_positions) + " positions");
+  out += line("image", ImageLine(desc));
+  out += line("tokenizer", desc.tokenizer.file.empty() ? "none" : desc.tokenizer.file);
+  out += line("template", desc.prompt_template);
+  if (!summary.workers.empty()) {
+    out += line("frontend", Size(summary.frontend_bytes));
+  }
+  for (const WorkerShare& share : summary.workers) {
+    out += line("worker " + std::to_string(share.worker),
+                std::to_string(share.num_experts) + " experts, " + Size(share.bytes));
+  }
+  for (const std::string& warning : desc.warnings) {
+    out += line("warning", warning);
+  }
+  return out;
+}
+
+}  // namespace conclave::checkpoint

@@ -1,0 +1,108 @@
+#include <algorithm>
+#include <array>
+#include <string>
+#include <string_view>
+
+#include "conclave/base/status.h"
+#include "conclave/image/image.h"
+#include "decoders.h"
+#include "verdict.h"
+
+namespace conclave::image {
+namespace {
+
+// The longest prefix that any of the formats below needs; less cannot be told apart.
+constexpr size_t kMagicBytes = 12;
+
+bool HasAt(std::span<const uint8_t> encoded, size_t offset, std::string_view magic) {
+  return encoded.size() >= offset + magic.size() &&
+         std::equal(magic.begin(), magic.end(), encoded.begin() + static_cast<ptrdiff_t>(offset),
+                    [](char want, uint8_t have) { return static_cast<uint8_t>(want) == have; });
+}
+
+// A frequent format that is not accepted gets its name into the message; the rest is "unknown
+// bytes".
+std::string NameOfForeign(std::span<const uint8_t> encoded) {
+  struct Foreign {
+    size_t offset;
+    std::string_view magic;
+    std::string_view name;
+  };
+  static constexpr std::array kForeign{
+      Foreign{8, "WEBP", "WebP"},
+      Foreign{0, "GIF8", "GIF"},
+      Foreign{0, "BM", "BMP"},
+      Foreign{0, std::string_view("II*\0", 4), "TIFF"},
+      Foreign{0, std::string_view("MM\0*", 4), "TIFF"},
+      Foreign{4, "ftypavif", "AVIF"},
+      Foreign{4, "ftyphei", "HEIC"},
+      Foreign{4, "ftyp", "MP4"},
+      Foreign{4, "jP  ", "JPEG 2000"},
+      Foreign{0, "\xFF\x4F\xFF\x51", "JPEG 2000"},
+      Foreign{0, "\xFF\x0A", "JPEG XL"},
+      Foreign{4, "JXL ", "JPEG XL"},
+      Foreign{0, "%PDF", "PDF"},
+      Foreign{0, "<svg", "SVG"},
+  };
+  for (const Foreign& foreign : kForeign) {
+    if (HasAt(encoded, foreign.offset, foreign.magic)) {
+      return std::string(foreign.name);
+    }
+  }
+  return "unknown bytes";
+}
+
+// A JPEG that lost its first marker still starts with one that hardly anything else starts with.
+bool IsJpegWithoutStart(std::span<const uint8_t> encoded) {
+  static constexpr std::array<uint8_t, 9> kMarkers{0xC0, 0xC2, 0xC4, 0xD9, 0xDA,
+                                                   0xDB, 0xE0, 0xE1, 0xEE};
+  return encoded.size() >= 2 && encoded[0] == 0xFF &&
+         std::find(kMarkers.begin(), kMarkers.end(), encoded[1]) != kMarkers.end();
+}
+
+std::span<const uint8_t> AsOctets(std::span<const std::byte> encoded) {
+  return {reinterpret_cast<const uint8_t*>(encoded.data()), encoded.size()};
+}
+
+}  // namespace
+
+ImageFormat DetectFormat(std::span<const std::byte> encoded) {
+  const std::span<const uint8_t> octets = AsOctets(encoded);
+  if (HasAt(octets, 0, "\xFF\xD8")) {
+    return ImageFormat::kJpeg;
+  }
+  return HasAt(octets, 0, "\x89PNG") ? ImageFormat::kPng : ImageFormat::kUnknown;
+}
+
+absl::StatusOr<RgbImage> Decode(std::span<const std::byte> encoded, const DecodeLimits& limits) {
+  if (encoded.empty()) {
+    return InvalidArgument("image_empty", "image: no bytes; expected a JPEG or PNG file");
+  }
+  if (encoded.size() > static_cast<size_t>(std::max<int64_t>(limits.encoded_bytes_max, 0))) {
+    return InvalidArgument("image_too_large", "image: file too large; expected at most " +
+                                                  std::to_string(limits.encoded_bytes_max) +
+                                                  " bytes, found " +
+                                                  std::to_string(encoded.size()));
+  }
+  const std::span<const uint8_t> octets = AsOctets(encoded);
+  switch (DetectFormat(encoded)) {
+    case ImageFormat::kJpeg:
+      return DecodeJpeg(octets, limits);
+    case ImageFormat::kPng:
+      return DecodePng(octets, limits);
+    case ImageFormat::kUnknown:
+      break;
+  }
+  if (IsJpegWithoutStart(octets)) {
+    return Corrupt("JPEG", "the start marker is missing");
+  }
+  if (encoded.size() < kMagicBytes) {
+    return InvalidArgument("image_truncated",
+                           "image: too short to be one; expected a JPEG or PNG file, found " +
+                               std::to_string(encoded.size()) + " bytes");
+  }
+  return Error(absl::StatusCode::kUnimplemented, "image_format_unsupported",
+               "image: format not supported; expected JPEG or PNG, found " + NameOfForeign(octets));
+}
+
+}  // namespace conclave::image

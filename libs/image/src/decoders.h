@@ -1,0 +1,16 @@
+// The decoder of each format. `encoded` starts with the format's magic bytes; limits other than the
+// encoded size are the decoder's to check.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "absl/status/statusor.h"
+#include "conclave/image/image.h"
+
+namespace conclave::image {
+
+absl::StatusOr<RgbImage> DecodeJpeg(std::span<const uint8_t> encoded, const DecodeLimits& limits);
+absl::StatusOr<RgbImage> DecodePng(std::span<const uint8_t> encoded, const DecodeLimits& limits);
+
+}  // namespace conclave::image

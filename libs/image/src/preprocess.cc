@@ -1,0 +1,96 @@
+#include <algorithm>
+#include <array>
+#include <cstdint>
+
+#include "conclave/base/check.h"
+#include "conclave/image/image.h"
+#include "resample.h"
+
+namespace conclave::image {
+namespace {
+
+void CheckWellFormed(const RgbImage& image) {
+  CONCLAVE_CHECK(image.width >= 1 && image.height >= 1);
+  CONCLAVE_CHECK(image.pixels.size() ==
+                 size_t{3} * static_cast<size_t>(image.width) * static_cast<size_t>(image.height));
+}
+
+// In f32: 255 times a mean that was written as k/255 then rounds to k, as it does in the original's
+// f64, although the f32 mean lies a little below.
+uint8_t PadValue(float mean) {
+  return static_cast<uint8_t>(std::clamp(mean * 255.0F, 0.0F, 255.0F));
+}
+
+Canvas Unpadded(const RgbImage& image) {
+  return {.image = image, .width = image.width, .height = image.height};
+}
+
+RgbImage Pad(const RgbImage& source, const PreprocessSpec& spec) {
+  const int32_t side = std::max(source.width, source.height);
+  const Canvas canvas{
+      .image = source,
+      .width = side,
+      .height = side,
+      .left = (side - source.width) / 2,
+      .top = (side - source.height) / 2,
+      .colour = {PadValue(spec.mean[0]), PadValue(spec.mean[1]), PadValue(spec.mean[2])}};
+  const Window whole{.resized = spec.size, .first = 0, .count = spec.size};
+  return Resample(canvas, whole, whole);
+}
+
+// The part of an axis of `edge` pixels that the centre crop keeps.
+Window Cropped(int32_t edge, int32_t shortest_edge, int32_t size) {
+  const auto resized = static_cast<int32_t>(int64_t{size} * edge / shortest_edge);
+  return {.resized = resized, .first = (resized - size) / 2, .count = size};
+}
+
+RgbImage Crop(const RgbImage& source, int32_t size) {
+  const int32_t shortest_edge = std::min(source.width, source.height);
+  return Resample(Unpadded(source), Cropped(source.width, shortest_edge, size),
+                  Cropped(source.height, shortest_edge, size));
+}
+
+}  // namespace
+
+RgbImage ResizeBicubic(const RgbImage& source, int32_t width, int32_t height) {
+  CheckWellFormed(source);
+  CONCLAVE_CHECK(width >= 1 && height >= 1);
+  return Resample(Unpadded(source), {.resized = width, .first = 0, .count = width},
+                  {.resized = height, .first = 0, .count = height});
+}
+
+RgbImage FitAndResize(const RgbImage& source, const PreprocessSpec& spec) {
+  CheckWellFormed(source);
+  CONCLAVE_CHECK(spec.size >= 1);
+  switch (spec.fit) {
+    case Fit::kPad:
+      return Pad(source, spec);
+    case Fit::kCrop:
+      return Crop(source, spec.size);
+    case Fit::kStretch:
+      break;
+  }
+  return ResizeBicubic(source, spec.size, spec.size);
+}
+
+std::vector<float> Normalize(const RgbImage& resized, const PreprocessSpec& spec) {
+  CheckWellFormed(resized);
+  const int64_t num_pixels = int64_t{resized.width} * resized.height;
+  std::vector<float> out(static_cast<size_t>(3 * num_pixels));
+  for (int c = 0; c < 3; ++c) {
+    CONCLAVE_CHECK(spec.std[c] > 0);
+    // A pixel has 256 values, so the arithmetic is done once for each.
+    std::array<float, 256> value_of{};
+    for (int v = 0; v < 256; ++v) {
+      const auto unit = static_cast<float>(v * (1.0 / 255.0));
+      value_of[static_cast<size_t>(v)] = (unit - spec.mean[c]) / spec.std[c];
+    }
+    float* plane = out.data() + c * num_pixels;
+    for (int64_t i = 0; i < num_pixels; ++i) {
+      plane[i] = value_of[resized.pixels[static_cast<size_t>(3 * i + c)]];
+    }
+  }
+  return out;
+}
+
+}  // namespace conclave::image

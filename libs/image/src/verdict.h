@@ -1,0 +1,25 @@
+// What the decoders say about a file, in one place so that both say it alike. `format` is "JPEG" or
+// "PNG".
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/status.h"
+#include "conclave/image/image.h"
+
+namespace conclave::image {
+
+absl::Status Corrupt(const std::string& format, const std::string& why);
+absl::Status Truncated(const std::string& format, const std::string& why);
+
+// Judges the dimensions as a header gives them, before anything is allocated for them. In 64 bits:
+// the product of two 32-bit edges does not overflow.
+absl::Status CheckDimensions(const std::string& format, uint32_t width, uint32_t height,
+                             const DecodeLimits& limits);
+
+// `trailing_bytes` follow the end of the picture.
+absl::Status CheckTrailing(const std::string& format, size_t trailing_bytes,
+                           const DecodeLimits& limits);
+
+}  // namespace conclave::image

@@ -1,0 +1,19 @@
+// The AVX2 and FMA path.
+#include "kernel_table.h"
+
+// The order matters: each header uses the ones before it.
+// clang-format off
+#include "cpu/v16_avx2.inl.h"
+#include "cpu/math.inl.h"
+#include "cpu/rows.inl.h"
+#include "cpu/activation.inl.h"
+#include "cpu/attention.inl.h"
+#include "cpu/matmul.inl.h"
+#include "cpu/table.inl.h"
+// clang-format on
+
+namespace conclave::kernels {
+
+const KernelTable kAvx2Table = MakeTable(MatMulWidenedBf16);
+
+}  // namespace conclave::kernels

@@ -1,0 +1,19 @@
+// The AVX-512 F, BW, DQ, VL path.
+#include "kernel_table.h"
+
+// The order matters: each header uses the ones before it.
+// clang-format off
+#include "cpu/v16_avx512.inl.h"
+#include "cpu/math.inl.h"
+#include "cpu/rows.inl.h"
+#include "cpu/activation.inl.h"
+#include "cpu/attention.inl.h"
+#include "cpu/matmul.inl.h"
+#include "cpu/table.inl.h"
+// clang-format on
+
+namespace conclave::kernels {
+
+const KernelTable kAvx512Table = MakeTable(MatMulWidenedBf16);
+
+}  // namespace conclave::kernels

@@ -1,0 +1,174 @@
+// Sixteen f32 lanes in plain C++, the reference that the vector versions equal bit by bit.
+//
+// Semantics shared by all v16_*.inl.h: Max(a, b) is a > b ? a : b and Min(a, b) is a < b ? a : b,
+// so a NaN in either gives b; Fma(a, b, c) is one rounding; LoadN and friends touch the first n
+// lanes only (0 <= n <= 16) and fill the rest with zero; reductions go l += l + 8, l + 4, l + 2, l
+// + 1.
+#pragma once
+
+#include <cstdint>
+
+#define CONCLAVE_KERNEL_INLINE inline __attribute__((always_inline))
+
+namespace conclave::kernels {
+namespace {
+
+struct V16 {
+  float v[16];
+};
+struct M16 {
+  bool v[16];
+};
+
+CONCLAVE_KERNEL_INLINE uint32_t BitsOf(float value) { return __builtin_bit_cast(uint32_t, value); }
+CONCLAVE_KERNEL_INLINE float FloatOf(uint32_t bits) { return __builtin_bit_cast(float, bits); }
+
+template <typename Fn>
+CONCLAVE_KERNEL_INLINE V16 EachLane(const Fn& fn) {
+  V16 out;
+  for (int l = 0; l < 16; ++l) {
+    out.v[l] = fn(l);
+  }
+  return out;
+}
+
+CONCLAVE_KERNEL_INLINE V16 Zero() {
+  return EachLane([](int) { return 0.0f; });
+}
+CONCLAVE_KERNEL_INLINE V16 Set1(float value) {
+  return EachLane([&](int) { return value; });
+}
+CONCLAVE_KERNEL_INLINE V16 Load(const float* p) {
+  return EachLane([&](int l) { return p[l]; });
+}
+CONCLAVE_KERNEL_INLINE V16 LoadN(const float* p, int64_t n) {
+  return EachLane([&](int l) { return l < n ? p[l] : 0.0f; });
+}
+CONCLAVE_KERNEL_INLINE void Store(float* p, V16 a) {
+  for (int l = 0; l < 16; ++l) {
+    p[l] = a.v[l];
+  }
+}
+CONCLAVE_KERNEL_INLINE void StoreN(float* p, V16 a, int64_t n) {
+  for (int l = 0; l < 16; ++l) {
+    if (l < n) {
+      p[l] = a.v[l];
+    }
+  }
+}
+
+CONCLAVE_KERNEL_INLINE V16 Add(V16 a, V16 b) {
+  return EachLane([&](int l) { return a.v[l] + b.v[l]; });
+}
+CONCLAVE_KERNEL_INLINE V16 Sub(V16 a, V16 b) {
+  return EachLane([&](int l) { return a.v[l] - b.v[l]; });
+}
+CONCLAVE_KERNEL_INLINE V16 Mul(V16 a, V16 b) {
+  return EachLane([&](int l) { return a.v[l] * b.v[l]; });
+}
+CONCLAVE_KERNEL_INLINE V16 Div(V16 a, V16 b) {
+  return EachLane([&](int l) { return a.v[l] / b.v[l]; });
+}
+CONCLAVE_KERNEL_INLINE V16 Fma(V16 a, V16 b, V16 c) {
+  return EachLane([&](int l) { return __builtin_fmaf(a.v[l], b.v[l], c.v[l]); });
+}
+CONCLAVE_KERNEL_INLINE V16 Max(V16 a, V16 b) {
+  return EachLane([&](int l) { return a.v[l] > b.v[l] ? a.v[l] : b.v[l]; });
+}
+CONCLAVE_KERNEL_INLINE V16 Min(V16 a, V16 b) {
+  return EachLane([&](int l) { return a.v[l] < b.v[l] ? a.v[l] : b.v[l]; });
+}
+CONCLAVE_KERNEL_INLINE V16 Abs(V16 a) {
+  return EachLane([&](int l) { return FloatOf(BitsOf(a.v[l]) & 0x7fffffffu); });
+}
+CONCLAVE_KERNEL_INLINE V16 Neg(V16 a) {
+  return EachLane([&](int l) { return FloatOf(BitsOf(a.v[l]) ^ 0x80000000u); });
+}
+
+CONCLAVE_KERNEL_INLINE M16 Less(V16 a, V16 b) {
+  M16 out;
+  for (int l = 0; l < 16; ++l) {
+    out.v[l] = a.v[l] < b.v[l];
+  }
+  return out;
+}
+// Lanes lo <= l < hi.
+CONCLAVE_KERNEL_INLINE M16 LaneRange(int64_t lo, int64_t hi) {
+  M16 out;
+  for (int l = 0; l < 16; ++l) {
+    out.v[l] = l >= lo && l < hi;
+  }
+  return out;
+}
+CONCLAVE_KERNEL_INLINE V16 Select(M16 mask, V16 yes, V16 no) {
+  return EachLane([&](int l) { return mask.v[l] ? yes.v[l] : no.v[l]; });
+}
+
+// 2^n where `biased` = 1.5·2^23 + n, exact for -126 <= n <= 127.
+CONCLAVE_KERNEL_INLINE V16 Pow2FromBiased(V16 biased) {
+  return EachLane([&](int l) { return FloatOf((BitsOf(biased.v[l]) << 23) + 0x3f800000u); });
+}
+
+CONCLAVE_KERNEL_INLINE V16 LoadBf16N(const uint16_t* p, int64_t n) {
+  return EachLane([&](int l) { return FloatOf(l < n ? uint32_t{p[l]} << 16 : 0u); });
+}
+CONCLAVE_KERNEL_INLINE V16 LoadBf16(const uint16_t* p) { return LoadBf16N(p, 16); }
+// Rounds as ToBf16 of tensor/dtype.h.
+CONCLAVE_KERNEL_INLINE void StoreBf16N(uint16_t* p, V16 a, int64_t n) {
+  for (int64_t l = 0; l < n; ++l) {
+    const uint32_t bits = BitsOf(a.v[l]);
+    const uint32_t magnitude = bits & 0x7fffffffu;
+    uint32_t out = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    if (magnitude > 0x7f800000u) {
+      out = (bits >> 16) | 0x40u;
+    } else if (magnitude < 0x00800000u) {
+      out = (bits >> 16) & 0x8000u;
+    }
+    p[l] = static_cast<uint16_t>(out);
+  }
+}
+
+CONCLAVE_KERNEL_INLINE float ReduceAdd(V16 a) {
+  for (int half = 8; half > 0; half /= 2) {
+    for (int l = 0; l < half; ++l) {
+      a.v[l] = a.v[l] + a.v[l + half];
+    }
+  }
+  return a.v[0];
+}
+CONCLAVE_KERNEL_INLINE float ReduceMax(V16 a) {
+  for (int half = 8; half > 0; half /= 2) {
+    for (int l = 0; l < half; ++l) {
+      a.v[l] = a.v[l] > a.v[l + half] ? a.v[l] : a.v[l + half];
+    }
+  }
+  return a.v[0];
+}
+
+// The vector of the GEMM tiles. Without registers worth the name, one row at a time keeps the code
+// small.
+using Vec = V16;
+inline constexpr int kVecLanes = 16;
+inline constexpr int kTileRowsMax = 1;
+constexpr int TileVecs(int /*rows*/) { return 4; }
+// Attention: items at once, and V16 accumulators that stay in registers.
+inline constexpr int kAttendItems = 1;
+inline constexpr int kAttendAccumulators = 4;
+
+CONCLAVE_KERNEL_INLINE Vec VecZero() { return Zero(); }
+CONCLAVE_KERNEL_INLINE Vec VecSet1(float value) { return Set1(value); }
+CONCLAVE_KERNEL_INLINE Vec VecLoad(const float* p) { return Load(p); }
+CONCLAVE_KERNEL_INLINE Vec VecLoadN(const float* p, int64_t n) { return LoadN(p, n); }
+CONCLAVE_KERNEL_INLINE void VecStoreN(float* p, Vec a, int64_t n) { StoreN(p, a, n); }
+CONCLAVE_KERNEL_INLINE Vec VecAdd(Vec a, Vec b) { return Add(a, b); }
+CONCLAVE_KERNEL_INLINE Vec VecFma(Vec a, Vec b, Vec c) { return Fma(a, b, c); }
+// The first and the second elements of kVecLanes bf16 pairs.
+CONCLAVE_KERNEL_INLINE Vec VecEven(const uint16_t* pairs) {
+  return EachLane([&](int l) { return FloatOf(uint32_t{pairs[2 * l]} << 16); });
+}
+CONCLAVE_KERNEL_INLINE Vec VecOdd(const uint16_t* pairs) {
+  return EachLane([&](int l) { return FloatOf(uint32_t{pairs[2 * l + 1]} << 16); });
+}
+
+}  // namespace
+}  // namespace conclave::kernels

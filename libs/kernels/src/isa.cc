@@ -1,0 +1,109 @@
+#include "conclave/kernels/isa.h"
+
+#include <array>
+#include <string>
+
+#include "conclave/base/check.h"
+#include "conclave/base/status.h"
+#include "conclave/base/thread_pool.h"
+#include "conclave/kernels/context.h"
+#include "kernel_table.h"
+
+namespace conclave::kernels {
+namespace {
+
+constexpr std::array kAllIsas = {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16};
+
+// __builtin_cpu_supports reads CPUID and, through XGETBV, whether the operating system saves the
+// wider registers.
+bool HasAvx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool HasAvx512() {
+  return HasAvx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+bool HasAvx512Bf16() {
+  static const bool has = [] {
+    const DenormalsOff denormals_off;
+    return HasAvx512() && __builtin_cpu_supports("avx512bf16") && DotProductKeepsTheOrder();
+  }();
+  return has;
+}
+
+}  // namespace
+
+std::string_view NameOf(Isa isa) {
+  switch (isa) {
+    case Isa::kScalar:
+      return "scalar";
+    case Isa::kAvx2:
+      return "avx2";
+    case Isa::kAvx512:
+      return "avx512";
+    case Isa::kAvx512Bf16:
+      return "avx512-bf16";
+  }
+  CONCLAVE_CHECK(false);
+}
+
+bool IsSupported(Isa isa) {
+  switch (isa) {
+    case Isa::kScalar:
+      return true;
+    case Isa::kAvx2:
+      return HasAvx2();
+    case Isa::kAvx512:
+      return HasAvx512();
+    case Isa::kAvx512Bf16:
+      return HasAvx512Bf16();
+  }
+  CONCLAVE_CHECK(false);
+}
+
+std::vector<Isa> SupportedIsas() {
+  std::vector<Isa> isas;
+  for (const Isa isa : kAllIsas) {
+    if (IsSupported(isa)) {
+      isas.push_back(isa);
+    }
+  }
+  return isas;
+}
+
+absl::StatusOr<Isa> ResolveIsa(std::string_view word) {
+  if (word == "auto") {
+    return SupportedIsas().back();
+  }
+  for (const Isa isa : kAllIsas) {
+    if (word != NameOf(isa)) {
+      continue;
+    }
+    if (!IsSupported(isa)) {
+      return Error(absl::StatusCode::kFailedPrecondition, "isa_unsupported",
+                   "--isa: this CPU cannot run " + std::string(word) + "; expected at most " +
+                       std::string(NameOf(SupportedIsas().back())) + ", found " +
+                       std::string(word));
+    }
+    return isa;
+  }
+  return InvalidArgument("isa_unknown",
+                         "--isa: unknown instruction set; expected auto, scalar, avx2, avx512 or "
+                         "avx512-bf16, found \"" +
+                             std::string(word) + "\"");
+}
+
+const KernelTable& TableFor(Isa isa) {
+  CONCLAVE_CHECK(IsSupported(isa));
+  switch (isa) {
+    case Isa::kScalar:
+      return kScalarTable;
+    case Isa::kAvx2:
+      return kAvx2Table;
+    case Isa::kAvx512:
+      return kAvx512Table;
+    case Isa::kAvx512Bf16:
+      return kAvx512Bf16Table;
+  }
+  CONCLAVE_CHECK(false);
+}
+
+}  // namespace conclave::kernels

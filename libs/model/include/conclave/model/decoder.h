@@ -1,0 +1,103 @@
+// The language model without its experts: embedding, norms, attention, dense FFNs, gates, head. One step takes a batch
+// of rows of different sequences and phases; experts are reached through a MoeExecutor.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "conclave/checkpoint/checkpoint.h"
+#include "conclave/kernels/context.h"
+#include "conclave/model/kv_pool.h"
+#include "conclave/tensor/dtype.h"
+#include "conclave/tensor/view.h"
+
+namespace conclave::model {
+
+// One row of a step: one position of one sequence. Plain data, rebuilt each step without allocation.
+struct StepRow {
+  int32_t position = 0;            // absolute, within its sequence
+  const int32_t* block_table = nullptr;  // the sequence's KV blocks, position / kKvBlockTokens
+  bool is_image = false;           // the modality byte that travels to the gate and the workers
+  bool is_prefill = false;
+};
+
+// What the gate chose for the rows of one layer. Views into the decoder's buffers, valid during MoeExecutor::Run.
+struct GateChoice {
+  MatView<const int32_t> experts;  // [rows, top_k]
+  MatView<const float> weights;    // [rows, top_k]
+};
+
+// Runs the experts of one MoE layer: the frontend's dispatcher.
+class MoeExecutor {
+ public:
+  virtual ~MoeExecutor() = default;
+
+  // out[r, :] = wire-rounded Σ_k wire(weight_k · expert_k(n[r, :])), as data-plane.md section 4 defines it.
+  //   n    [rows, io_dim]  f32 norm output; the executor rounds it to the wire dtype
+  //   out  [rows, io_dim]  overwritten
+  // An error fails the whole step; nothing of it may be used.
+  virtual absl::Status Run(int32_t layer, MatView<const float> n, std::span<const StepRow> rows,
+                           const GateChoice& choice, MatView<float> out) = 0;
+};
+
+// Sees intermediate results, for parity tests and telemetry. Called on the step's thread; views die with the call.
+class StepObserver {
+ public:
+  virtual ~StepObserver() = default;
+  // [rows, hidden_dim] after layer `layer`, before the final norm.
+  virtual void OnHidden(int32_t layer, MatView<const float> hidden);
+  // Gate of an MoE layer: raw logits and the softmax, [rows, E], and the choice.
+  virtual void OnGate(int32_t layer, MatView<const float> logits, MatView<const float> probabilities,
+                      const GateChoice& choice);
+  // [logit_rows, hidden_dim]
+  virtual void OnFinalNorm(MatView<const float> normed);
+};
+
+struct DecoderOptions {
+  DType dtype = DType::kBf16;
+  kernels::Context compute;
+  int32_t max_rows = 0;        // rows of one step
+  int32_t max_logit_rows = 0;  // of those, rows whose logits are wanted
+};
+
+// Weights and buffers of the decoder. Step() by one thread.
+class Decoder {
+ public:
+  // Reads everything but the experts and the tower. `on_progress(bytes_done, bytes_total)` may be null.
+  static absl::StatusOr<std::unique_ptr<Decoder>> Load(
+      const checkpoint::Checkpoint& checkpoint, const DecoderOptions& options,
+      const std::function<void(int64_t, int64_t)>& on_progress);
+  ~Decoder();
+
+  const checkpoint::ModelDesc& desc() const;
+  kernels::KvLayout kv_layout() const;
+  size_t weight_bytes() const;
+
+  // out = embedding row of `token`, which must be in [0, vocab_rows).
+  void Embed(int32_t token, std::span<float> out) const;
+
+  // The buffer for the rows of the next step, [max_rows, hidden_dim]: the caller writes embeddings or image features
+  // into the first rows.size() rows.
+  MatView<float> input();
+
+  // Runs all layers over the first rows.size() rows of input(), storing their keys and values at their positions.
+  //   rows        rows of one sequence stand in ascending position, and every earlier position is in the pool or in
+  //               this step
+  //   logit_rows  indices of rows whose logits are wanted
+  // Returns logits [logit_rows, vocab_rows], f32, valid until the next step. `observer` may be null. No allocation.
+  absl::StatusOr<MatView<const float>> Step(std::span<const StepRow> rows, std::span<const int32_t> logit_rows,
+                                            KvPool& kv, MoeExecutor& experts, StepObserver* observer);
+
+ private:
+  struct State;
+  explicit Decoder(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace conclave::model

@@ -1,0 +1,67 @@
+// Linear layers: packed weights with a bias, loaded from one or several stored tensors.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "conclave/checkpoint/checkpoint.h"
+#include "conclave/kernels/context.h"
+#include "conclave/kernels/matmul.h"
+#include "conclave/tensor/aligned_buffer.h"
+#include "conclave/tensor/view.h"
+
+namespace conclave::model {
+
+// The numeric mode of a model: element type of packed weights and of what is multiplied with them.
+// kF32: all f32. kBf16: weights, GEMM inputs, KV and wire rows bf16; sums, residual, norms, gate f32.
+
+struct Linear {
+  kernels::PackedMatrix weight;  // [N, K]
+  std::vector<float> bias;       // [N], empty: none
+
+  int64_t out_dim() const { return weight.n(); }
+  size_t size_bytes() const { return weight.size_bytes() + bias.size() * sizeof(float); }
+};
+
+// Packs the stored tensor `name`, which must be [rows, matrix.k()] after flattening all axes but the first (a patch
+// convolution is such a matrix), into rows [first_row, first_row + rows) of `matrix`, converting its dtype, and tells
+// the kernel that the file pages are not needed any more. "tensor_nonfinite" on NaN or infinity.
+absl::Status PackTensor(const checkpoint::Checkpoint& checkpoint, const std::string& name,
+                        std::span<const int64_t> shape, kernels::PackedMatrix& matrix, int64_t first_row,
+                        ThreadPool& pool);
+
+// The tensor `name` of exactly `shape` as f32 values.
+absl::StatusOr<std::vector<float>> LoadFloats(const checkpoint::Checkpoint& checkpoint, const std::string& name,
+                                              std::span<const int64_t> shape);
+
+// One stored linear: `name`.weight [rows, k] and, if `has_bias`, `name`.bias [rows].
+struct LinearPart {
+  std::string name;
+  int64_t rows = 0;
+};
+
+// Loads `parts` stacked along the outputs, as one matrix: fused projections share one pass over the input.
+absl::StatusOr<Linear> LoadLinear(const checkpoint::Checkpoint& checkpoint, std::span<const LinearPart> parts,
+                                  int64_t k, bool has_bias, DType dtype, ThreadPool& pool);
+
+// Room for the bf16 image of a GEMM input.
+class GemmScratch {
+ public:
+  GemmScratch(int64_t max_rows, int64_t max_k, DType dtype);
+
+  // x rounded to bf16, in this scratch. rows and cols within the limits.
+  MatView<const Bf16> Round(const kernels::Context& context, MatView<const float> x);
+
+ private:
+  int64_t max_elements_ = 0;
+  AlignedBuffer buffer_;
+};
+
+// y = x · Wᵀ + b, x rounded to bf16 first where the weights are bf16.
+void ApplyLinear(const kernels::Context& context, const Linear& linear, MatView<const float> x,
+                 GemmScratch& scratch, MatView<float> y);
+
+}  // namespace conclave::model

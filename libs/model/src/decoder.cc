@@ -1,0 +1,273 @@
+#include "conclave/model/decoder.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "conclave/base/check.h"
+#include "conclave/base/status.h"
+#include "conclave/kernels/elementwise.h"
+#include "conclave/model/gate.h"
+#include "decoder_weights.h"
+
+namespace conclave::model {
+namespace {
+
+// An owned f32 matrix, allocated once.
+class Matrix {
+ public:
+  Matrix(int64_t rows, int64_t cols)
+      : cols_(cols), buffer_(static_cast<size_t>(std::max<int64_t>(rows * cols, 1)) * sizeof(float)) {}
+
+  MatView<float> Rows(int64_t rows) { return {data(), rows, cols_, cols_}; }
+  float* data() { return buffer_.As<float>(); }
+
+ private:
+  int64_t cols_;
+  AlignedBuffer buffer_;
+};
+
+int64_t MaxExperts(const checkpoint::ModelDesc& desc) {
+  int64_t most = 1;
+  for (const checkpoint::MoeLayerSpec& layer : desc.moe.layers) {
+    most = std::max<int64_t>(most, layer.num_experts);
+  }
+  return most;
+}
+
+}  // namespace
+
+void StepObserver::OnHidden(int32_t /*layer*/, MatView<const float> /*hidden*/) {}
+void StepObserver::OnGate(int32_t /*layer*/, MatView<const float> /*logits*/,
+                          MatView<const float> /*probabilities*/, const GateChoice& /*choice*/) {}
+void StepObserver::OnFinalNorm(MatView<const float> /*normed*/) {}
+
+struct Decoder::State {
+  State(const checkpoint::ModelDesc& model_desc, const DecoderOptions& decoder_options, DecoderWeights loaded);
+
+  // qkv of `normed`, rotated, stored, attended: out = attention output projection, [rows, hidden].
+  void Attend(int32_t layer, std::span<const StepRow> rows, MatView<const float> normed, KvPool& kv,
+              MatView<float> out);
+  absl::Status Ffn(int32_t layer, std::span<const StepRow> rows, MatView<const float> normed, MoeExecutor& experts,
+                   StepObserver* observer, MatView<float> out);
+  absl::Status Layer(int32_t layer, std::span<const StepRow> rows, KvPool& kv, MoeExecutor& experts,
+                     StepObserver* observer);
+  void BuildRopeTable();
+
+  int64_t q_dim() const { return static_cast<int64_t>(desc.attention.num_heads) * desc.attention.head_dim; }
+  int64_t kv_dim() const { return static_cast<int64_t>(desc.attention.num_kv_heads) * desc.attention.head_dim; }
+
+  const checkpoint::ModelDesc desc;
+  const DecoderOptions options;
+  const DecoderWeights weights;
+  kernels::KvLayout kv_layout;
+
+  Matrix hidden, normed, qkv, attended, projected, ffn_out;
+  Matrix gate_logits, gate_probabilities, gate_weights;
+  std::vector<int32_t> gate_experts;
+  Matrix head_input, logits;
+  GemmScratch gemm;
+  FfnScratch ffn_scratch;
+  std::vector<int32_t> positions;
+  std::vector<kernels::KvRange> ranges;
+  std::vector<float> rope_cos, rope_sin;  // [max_positions, rotary_dim / 2]
+};
+
+Decoder::State::State(const checkpoint::ModelDesc& model_desc, const DecoderOptions& decoder_options,
+                      DecoderWeights loaded)
+    : desc(model_desc),
+      options(decoder_options),
+      weights(std::move(loaded)),
+      kv_layout{desc.attention.num_kv_heads, desc.attention.head_dim,
+                options.dtype == DType::kF32 ? DType::kF32 : DType::kBf16},
+      hidden(options.max_rows, desc.hidden_dim),
+      normed(options.max_rows, desc.hidden_dim),
+      qkv(options.max_rows, q_dim() + 2 * kv_dim()),
+      attended(options.max_rows, q_dim()),
+      projected(options.max_rows, desc.hidden_dim),
+      ffn_out(options.max_rows, desc.hidden_dim),
+      gate_logits(options.max_rows, MaxExperts(desc)),
+      gate_probabilities(options.max_rows, MaxExperts(desc)),
+      gate_weights(options.max_rows, std::max(desc.moe.top_k, 1)),
+      gate_experts(static_cast<size_t>(options.max_rows) * static_cast<size_t>(std::max(desc.moe.top_k, 1))),
+      head_input(options.max_logit_rows, desc.hidden_dim),
+      logits(options.max_logit_rows, desc.vocab_rows),
+      gemm(options.max_rows, std::max<int64_t>(desc.hidden_dim, q_dim()), options.dtype),
+      ffn_scratch(desc.ffn, options.max_rows, options.dtype),
+      positions(static_cast<size_t>(options.max_rows)),
+      ranges(static_cast<size_t>(options.max_rows)) {
+  BuildRopeTable();
+}
+
+void Decoder::State::BuildRopeTable() {
+  const checkpoint::RopeSpec& rope = desc.attention.rope;
+  const int64_t half = rope.rotary_dim / 2;
+  rope_cos.resize(static_cast<size_t>(desc.max_positions * half));
+  rope_sin.resize(rope_cos.size());
+  for (int64_t i = 0; i < half; ++i) {
+    // The original keeps the inverse frequency and the angle in f32; doing so keeps long positions on its grid.
+    const float inverse = 1.0f / std::pow(rope.theta, static_cast<float>(2 * i) / static_cast<float>(rope.rotary_dim));
+    for (int64_t p = 0; p < desc.max_positions; ++p) {
+      const float angle = static_cast<float>(p) * inverse;
+      rope_cos[static_cast<size_t>(p * half + i)] = static_cast<float>(std::cos(static_cast<double>(angle)));
+      rope_sin[static_cast<size_t>(p * half + i)] = static_cast<float>(std::sin(static_cast<double>(angle)));
+    }
+  }
+}
+
+void Decoder::State::Attend(int32_t layer, std::span<const StepRow> rows, MatView<const float> input, KvPool& kv,
+                            MatView<float> out) {
+  const kernels::Context& compute = options.compute;
+  const auto num_rows = static_cast<int64_t>(rows.size());
+  const LayerWeights& w = weights.layers[static_cast<size_t>(layer)];
+  const checkpoint::AttentionSpec& spec = desc.attention;
+  const MatView<float> fused = qkv.Rows(num_rows);
+  ApplyLinear(compute, w.qkv, input, gemm, fused);
+  const MatView<float> q = fused.Cols(0, q_dim());
+  const MatView<float> k = fused.Cols(q_dim(), kv_dim());
+  const MatView<float> v = fused.Cols(q_dim() + kv_dim(), kv_dim());
+  if (const int64_t half = spec.rope.rotary_dim / 2; half > 0) {
+    const MatView<const float> cos(rope_cos.data(), desc.max_positions, half, half);
+    const MatView<const float> sin(rope_sin.data(), desc.max_positions, half, half);
+    const std::span<const int32_t> at(positions.data(), rows.size());
+    kernels::RotateHalfSplit(compute, cos, sin, at, spec.num_heads, spec.head_dim, q);
+    kernels::RotateHalfSplit(compute, cos, sin, at, spec.num_kv_heads, spec.head_dim, k);
+  }
+  // Store every row before any is attended: rows of one chunk see each other.
+  compute.pool->ParallelFor(num_rows, [&](int64_t r) {
+    const StepRow& row = rows[static_cast<size_t>(r)];
+    const int32_t block = row.block_table[row.position / kernels::kKvBlockTokens];
+    kernels::StoreKv(compute, kv_layout, k.RowSpan(r), v.RowSpan(r), row.position % kernels::kKvBlockTokens,
+                     kv.BlockMemory(layer, block));
+  });
+  for (size_t r = 0; r < rows.size(); ++r) {
+    const int32_t position = rows[r].position;
+    const int32_t first = spec.sliding_window > 0 ? std::max(0, position - spec.sliding_window) : 0;
+    ranges[r] = {kv.LayerBase(layer), kv.block_stride(), rows[r].block_table, first, position + 1};
+  }
+  const float scale = 1.0f / std::sqrt(static_cast<float>(spec.head_dim));
+  const MatView<float> mixed = attended.Rows(num_rows);
+  kernels::Attend(compute, kv_layout, spec.num_heads, scale, q, std::span(ranges).first(rows.size()), mixed);
+  ApplyLinear(compute, w.output, mixed, gemm, out);
+}
+
+absl::Status Decoder::State::Ffn(int32_t layer, std::span<const StepRow> rows, MatView<const float> input,
+                                 MoeExecutor& experts, StepObserver* observer, MatView<float> out) {
+  const kernels::Context& compute = options.compute;
+  const LayerWeights& w = weights.layers[static_cast<size_t>(layer)];
+  const checkpoint::MoeLayerSpec* moe = desc.FindMoe(layer);
+  if (moe == nullptr) {
+    if (options.dtype == DType::kBf16) {
+      FfnForward(compute, *w.ffn, gemm.Round(compute, input), ffn_scratch, out);
+    } else {
+      FfnForward(compute, *w.ffn, input, ffn_scratch, out);
+    }
+    return absl::OkStatus();
+  }
+  const int64_t num_experts = moe->num_experts;
+  const MatView<float> gate(gate_logits.data(), input.rows, num_experts, num_experts);
+  const MatView<float> probabilities(gate_probabilities.data(), input.rows, num_experts, num_experts);
+  const MatView<const float> gate_weight(w.gate.data(), num_experts, input.cols, input.cols);
+  kernels::DotRows(compute, input, gate_weight, gate);
+  std::copy_n(gate.data, input.rows * num_experts, probabilities.data);
+  const int64_t top_k = desc.moe.top_k;
+  const MatView<int32_t> chosen(gate_experts.data(), input.rows, top_k, top_k);
+  const MatView<float> chosen_weights(gate_weights.data(), input.rows, top_k, top_k);
+  ChooseExperts(compute, desc.moe, probabilities, chosen, chosen_weights);
+  const GateChoice choice{chosen, chosen_weights};
+  if (observer != nullptr) {
+    observer->OnGate(layer, gate, probabilities, choice);
+  }
+  return experts.Run(layer, input, rows, choice, out);
+}
+
+absl::Status Decoder::State::Layer(int32_t layer, std::span<const StepRow> rows, KvPool& kv, MoeExecutor& experts,
+                                   StepObserver* observer) {
+  const kernels::Context& compute = options.compute;
+  const auto num_rows = static_cast<int64_t>(rows.size());
+  const LayerWeights& w = weights.layers[static_cast<size_t>(layer)];
+  const MatView<float> x = hidden.Rows(num_rows);
+  const MatView<float> n = normed.Rows(num_rows);
+  const MatView<float> attention_out = projected.Rows(num_rows);
+  const MatView<float> feed_forward_out = ffn_out.Rows(num_rows);
+  w.norm1.Apply(compute, x, n);
+  Attend(layer, rows, n, kv, attention_out);
+  if (desc.topology == checkpoint::BlockTopology::kSequential) {
+    kernels::AddScaled(compute, attention_out, 1.0f, x);
+    w.norm2->Apply(compute, x, n);
+    CONCLAVE_RETURN_IF_ERROR(Ffn(layer, rows, n, experts, observer, feed_forward_out));
+  } else {
+    CONCLAVE_RETURN_IF_ERROR(Ffn(layer, rows, n, experts, observer, feed_forward_out));
+    kernels::AddScaled(compute, attention_out, 1.0f, x);
+  }
+  kernels::AddScaled(compute, feed_forward_out, 1.0f, x);
+  if (observer != nullptr) {
+    observer->OnHidden(layer, x);
+  }
+  return absl::OkStatus();
+}
+
+Decoder::Decoder(std::unique_ptr<State> state) : state_(std::move(state)) {}
+Decoder::~Decoder() = default;
+
+absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(const checkpoint::Checkpoint& checkpoint,
+                                                       const DecoderOptions& options,
+                                                       const std::function<void(int64_t, int64_t)>& on_progress) {
+  CONCLAVE_CHECK(options.max_rows >= 1 && options.max_logit_rows >= 1);
+  const checkpoint::ModelDesc& desc = checkpoint.desc();
+  if (desc.moe.use_residual) {
+    return Error(absl::StatusCode::kUnimplemented, "model_unsupported",
+                 "config.json: moe.use_residual: residual MoE is not served yet; expected false, found true");
+  }
+  CONCLAVE_ASSIGN_OR_RETURN(DecoderWeights weights, LoadDecoderWeights(checkpoint, options.dtype,
+                                                                       *options.compute.pool, on_progress));
+  return std::unique_ptr<Decoder>(new Decoder(std::make_unique<State>(desc, options, std::move(weights))));
+}
+
+const checkpoint::ModelDesc& Decoder::desc() const { return state_->desc; }
+kernels::KvLayout Decoder::kv_layout() const { return state_->kv_layout; }
+size_t Decoder::weight_bytes() const { return state_->weights.size_bytes(); }
+MatView<float> Decoder::input() { return state_->hidden.Rows(state_->options.max_rows); }
+
+void Decoder::Embed(int32_t token, std::span<float> out) const {
+  const int64_t dim = state_->desc.hidden_dim;
+  CONCLAVE_CHECK(token >= 0 && token < state_->desc.vocab_rows && static_cast<int64_t>(out.size()) == dim);
+  if (state_->options.dtype == DType::kBf16) {
+    const Bf16* row = state_->weights.embedding.As<Bf16>() + token * dim;
+    std::transform(row, row + dim, out.begin(), [](Bf16 value) { return ToFloat(value); });
+  } else {
+    const float* row = state_->weights.embedding.As<float>() + token * dim;
+    std::copy(row, row + dim, out.begin());
+  }
+}
+
+absl::StatusOr<MatView<const float>> Decoder::Step(std::span<const StepRow> rows, std::span<const int32_t> logit_rows,
+                                                   KvPool& kv, MoeExecutor& experts, StepObserver* observer) {
+  // The few scalar loops between kernels run under the kernels' own rounding of denormals.
+  const DenormalsOff denormals_off;
+  State& s = *state_;
+  CONCLAVE_CHECK(static_cast<int32_t>(rows.size()) <= s.options.max_rows);
+  CONCLAVE_CHECK(static_cast<int32_t>(logit_rows.size()) <= s.options.max_logit_rows);
+  for (size_t r = 0; r < rows.size(); ++r) {
+    CONCLAVE_CHECK(rows[r].position >= 0 && rows[r].position < s.desc.max_positions);
+    s.positions[r] = rows[r].position;
+  }
+  for (int32_t layer = 0; layer < s.desc.num_layers; ++layer) {
+    CONCLAVE_RETURN_IF_ERROR(s.Layer(layer, rows, kv, experts, observer));
+  }
+  const auto num_logits = static_cast<int64_t>(logit_rows.size());
+  const MatView<float> x = s.hidden.Rows(static_cast<int64_t>(rows.size()));
+  const MatView<float> head_input = s.head_input.Rows(num_logits);
+  for (int64_t i = 0; i < num_logits; ++i) {
+    std::copy_n(x.Row(logit_rows[static_cast<size_t>(i)]), s.desc.hidden_dim, head_input.Row(i));
+  }
+  s.weights.final_norm.Apply(s.options.compute, head_input, head_input);
+  if (observer != nullptr) {
+    observer->OnFinalNorm(head_input);
+  }
+  const MatView<float> logits = s.logits.Rows(num_logits);
+  ApplyLinear(s.options.compute, s.weights.head, head_input, s.gemm, logits);
+  return MatView<const float>(logits);
+}
+
+}  // namespace conclave::model

@@ -1,0 +1,41 @@
+// What Decoder::Load reads: everything of the language model that is no expert.
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "conclave/checkpoint/checkpoint.h"
+#include "conclave/model/ffn.h"
+#include "conclave/model/linear.h"
+#include "conclave/tensor/aligned_buffer.h"
+#include "norm.h"
+
+namespace conclave::model {
+
+struct LayerWeights {
+  Norm norm1;
+  std::optional<Norm> norm2;  // absent in parallel blocks
+  Linear qkv;                 // rows q | k | v
+  Linear output;
+  std::optional<FfnWeights> ffn;  // dense layers
+  std::vector<float> gate;        // MoE layers: [E, io_dim] f32
+};
+
+struct DecoderWeights {
+  AlignedBuffer embedding;  // [vocab_rows, hidden_dim] in the numeric mode's dtype
+  std::vector<LayerWeights> layers;
+  Norm final_norm;
+  Linear head;
+
+  // Bytes held in memory.
+  size_t size_bytes() const;
+};
+
+// `on_progress(bytes_done, bytes_total)` may be null.
+absl::StatusOr<DecoderWeights> LoadDecoderWeights(const checkpoint::Checkpoint& checkpoint, DType dtype,
+                                                  ThreadPool& pool,
+                                                  const std::function<void(int64_t, int64_t)>& on_progress);
+
+}  // namespace conclave::model

@@ -1,0 +1,172 @@
+#include "command_line.h"
+
+#include <CLI/App.hpp>
+#include <algorithm>
+#include <utility>
+
+#include "conclave/base/status.h"
+#include "conclave/service/options.h"
+#include "conclave/service/units.h"
+
+namespace conclave::service {
+namespace {
+
+// "--name" out of "--name=value". Values are never echoed: they may be secrets.
+std::string FlagOf(std::string_view argument) {
+  return std::string(argument.substr(0, argument.find('=')));
+}
+
+absl::Status UsageError(std::string_view flag, std::string_view why) {
+  return InvalidArgument("usage", std::string(flag) + ": " + std::string(why));
+}
+
+class Splitter {
+ public:
+  Splitter(std::span<const FlagShape> shapes, int num_positionals_max)
+      : shapes_(shapes.begin(), shapes.end()) {
+    for (const StandardFlag& flag : kStandardFlags) {
+      shapes_.push_back({std::string(flag.name), flag.name == "help" ? 'h' : char{0},
+                         std::string(flag.value_name), false});
+    }
+    app_.set_help_flag();
+    app_.allow_extras();
+    for (const FlagShape& shape : shapes_) {
+      std::string names = "--" + shape.name;
+      if (shape.short_name != 0) {
+        names = std::string("-") + shape.short_name + "," + names;
+      }
+      CLI::Option* option =
+          shape.value_name.empty() ? app_.add_flag(names) : app_.add_option(names);
+      // Take all, so that a second one is seen here and not overwritten there.
+      option->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)->allow_extra_args(false);
+      options_.push_back(option);
+    }
+    if (num_positionals_max > 0) {
+      positional_ = app_.add_option("arguments")
+                        ->expected(0, num_positionals_max)
+                        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+                        ->allow_extra_args(false);
+    }
+  }
+
+  absl::StatusOr<CommandLine> Split(std::span<const std::string> args) {
+    // CLI11 takes the last argument first.
+    std::vector<std::string> reversed(args.rbegin(), args.rend());
+    try {
+      app_.parse(std::move(reversed));
+    } catch (const CLI::ArgumentMismatch&) {
+      // It stops so only when the arguments ran out, behind a flag that needs a value.
+      return MissingValue(FlagOf(args.back()));
+    } catch (const CLI::Error& error) {
+      return InvalidArgument("usage", error.what());
+    }
+    if (IsOn("help") || IsOn("version")) {
+      CommandLine only;
+      only.flags[IsOn("help") ? "help" : "version"] = {"true"};
+      return only;
+    }
+    CONCLAVE_RETURN_IF_ERROR(CheckUnknown());
+    return Collect();
+  }
+
+ private:
+  const FlagShape* Find(std::string_view flag) const {
+    for (const FlagShape& shape : shapes_) {
+      if (flag == "--" + shape.name ||
+          (shape.short_name != 0 && flag == std::string("-") + shape.short_name)) {
+        return &shape;
+      }
+    }
+    return nullptr;
+  }
+
+  bool IsOn(std::string_view name) const {
+    for (size_t i = 0; i < shapes_.size(); ++i) {
+      if (shapes_[i].name == name) {
+        return options_[i]->count() > 0;
+      }
+    }
+    return false;
+  }
+
+  absl::Status MissingValue(const std::string& flag) const {
+    const FlagShape* shape = Find(flag);
+    return UsageError(flag, "has no value" +
+                                (shape == nullptr ? "" : "; expected " + shape->value_name));
+  }
+
+  absl::Status CheckUnknown() const {
+    for (const std::string& rest : app_.remaining()) {
+      if (rest.size() < 2 || !rest.starts_with('-')) {
+        return InvalidArgument("usage", "unexpected argument " + Quoted(rest));
+      }
+      const std::string flag = FlagOf(rest);
+      std::vector<std::string> names;
+      for (const FlagShape& shape : shapes_) {
+        names.push_back("--" + shape.name);
+      }
+      const std::string near = NearestWord(flag, names);
+      return InvalidArgument("usage", "unknown flag " + Quoted(flag) +
+                                          (near.empty() ? "" : "; did you mean " + near + "?"));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<CommandLine> Collect() const {
+    CommandLine line;
+    for (size_t i = 0; i < shapes_.size(); ++i) {
+      const FlagShape& shape = shapes_[i];
+      const std::string flag = "--" + shape.name;
+      if (options_[i]->count() == 0) {
+        continue;
+      }
+      std::vector<std::string> values = options_[i]->results();
+      if (values.size() > 1 && !shape.is_list) {
+        return UsageError(flag, "given " + std::to_string(values.size()) + " times; expected once");
+      }
+      for (const std::string& value : values) {
+        // `--listen --threads 4`: the second flag is no address.
+        if (value.empty() || (!shape.value_name.empty() && value.starts_with('-') &&
+                              Find(FlagOf(value)) != nullptr)) {
+          return MissingValue(flag);
+        }
+      }
+      line.flags[shape.name] = std::move(values);
+    }
+    if (positional_ != nullptr) {
+      line.positionals = positional_->results();
+    }
+    return line;
+  }
+
+  std::vector<FlagShape> shapes_;
+  CLI::App app_;
+  std::vector<CLI::Option*> options_;
+  CLI::Option* positional_ = nullptr;
+};
+
+}  // namespace
+
+absl::StatusOr<CommandLine> SplitCommandLine(
+    std::span<const std::string> args, std::span<const FlagShape> shapes,
+    const std::map<std::string, std::string, std::less<>>& refused, int num_positionals_max) {
+  for (const std::string& argument : args) {
+    if (argument == "--") {
+      break;
+    }
+    if (!argument.starts_with("--")) {
+      continue;
+    }
+    const std::string flag = FlagOf(argument);
+    if (const auto found = refused.find(flag.substr(2)); found != refused.end()) {
+      return UsageError(flag, found->second);
+    }
+    // CLI11 would take the next argument as the value.
+    if (argument.size() == flag.size() + 1) {
+      return UsageError(flag, "has no value after '='");
+    }
+  }
+  return Splitter(shapes, num_positionals_max).Split(args);
+}
+
+}  // namespace conclave::service

@@ -1,0 +1,91 @@
+// golden_check DIR...: runs every case of folders in the layout of tests/golden/data and prints a table.
+//
+// A DIR is a whole recording (cases/, images/, tokenizers/, templates.json, gating.json, shapes/; whatever is there is
+// checked) or one case folder. Exits with 0 when nothing failed, 1 otherwise, 2 on a usage error. What a later version
+// will support is listed as "not yet supported" and never counted as passed.
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "checks.h"
+#include "recording.h"
+
+namespace conclave::golden {
+namespace {
+
+void CheckRoot(const std::string& root, const CheckOptions& options, Report& report) {
+  for (const std::string& name : FoldersIn(root + "/cases")) {
+    CheckCase(root + "/cases/" + name, root + "/images", options, report);
+  }
+  if (Exists(root + "/images/expected.json")) {
+    CheckImages(root, report);
+  }
+  for (const std::string& name : FoldersIn(root + "/tokenizers")) {
+    CheckTokenizer(root + "/tokenizers/" + name, report);
+  }
+  if (Exists(root + "/templates.json")) {
+    CheckTemplates(root, report);
+  }
+  if (Exists(root + "/gating.json")) {
+    CheckGating(root, options, report);
+  }
+  if (Exists(root + "/shapes")) {
+    for (const auto& entry : std::filesystem::directory_iterator(root + "/shapes")) {
+      CheckShapes(entry.path().string(), report);
+    }
+  }
+}
+
+int Main(const std::vector<std::string>& args) {
+  CheckOptions options;
+  options.isa = kernels::SupportedIsas().back();
+  std::vector<std::string> folders;
+  for (size_t i = 0; i < args.size(); ++i) {
+    const bool has_value = i + 1 < args.size();
+    if (args[i] == "--isa" && has_value) {
+      const auto isa = kernels::ResolveIsa(args[++i]);
+      if (!isa.ok()) {
+        std::fprintf(stderr, "error: --isa: %s\n", std::string(isa.status().message()).c_str());
+        return 2;
+      }
+      options.isa = *isa;
+    } else if (args[i] == "--workers" && has_value) {
+      options.num_workers = std::atoi(args[++i].c_str());
+    } else if (args[i] == "--threads" && has_value) {
+      options.num_threads = std::atoi(args[++i].c_str());
+    } else if (args[i].starts_with("--")) {
+      folders.clear();
+      break;
+    } else {
+      folders.push_back(args[i]);
+    }
+  }
+  if (folders.empty() || options.num_workers < 1 || options.num_threads < 1) {
+    std::fprintf(stderr, "usage: golden_check [--isa auto|NAME] [--workers N] [--threads N] DIR...\n");
+    return 2;
+  }
+  Report report;
+  for (const std::string& folder : folders) {
+    if (Exists(folder + "/case.json")) {
+      const std::string images = std::filesystem::path(folder).parent_path().parent_path() / "images";
+      CheckCase(folder, images, options, report);
+    } else if (std::filesystem::is_directory(folder)) {
+      const int before = report.num_passed() + report.num_failed() + report.num_not_supported();
+      CheckRoot(folder, options, report);
+      if (report.num_passed() + report.num_failed() + report.num_not_supported() == before) {
+        report.Error(folder, "", "holds no recording");
+      }
+    } else {
+      report.Error(folder, "", "is no folder");
+    }
+  }
+  report.Print();
+  return report.num_failed() == 0 ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace conclave::golden
+
+int main(int argc, char** argv) { return conclave::golden::Main({argv + 1, argv + argc}); }

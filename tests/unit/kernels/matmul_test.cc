@@ -1,0 +1,191 @@
+// Goal: MatMul computes x·Wᵀ + b as the chains of matmul.h, on every path.
+// Method: bit by bit against a chain written here with std::fma, and against double sums within the
+// bound of a chain of K roundings.
+#include "conclave/kernels/matmul.h"
+
+#include "kernels_testing.h"
+
+namespace conclave::kernels {
+namespace {
+
+// One output, by the words of matmul.h. FTZ and DAZ come from the caller.
+float Chain(const float* x, const float* w, int64_t k) {
+  float acc = 0.0f;
+  for (int64_t i = 0; i < k; ++i) {
+    acc = std::fma(x[i], w[i], acc);
+  }
+  return acc;
+}
+
+float Chain(const Bf16* x, const Bf16* w, int64_t k) {
+  float acc = 0.0f;
+  for (int64_t j = 0; j < k; j += 2) {
+    const bool has_odd = j + 1 < k;
+    acc = std::fma(has_odd ? ToFloat(x[j + 1]) : 0.0f, has_odd ? ToFloat(w[j + 1]) : 0.0f, acc);
+    acc = std::fma(ToFloat(x[j]), ToFloat(w[j]), acc);
+  }
+  return acc;
+}
+
+template <typename T>
+Matrix<float> Expected(const Matrix<T>& x, const Matrix<T>& w, const std::vector<float>& bias) {
+  const DenormalsOff denormals_off;
+  Matrix<float> y(x.rows, w.rows);
+  for (int64_t m = 0; m < x.rows; ++m) {
+    for (int64_t n = 0; n < w.rows; ++n) {
+      const float acc = Chain(&x.At(m, 0), &w.At(n, 0), x.cols);
+      y.At(m, n) = bias.empty() ? acc : acc + bias[static_cast<size_t>(n)];
+    }
+  }
+  return y;
+}
+
+template <typename T>
+Matrix<float> Found(const Context& context, const Matrix<T>& x, const Matrix<T>& w,
+                    const std::vector<float>& bias) {
+  PackedMatrix packed(w.rows, w.cols, std::is_same_v<T, float> ? DType::kF32 : DType::kBf16);
+  packed.PackRows(0, w.View(), *context.pool);
+  Matrix<float> y(x.rows, w.rows);
+  MatMul(context, x.View(), packed, bias, y.View());
+  return y;
+}
+
+class MatMulTest : public testing::TestWithParam<Isa> {
+ protected:
+  ThreadPool pool_{2};
+  Context context_{GetParam(), pool_};
+  Random random_{5};
+};
+
+INSTANTIATE_TEST_SUITE_P(Paths, MatMulTest, testing::ValuesIn(SupportedIsas()), IsaTestName);
+
+struct Sizes {
+  int64_t m, n, k;
+};
+// Rows around the tile heights, columns around the panel width, K odd, tiny and beyond one block.
+constexpr Sizes kSizes[] = {{1, 1, 1},   {1, 64, 2},   {2, 65, 3},   {3, 63, 17},  {5, 7, 64},
+                            {6, 128, 9}, {7, 130, 31}, {13, 72, 80}, {4, 20, 515}, {2, 33, 1025}};
+
+TEST_P(MatMulTest, Bf16EqualsTheChainBitByBitOnHostileInputs) {
+  for (const Sizes& s : kSizes) {
+    const Matrix<Bf16> x = Rounded(HostileMatrix(random_, s.m, s.k));
+    const Matrix<Bf16> w = Rounded(HostileMatrix(random_, s.n, s.k));
+    const std::vector<float> bias = UniformVector(random_, s.n, -1.0f, 1.0f);
+    EXPECT_TRUE(SameBytes(Found(context_, x, w, bias).values, Expected(x, w, bias).values))
+        << s.m << " " << s.n << " " << s.k;
+  }
+}
+
+TEST_P(MatMulTest, F32EqualsTheChainBitByBitOnHostileInputs) {
+  for (const Sizes& s : kSizes) {
+    const Matrix<float> x = HostileMatrix(random_, s.m, s.k);
+    const Matrix<float> w = HostileMatrix(random_, s.n, s.k);
+    EXPECT_TRUE(SameBytes(Found(context_, x, w, {}).values, Expected(x, w, {}).values))
+        << s.m << " " << s.n << " " << s.k;
+  }
+}
+
+// K beyond the block of the widened x (512) and beyond that of the dot product (6144), where
+// accumulators are parked in y.
+TEST_P(MatMulTest, LongChainsEqualTheChainAcrossBlocksOfK) {
+  const Matrix<Bf16> x = Rounded(UniformMatrix(random_, 3, 12301));
+  const Matrix<Bf16> w = Rounded(UniformMatrix(random_, 5, 12301));
+  const std::vector<float> bias = UniformVector(random_, 5, -1.0f, 1.0f);
+  EXPECT_TRUE(SameBytes(Found(context_, x, w, bias).values, Expected(x, w, bias).values));
+}
+
+TEST_P(MatMulTest, StaysWithinTheBoundOfAChainOfKRoundings) {
+  const Matrix<Bf16> x = Rounded(UniformMatrix(random_, 9, 700));
+  const Matrix<Bf16> w = Rounded(UniformMatrix(random_, 90, 700));
+  const Matrix<float> y = Found(context_, x, w, {});
+  for (int64_t m = 0; m < x.rows; ++m) {
+    for (int64_t n = 0; n < w.rows; ++n) {
+      double sum = 0.0;
+      double magnitude = 0.0;
+      for (int64_t k = 0; k < x.cols; ++k) {
+        const double term = double{ToFloat(x.At(m, k))} * double{ToFloat(w.At(n, k))};
+        sum += term;
+        magnitude += std::abs(term);
+      }
+      ASSERT_NEAR(y.At(m, n), sum, Gamma(x.cols) * magnitude) << m << " " << n;
+    }
+  }
+}
+
+TEST_P(MatMulTest, DenormalProductsAndInputsAreFlushedWhateverTheCallersMode) {
+  Matrix<Bf16> x(1, 2);
+  Matrix<Bf16> w(2, 2);
+  x.values = {ToBf16(std::ldexp(1.0f, -70)), Bf16{0x0001}};
+  w.values = {ToBf16(std::ldexp(1.0f, -70)), ToBf16(1.0f), Bf16{0x0040}, ToBf16(1.0f)};
+  const Matrix<float> y = Found(context_, x, w, {});
+  EXPECT_EQ(BitsOf(y.At(0, 0)), 0u);
+  EXPECT_EQ(BitsOf(y.At(0, 1)), 0u);
+  const DenormalsOff denormals_off;
+  EXPECT_TRUE(SameBytes(Found(context_, x, w, {}).values, y.values));
+}
+
+TEST_P(MatMulTest, ZeroRowsWriteNothing) {
+  const Matrix<Bf16> x(0, 8);
+  const Matrix<Bf16> w(4, 8);
+  EXPECT_TRUE(Found(context_, x, w, {}).values.empty());
+}
+
+TEST_P(MatMulTest, ZeroInputsGiveTheBias) {
+  const Matrix<float> x(2, 0);
+  const Matrix<float> w(70, 0);
+  const std::vector<float> bias = UniformVector(random_, 70, -1.0f, 1.0f);
+  const Matrix<float> y = Found(context_, x, w, bias);
+  for (int64_t n = 0; n < 70; ++n) {
+    EXPECT_EQ(y.At(1, n), bias[static_cast<size_t>(n)]);
+  }
+}
+
+TEST_P(MatMulTest, NothingOutsideYIsWritten) {
+  const Matrix<Bf16> x = Rounded(UniformMatrix(random_, 7, 10));
+  const Matrix<Bf16> w = Rounded(UniformMatrix(random_, 70, 10));
+  PackedMatrix packed(70, 10, DType::kBf16);
+  packed.PackRows(0, w.View(), pool_);
+  Matrix<float> y(7, 70, 75);
+  std::fill(y.values.begin(), y.values.end(), 99.0f);
+  MatMul(context_, x.View(), packed, {}, y.View());
+  for (int64_t m = 0; m < 7; ++m) {
+    for (int64_t gap = 70; gap < 75; ++gap) {
+      EXPECT_EQ(y.At(m, gap), 99.0f);
+    }
+  }
+}
+
+TEST_P(MatMulTest, ANanInOneRowStaysInThatRow) {
+  Matrix<Bf16> x = Rounded(UniformMatrix(random_, 6, 8));
+  x.At(2, 3) = ToBf16(std::nanf(""));
+  const Matrix<Bf16> w = Rounded(UniformMatrix(random_, 64, 8));
+  const Matrix<float> y = Found(context_, x, w, {});
+  for (int64_t m = 0; m < 6; ++m) {
+    EXPECT_EQ(std::isnan(y.At(m, 0)), m == 2) << m;
+  }
+}
+
+using MatMulDeathTest = MatMulTest;
+INSTANTIATE_TEST_SUITE_P(Scalar, MatMulDeathTest, testing::Values(Isa::kScalar), IsaTestName);
+
+TEST_P(MatMulDeathTest, ShapesThatDoNotFitAbort) {
+  const PackedMatrix w(4, 8, DType::kBf16);
+  Matrix<float> y(2, 4);
+  Matrix<float> narrow(2, 3);
+  const Matrix<Bf16> x(2, 8);
+  const Matrix<Bf16> short_x(2, 7);
+  const std::vector<float> bias(3);
+  EXPECT_DEATH(MatMul(context_, short_x.View(), w, {}, y.View()), "w.k");
+  EXPECT_DEATH(MatMul(context_, x.View(), w, {}, narrow.View()), "w.n");
+  EXPECT_DEATH(MatMul(context_, x.View(), w, bias, y.View()), "bias");
+}
+
+TEST_P(MatMulDeathTest, InputsOfAnotherTypeThanTheWeightsAbort) {
+  const PackedMatrix w(4, 8, DType::kBf16);
+  const Matrix<float> x(2, 8);
+  Matrix<float> y(2, 4);
+  EXPECT_DEATH(MatMul(context_, x.View(), w, {}, y.View()), "dtype");
+}
+
+}  // namespace
+}  // namespace conclave::kernels

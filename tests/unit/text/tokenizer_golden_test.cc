@@ -1,0 +1,142 @@
+// Goal: ids and text equal those of the original tokenizer classes, id by id.
+// Method: recordings of 362 strings and 64 prompts per tokenizer, the prompts of the StableLM
+// cases, and the demo.
+#include <gtest/gtest.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "text_test_support.h"
+
+namespace conclave::text {
+namespace {
+
+struct Recording {
+  const char* name;
+  const char* folder;
+  std::unique_ptr<Tokenizer> (*load)();
+};
+
+class TokenizerRecordingTest : public testing::TestWithParam<Recording> {
+ protected:
+  std::string File(const std::string& name) const {
+    return SourcePath(std::string(GetParam().folder) + "/" + name);
+  }
+};
+
+TEST_P(TokenizerRecordingTest, EncodesEveryStringAsRecorded) {
+  const auto tokenizer = GetParam().load();
+  for (const auto& line : ReadJsonLines(File("strings.jsonl"))) {
+    const std::string text = ToString(line.at("text"));
+    SCOPED_TRACE(boost::json::serialize(line.at("text")));
+    EXPECT_EQ(tokenizer->EncodeWithSpecials(text), ToIds(line.at("ids")));
+    EXPECT_EQ(tokenizer->Encode(text), ToIds(line.at("ids_plain")));
+  }
+}
+
+TEST_P(TokenizerRecordingTest, DecodesEveryStringAsRecorded) {
+  const auto tokenizer = GetParam().load();
+  for (const auto& line : ReadJsonLines(File("strings.jsonl"))) {
+    SCOPED_TRACE(boost::json::serialize(line.at("text")));
+    const std::vector<int32_t> ids = ToIds(line.at("ids"));
+    EXPECT_EQ(tokenizer->Decode(ids), ToString(line.at("decoded")));
+    EXPECT_EQ(tokenizer->Decode(ids), ToString(line.at("decoded_clean")));
+    EXPECT_EQ(tokenizer->Decode(ids, /*keep_special=*/true),
+              ToString(line.at("decoded_keep_special")));
+  }
+}
+
+TEST_P(TokenizerRecordingTest, EncodesPromptsWithImagesAsRecorded) {
+  const auto tokenizer = GetParam().load();
+  for (const auto& line : ReadJsonLines(File("image_prompts.jsonl"))) {
+    SCOPED_TRACE(boost::json::serialize(line.at("prompt")));
+    EXPECT_EQ(EncodeAsOriginal(*tokenizer, ToString(line.at("prompt"))), ToIds(line.at("ids")));
+  }
+}
+
+TEST_P(TokenizerRecordingTest, HasTheRecordedLengthAndSpecialTokens) {
+  const auto tokenizer = GetParam().load();
+  const auto recorded = ReadJson(File("tokenizer_case.json")).as_object();
+  EXPECT_EQ(tokenizer->size(), recorded.at("length").to_number<int32_t>());
+  int32_t num_specials = 0;
+  for (const auto& [special, id] : recorded.at("special_or_added").as_object()) {
+    const std::string text(special.data(), special.size());
+    EXPECT_EQ(tokenizer->SpecialId(text), id.to_number<int32_t>()) << text;
+    EXPECT_EQ(tokenizer->TokenBytes(id.to_number<int32_t>(), /*keep_special=*/true), text);
+    EXPECT_EQ(tokenizer->TokenBytes(id.to_number<int32_t>()), "");
+    ++num_specials;
+  }
+  for (int32_t id = 0; id < tokenizer->size(); ++id)
+    num_specials -= tokenizer->IsSpecial(id) ? 1 : 0;
+  EXPECT_EQ(num_specials, 0);
+  EXPECT_EQ(tokenizer->eos(), tokenizer->SpecialId(ToString(recorded.at("eos"))));
+  EXPECT_EQ(tokenizer->bos(), -1);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Recorded, TokenizerRecordingTest,
+    testing::Values(Recording{"stablelm", "tests/golden/data/tokenizers/stablelm", LoadArcade},
+                    Recording{"qwen", "tests/golden/data/tokenizers/qwen", LoadQwen}),
+    [](const auto& tested) { return tested.param.name; });
+
+class CasePromptTest : public testing::TestWithParam<const char*> {};
+
+// The whole path of a request: template, images, tokens.
+TEST_P(CasePromptTest, RendersAndEncodesEveryPromptAsRecorded) {
+  const std::string folder =
+      SourcePath(std::string("tests/golden/data/cases/stablelm-") + GetParam());
+  const auto recorded = ReadJson(folder + "/case.json").as_object();
+  const auto tokenizer = LoadTokenizerFromFolder(folder + "/checkpoint", "arcade100k.tiktoken");
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  EXPECT_EQ((*tokenizer)->size(), recorded.at("tokenizer_length").to_number<int32_t>());
+  ASSERT_FALSE(recorded.at("prompts").as_array().empty());
+  for (const auto& prompt : recorded.at("prompts").as_array()) {
+    SCOPED_TRACE(ToString(prompt.at("name")));
+    const PromptTemplate* prompt_template = FindTemplate(ToString(prompt.at("template")));
+    ASSERT_NE(prompt_template, nullptr);
+    std::vector<Turn> turns;
+    for (const auto& text : prompt.at("turns").as_array())
+      turns.push_back(RecordedTurn(turns.size() % 2 == 0, text));
+    const auto spans = Render(*prompt_template, turns, std::nullopt, **tokenizer);
+    EXPECT_EQ(Flatten(spans), ToString(prompt.at("prompt")));
+    EXPECT_EQ(EncodePrompt(**tokenizer, spans), ToIds(prompt.at("input_ids")));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Stablelm, CasePromptTest, testing::Values("clip", "siglip", "identity"),
+                         [](const auto& tested) { return std::string(tested.param); });
+
+TEST(DemoTokenizerTest, RendersEverySampleAsTrainedAndRoundTrips) {
+  const auto tokenizer = LoadTokenizerFromFolder(SourcePath("models/demo"), "arcade100k.tiktoken");
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  EXPECT_EQ((*tokenizer)->size(), 608);
+  EXPECT_EQ((*tokenizer)->eos(), 576);
+  for (const auto& sample : ReadJsonLines(SourcePath("models/demo/samples/samples.jsonl"))) {
+    const std::string prompt = ToString(sample.at("prompt"));
+    SCOPED_TRACE(prompt);
+    const int32_t num_images = sample.at("image").is_null() ? 0 : 1;
+    std::vector<Turn> turns;
+    for (const auto& past : sample.at("history").as_array()) {
+      turns.push_back(UserTurn(ToString(past.at("question")), turns.empty() ? num_images : 0));
+      turns.push_back(AssistantTurn(ToString(past.at("answer"))));
+    }
+    turns.push_back(UserTurn(ToString(sample.at("question")), turns.empty() ? num_images : 0));
+    turns.push_back(OpenTurn());
+    const auto spans = Render(*FindTemplate("stablelm"), turns, std::nullopt, **tokenizer);
+    EXPECT_EQ(Flatten(spans), prompt);
+
+    const std::vector<int32_t> ids = EncodePrompt(**tokenizer, spans);
+    EXPECT_EQ(ids, EncodeAsOriginal(**tokenizer, prompt));
+    std::string decoded;
+    for (const int32_t id : ids) {
+      decoded += id == kImageToken
+                     ? "<image>"
+                     : (*tokenizer)->Decode(std::vector<int32_t>{id}, /*keep_special=*/true);
+    }
+    EXPECT_EQ(decoded, prompt);
+  }
+}
+
+}  // namespace
+}  // namespace conclave::text
