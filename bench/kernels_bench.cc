@@ -1,5 +1,5 @@
-// Speed of the kernels: GEMM against the arithmetic peak at large M and against the memory at M =
-// 1, attention, and the row operations of one decoder layer.
+// Speed of the kernels: GEMM against the arithmetic peak at large M and against the memory at
+// M = 1, attention, and the row operations of one decoder layer.
 //
 //   kernels_bench --benchmark_filter=MatMul --benchmark_repetitions=5
 //

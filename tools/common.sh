@@ -32,7 +32,6 @@ configure_and_build() {
     cat "$log" >&2
     die "configuring the preset $preset failed; its output is above and in build/configure-$preset.log"
   fi
-  # The second form shows one line that counts up on a terminal, and only warnings and errors elsewhere would be
-  # silent for minutes, so there ninja's own lines stay.
+  # ninja's own lines are the progress: one that counts up on a terminal, one per step elsewhere.
   cmake --build "$root/build/$preset" --parallel "$(jobs)" --target "$@"
 }

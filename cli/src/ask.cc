@@ -182,13 +182,15 @@ int AskEmbedded(const AskSettings& settings, Start start, const Invocation& invo
   return Finish(Talk(source, settings, std::move(start)), ExitCode::kInternal);
 }
 
-// Flags of an engine that is not started. Variables and files are shared by commands and may stay set.
+// Flags of an engine that is not started. Variables and files are shared by commands and may stay
+// set.
 absl::Status CheckTogether(const service::OptionSet& set, const AskSettings& settings) {
   if (settings.url.empty()) {
     return absl::OkStatus();
   }
-  for (const char* name : {"model", "vision-tower", "workers", "threads", "dtype", "isa", "kv-memory",
-                           "max-num-seqs", "max-model-len", "prefill-chunk", "inproc-frames"}) {
+  for (const char* name :
+       {"model", "vision-tower", "workers", "threads", "dtype", "isa", "kv-memory", "max-num-seqs",
+        "max-model-len", "prefill-chunk", "inproc-frames"}) {
     if (set.OriginOf(name) == service::Origin::kFlag) {
       return InvalidArgument("usage", "--url and --" + std::string(name) +
                                           " contradict: the server has its own engine");

@@ -6,8 +6,8 @@
 
 namespace conclave::cli {
 
-// One question at a time. The backend's threads only queue; `take` runs on the caller's thread and may block. When it
-// fails, the request is cancelled.
+// One question at a time. The backend's threads only queue; `take` runs on the caller's thread and
+// may block. When it fails, the request is cancelled.
 class BackendSource final : public AnswerSource {
  public:
   // `backend` outlives the source.

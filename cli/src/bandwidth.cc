@@ -51,8 +51,7 @@ double MeasureReadBandwidth(ThreadPool& pool, int64_t num_bytes,
           reinterpret_cast<const uint64_t*>(buffer.As<char>() + chunk * kChunkBytes);
       sink.fetch_add(Sum(words, kChunkBytes / 8), std::memory_order_relaxed);
     });
-    const double seconds =
-        std::chrono::duration<double>(Clock::Real().Now() - start).count();
+    const double seconds = std::chrono::duration<double>(Clock::Real().Now() - start).count();
     best = std::max(best, static_cast<double>(num_chunks * kChunkBytes) / seconds);
   } while (Clock::Real().Now() < end);
   return best;

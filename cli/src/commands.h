@@ -1,4 +1,5 @@
-// The subcommands. Each parses its own arguments and returns the exit code of docs/errors.md; none of them throws.
+// The subcommands. Each parses its own arguments and returns the exit code of docs/errors.md; none
+// of them throws.
 #pragma once
 
 #include <span>
@@ -32,8 +33,8 @@ int RunVersion(const Invocation& invocation);
 
 std::span<const Command> Commands();
 
-// Finds and runs the command that `args` (without the program's name) start with; `conclave --help`, `--version` and
-// `help` are answered here.
+// Finds and runs the command that `args` (without the program's name) start with; `conclave
+// --help`, `--version` and `help` are answered here.
 int Dispatch(std::vector<std::string> args, service::Variables variables, std::string binary);
 
 // CONCLAVE_VERSION of the build.

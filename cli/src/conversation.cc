@@ -84,8 +84,8 @@ std::string ChatRequestBody(const std::string& model, const std::vector<Turn>& t
                             const AskParams& params) {
   json::array messages;
   for (const Turn& turn : turns) {
-    messages.push_back(json::object{{"role", turn.is_user ? "user" : "assistant"},
-                                    {"content", Content(turn)}});
+    messages.push_back(
+        json::object{{"role", turn.is_user ? "user" : "assistant"}, {"content", Content(turn)}});
   }
   json::object body{{"model", model},
                     {"stream", true},

@@ -1,4 +1,5 @@
-// A conversation as `conclave ask` holds it, and where answers come from: an embedded engine or a server.
+// A conversation as `conclave ask` holds it, and where answers come from: an embedded engine or a
+// server.
 #pragma once
 
 #include <cstdint>
@@ -32,20 +33,22 @@ using TakeText = std::function<absl::Status(std::string_view)>;
 class AnswerSource {
  public:
   virtual ~AnswerSource() = default;
-  // Streams the answer to the last turn and returns when it is complete. Any error, also one after the first piece,
-  // carries a reason; what `take` returned comes back as it is.
+  // Streams the answer to the last turn and returns when it is complete. Any error, also one after
+  // the first piece, carries a reason; what `take` returned comes back as it is.
   virtual absl::Status Ask(const std::vector<Turn>& turns, const AskParams& params,
                            const TakeText& take) = 0;
 };
 
-// A conclave frontend, or anything that speaks /v1/chat/completions, at `url` ("http://HOST[:PORT][/v1]"). Asks
-// /v1/models for the model's name. kInvalidArgument ("usage") for other URLs; kUnavailable ("connect", "http").
+// A conclave frontend, or anything that speaks /v1/chat/completions, at `url`
+// ("http://HOST[:PORT][/v1]"). Asks /v1/models for the model's name. kInvalidArgument ("usage") for
+// other URLs; kUnavailable ("connect", "http").
 absl::StatusOr<std::unique_ptr<AnswerSource>> ConnectTo(const std::string& url);
 
 // The contents of an image file: a regular file of at most 10 MiB. kInvalidArgument ("usage").
 absl::StatusOr<std::string> ReadImageFile(const std::string& file);
 
-// "image/png" and so on by the first bytes; "application/octet-stream" for what is no known picture.
+// "image/png" and so on by the first bytes; "application/octet-stream" for what is no known
+// picture.
 std::string_view MimeOf(std::string_view bytes);
 
 // The body of a streaming chat request: images become data URIs.

@@ -59,9 +59,9 @@ int Dispatch(std::vector<std::string> args, service::Variables variables, std::s
   }
   const std::string near = service::NearestWord(name, names);
   return service::Fail(
-      InvalidArgument("usage", "unknown command " + service::Quoted(name) +
-                                   (near.empty() ? "; see conclave --help"
-                                                 : "; did you mean " + near + "?")),
+      InvalidArgument(
+          "usage", "unknown command " + service::Quoted(name) +
+                       (near.empty() ? "; see conclave --help" : "; did you mean " + near + "?")),
       ExitCode::kUsage);
 }
 

@@ -135,8 +135,7 @@ DoctorReport Examine(int threads) {
   report.dtype = "bf16";
   ThreadPool pool(report.threads);
   // A quarter GiB is beyond most caches; a small machine keeps most of its memory.
-  const int64_t bytes =
-      std::min<int64_t>(256 * kMiB, report.machine.memory_available_bytes / 8);
+  const int64_t bytes = std::min<int64_t>(256 * kMiB, report.machine.memory_available_bytes / 8);
   report.read_bandwidth = MeasureReadBandwidth(pool, bytes, std::chrono::milliseconds(300));
   report.warnings = WarningsOf(report);
   return report;
@@ -160,8 +159,9 @@ std::vector<std::string> WarningsOf(const DoctorReport& report) {
                   std::to_string(machine.num_cores) + " cores: more threads would be throttled");
   }
   if (report.limits.core_bytes != 0) {
-    out.push_back("core dumps are allowed: servers forbid them for themselves, because memory "
-                  "holds prompts and images");
+    out.push_back(
+        "core dumps are allowed: servers forbid them for themselves, because memory "
+        "holds prompts and images");
   }
   if (report.isa == "scalar") {
     out.push_back("no vector path runs here: expect a tenth of the speed");
@@ -181,7 +181,8 @@ std::string ToText(const DoctorReport& report) {
   line("cores", std::to_string(machine.num_cores) + " (" + std::to_string(machine.num_cpus) +
                     " logical), " + std::to_string(machine.num_numa_nodes) + " NUMA node" +
                     (machine.num_numa_nodes == 1 ? "" : "s"));
-  line("cpu quota", machine.cpu_quota.has_value() ? Fixed(*machine.cpu_quota, 2) + " CPUs" : "none");
+  line("cpu quota",
+       machine.cpu_quota.has_value() ? Fixed(*machine.cpu_quota, 2) + " CPUs" : "none");
   line("memory", GiB(machine.memory_bytes) + ", " + GiB(machine.memory_available_bytes) +
                      " available" +
                      (machine.memory_limit_bytes.has_value()
@@ -232,9 +233,8 @@ std::string ToJson(const DoctorReport& report) {
       {"isa", json::object{{"supported", json::value_from(report.isas)},
                            {"chosen", report.isa},
                            {"why", report.isa_why}}},
-      {"defaults", json::object{{"threads", report.threads},
-                                {"isa", report.isa},
-                                {"dtype", report.dtype}}},
+      {"defaults",
+       json::object{{"threads", report.threads}, {"isa", report.isa}, {"dtype", report.dtype}}},
       {"warnings", json::value_from(report.warnings)}};
   return json::serialize(object) + "\n";
 }

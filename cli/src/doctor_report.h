@@ -1,4 +1,5 @@
-// What `conclave doctor` finds, and its two forms. Finding is apart from printing, so that the forms can be tested.
+// What `conclave doctor` finds, and its two forms. Finding is apart from printing, so that the
+// forms can be tested.
 #pragma once
 
 #include <cstdint>
@@ -40,8 +41,8 @@ struct DoctorReport {
   std::vector<std::string> warnings;
 };
 
-// Asks the driver, if there is one. Loads libcuda.so.1 at run time and nothing else, so that this binary starts without
-// it.
+// Asks the driver, if there is one. Loads libcuda.so.1 at run time and nothing else, so that this
+// binary starts without it.
 CudaFindings ProbeCuda();
 
 // Everything; takes about a third of a second. `threads`: 0 for the default.

@@ -45,7 +45,9 @@ class MetricsBridge : public frontend::EngineObserver, public frontend::ChatObse
     metrics_.num_requests_running.Set(step.running);
     metrics_.num_requests_waiting.Set(step.waiting);
     metrics_.kv_cache_usage.Set(step.kv_used);
-    metrics_.iteration_tokens.Observe(step.decode_rows + step.prefill_rows);
+    if (const int32_t rows = step.decode_rows + step.prefill_rows; rows > 0) {
+      metrics_.iteration_tokens.Observe(rows);
+    }
   }
   void OnTokenGap(std::chrono::nanoseconds since_last_token) override {
     metrics_.inter_token.Observe(Seconds(since_last_token));

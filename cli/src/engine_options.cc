@@ -11,10 +11,10 @@ constexpr int64_t kMiB = int64_t{1} << 20;
 
 // The same code as between processes, with its checks: in builds that look for mistakes.
 bool UsesFrames(const std::string& word) {
-#ifdef NDEBUG
-  constexpr bool kAuto = false;
-#else
+#ifdef CONCLAVE_FAILPOINTS
   constexpr bool kAuto = true;
+#else
+  constexpr bool kAuto = false;
 #endif
   return word == "on" || (word == "auto" && kAuto);
 }
@@ -30,8 +30,7 @@ void AddLogOptions(service::OptionSet& set, LogSettings& settings) {
 
 void Apply(const LogSettings& settings) {
   observability::SetUpLogging(
-      settings.format == "json" ? observability::LogFormat::kJson
-                                : observability::LogFormat::kText,
+      settings.format == "json" ? observability::LogFormat::kJson : observability::LogFormat::kText,
       observability::ParseLogLevel(settings.level).value_or(observability::LogLevel::kInfo));
 }
 

@@ -1,4 +1,5 @@
-// The settings that commands have in common: logging, and those of an embedded engine (`serve`, `ask`).
+// The settings that commands have in common: logging, and those of an embedded engine (`serve`,
+// `ask`).
 #pragma once
 
 #include <cstdint>
@@ -35,8 +36,8 @@ struct EngineSettings {
 };
 void AddEngineOptions(service::OptionSet& set, EngineSettings& settings);
 
-// Resolves the words. Errors name the flag: "usage" for an ISA path that this CPU lacks, "model_not_found" for a missing
-// demo. Logs where the demo was found.
+// Resolves the words. Errors name the flag: "usage" for an ISA path that this CPU lacks,
+// "model_not_found" for a missing demo. Logs where the demo was found.
 absl::StatusOr<EmbeddedOptions> ToEmbedded(const EngineSettings& settings,
                                            const Invocation& invocation);
 

@@ -31,8 +31,7 @@ absl::StatusOr<FoundModel> FindDemoModel(const std::string& binary, const std::s
     }
     tried += (tried.empty() ? "" : ", ") + candidate.folder;
   }
-  return NotFound("model_not_found",
-                  "no --model, and the demo model is in none of " + tried);
+  return NotFound("model_not_found", "no --model, and the demo model is in none of " + tried);
 }
 
 }  // namespace conclave::cli

@@ -42,8 +42,8 @@ absl::StatusOr<Server> ParseUrl(const std::string& url) {
   if (!parsed.has_value() || parsed->scheme_id() != boost::urls::scheme::http ||
       parsed->host().empty() || parsed->has_query() || parsed->has_fragment() ||
       parsed->has_userinfo()) {
-    return InvalidArgument("usage", "--url: expected http://HOST[:PORT][/v1], found " +
-                                        service::Quoted(url));
+    return InvalidArgument(
+        "usage", "--url: expected http://HOST[:PORT][/v1], found " + service::Quoted(url));
   }
   Server server;
   server.host = parsed->host_address();
@@ -83,9 +83,11 @@ class Connection {
     parser_.emplace();
     parser_->body_limit(kReplyBytesMax);
     parser_->eager(true);
-    // A server may refuse before it has read all of a large body: its reply is worth more than the write error.
-    const beast::error_code write_error = Run(
-        kReadTimeout, [&](auto handler) { http::async_write(*stream_, request, std::move(handler)); });
+    // A server may refuse before it has read all of a large body: its reply is worth more than the
+    // write error.
+    const beast::error_code write_error = Run(kReadTimeout, [&](auto handler) {
+      http::async_write(*stream_, request, std::move(handler));
+    });
     const beast::error_code read_error = Run(kReadTimeout, [&](auto handler) {
       http::async_read_header(*stream_, buffer_, *parser_, std::move(handler));
     });
@@ -128,10 +130,9 @@ class Connection {
     const auto results = resolver.resolve(server_.host, server_.port, error);
     if (!error) {
       error = Run(kConnectTimeout, [&](auto handler) {
-        stream_->async_connect(results, [done = std::move(handler)](
-                                            beast::error_code e, const tcp::endpoint&) mutable {
-          done(e, 0);
-        });
+        stream_->async_connect(
+            results, [done = std::move(handler)](beast::error_code e,
+                                                 const tcp::endpoint&) mutable { done(e, 0); });
       });
     }
     if (error) {

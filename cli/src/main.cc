@@ -21,6 +21,7 @@ int main(int argc, char** argv) {
                                    conclave::service::ProcessVariables(), binary);
   } catch (const std::exception& error) {
     return conclave::service::Fail(
-        conclave::Error(absl::StatusCode::kInternal, "internal", error.what()), ExitCode::kInternal);
+        conclave::Error(absl::StatusCode::kInternal, "internal", error.what()),
+        ExitCode::kInternal);
   }
 }

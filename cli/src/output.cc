@@ -20,9 +20,9 @@ absl::Status WriteStdout(std::string_view text) {
       return absl::CancelledError("stdout: the reader has gone");
     }
     if (written < 0) {
-      return Error(absl::StatusCode::kUnavailable, "stdout",
-                   "cannot be written: " +
-                       std::error_code(errno, std::generic_category()).message());
+      return Error(
+          absl::StatusCode::kUnavailable, "stdout",
+          "cannot be written: " + std::error_code(errno, std::generic_category()).message());
     }
     text.remove_prefix(static_cast<size_t>(written));
   }
@@ -42,7 +42,8 @@ std::string TerminalSafe(std::string_view text) {
   for (size_t i = 0; i < text.size(); ++i) {
     const unsigned char c = static_cast<unsigned char>(text[i]);
     // U+0080..U+009F are control characters too.
-    const bool is_c1 = c == 0xc2 && i + 1 < text.size() && static_cast<unsigned char>(text[i + 1]) < 0xa0;
+    const bool is_c1 =
+        c == 0xc2 && i + 1 < text.size() && static_cast<unsigned char>(text[i + 1]) < 0xa0;
     if (is_c1) {
       ++i;
       continue;

@@ -77,8 +77,9 @@ void Declare(service::OptionSet& set, ServeSettings& settings) {
            .group = "Process"},
           &settings.core_dumps);
   AddLogOptions(set, settings.log);
-  set.Refuse("api-key", "refused: every user of this machine sees the command line; keys are "
-                        "never taken from it");
+  set.Refuse("api-key",
+             "refused: every user of this machine sees the command line; keys are "
+             "never taken from it");
 }
 
 // From start to the end of the drain, and who waits for it.
@@ -156,13 +157,6 @@ class Server {
         .AddGauge("conclave_build_info", "1; the labels say what runs.",
                   {{"version", Version()}, {"dtype", settings_.engine.dtype}})
         .Set(1);
-    CONCLAVE_ASSIGN_OR_RETURN(
-        settings_.listen,
-        service::ResolveListener(settings_.listen, "--listen", settings_.insecure));
-    CONCLAVE_ASSIGN_OR_RETURN(
-        settings_.admin_listen,
-        service::ResolveListener(settings_.admin_listen, "--admin-listen", settings_.insecure));
-
     frontend::HttpServerOptions api;
     api.host = settings_.listen.host;
     api.port = settings_.listen.port;
@@ -180,7 +174,8 @@ class Server {
     observer.on_unknown_field = [](const std::string& name) {
       LogInfo("request field ignored", {{"field", observability::FromUser(name)}});
     };
-    CONCLAVE_ASSIGN_OR_RETURN(api_, frontend::HttpServer::Start(std::move(api), std::move(observer)));
+    CONCLAVE_ASSIGN_OR_RETURN(api_,
+                              frontend::HttpServer::Start(std::move(api), std::move(observer)));
     settings_.listen.port = api_->port();
 
     CONCLAVE_ASSIGN_OR_RETURN(
@@ -216,8 +211,9 @@ class Server {
         }));
     progress_.Finish();
     is_loaded_.store(true);
-    LogInfo("loaded", {{"model", cluster_->backend().model().id},
-                       {"seconds", std::chrono::duration<double>(Clock::Real().Now() - start).count()}});
+    LogInfo("loaded",
+            {{"model", cluster_->backend().model().id},
+             {"seconds", std::chrono::duration<double>(Clock::Real().Now() - start).count()}});
     api_->SetBackend(cluster_->backend());
     return absl::OkStatus();
   }
@@ -228,7 +224,8 @@ class Server {
     state.endpoints = {{"api", service::HttpUrl(settings_.listen)},
                        {"admin", service::HttpUrl(settings_.admin_listen)}};
     state.pid = static_cast<int>(::getpid());
-    return service::AnnounceReady(state, settings_.ready_fd, Variable(invocation_, "NOTIFY_SOCKET"));
+    return service::AnnounceReady(state, settings_.ready_fd,
+                                  Variable(invocation_, "NOTIFY_SOCKET"));
   }
 
   void Drain() {
@@ -253,7 +250,8 @@ class Server {
     return {is_ready, is_ready ? "ready" : "degraded", 1.0};
   }
 
-  // On the signal thread: the command line, variables and file once more, of which only the log level is taken.
+  // On the signal thread: the command line, variables and file once more, of which only the log
+  // level is taken.
   void Reload() {
     ServeSettings fresh;
     service::OptionSet set("conclave serve", Version(), "");
@@ -282,8 +280,14 @@ class Server {
   std::unique_ptr<service::AdminServer> admin_;
 };
 
-absl::Status CheckTogether(const ServeSettings& settings) {
+// What the values mean together; listeners get numeric hosts.
+absl::Status CheckTogether(ServeSettings& settings) {
   CONCLAVE_RETURN_IF_ERROR(service::CheckReadyFd(settings.ready_fd));
+  CONCLAVE_ASSIGN_OR_RETURN(
+      settings.listen, service::ResolveListener(settings.listen, "--listen", settings.insecure));
+  CONCLAVE_ASSIGN_OR_RETURN(
+      settings.admin_listen,
+      service::ResolveListener(settings.admin_listen, "--admin-listen", settings.insecure));
   if (settings.listen.port != 0 && settings.listen == settings.admin_listen) {
     return InvalidArgument("usage", "--listen and --admin-listen are both " +
                                         service::ToString(settings.listen) +
@@ -294,14 +298,8 @@ absl::Status CheckTogether(const ServeSettings& settings) {
 
 // --check-config: everything that can be opened without taking memory or a port.
 absl::Status CheckConfig(const ServeSettings& settings, const Invocation& invocation) {
-  CONCLAVE_RETURN_IF_ERROR(
-      service::ResolveListener(settings.listen, "--listen", settings.insecure).status());
-  CONCLAVE_RETURN_IF_ERROR(
-      service::ResolveListener(settings.admin_listen, "--admin-listen", settings.insecure)
-          .status());
-  CONCLAVE_ASSIGN_OR_RETURN(const EmbeddedOptions options,
-                            ToEmbedded(settings.engine, invocation));
-  return checkpoint::Checkpoint::Open(options.model_dir).status();
+  CONCLAVE_ASSIGN_OR_RETURN(const EmbeddedOptions options, ToEmbedded(settings.engine, invocation));
+  return checkpoint::Checkpoint::Open(options.model_dir, {options.vision_tower}).status();
 }
 
 }  // namespace

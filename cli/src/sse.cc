@@ -27,7 +27,9 @@ const json::value* Get(const json::value& value, std::string_view key) {
 }
 
 std::string TextOf(const json::value* value) {
-  return value != nullptr && value->is_string() ? std::string(value->get_string().c_str(), value->get_string().size()) : std::string();
+  return value != nullptr && value->is_string()
+             ? std::string(value->get_string().c_str(), value->get_string().size())
+             : std::string();
 }
 
 bool IsReason(std::string_view word) {

@@ -10,12 +10,13 @@
 
 namespace conclave::cli {
 
-// Cuts a byte stream into events by the rules of the HTML standard (9.2.6) that matter here: lines end in LF, CR or
-// CRLF, "data:" lines of one event are joined by LF, an empty line ends the event, comments and other fields are
-// skipped. One thread.
+// Cuts a byte stream into events by the rules of the HTML standard (9.2.6) that matter here: lines
+// end in LF, CR or CRLF, "data:" lines of one event are joined by LF, an empty line ends the event,
+// comments and other fields are skipped. One thread.
 class SseReader {
  public:
-  // The data of the events that `bytes` completes. kResourceExhausted ("http") when an event exceeds 1 MiB.
+  // The data of the events that `bytes` completes. kResourceExhausted ("http") when an event
+  // exceeds 1 MiB.
   absl::StatusOr<std::vector<std::string>> Feed(std::string_view bytes);
 
  private:
@@ -29,16 +30,17 @@ class SseReader {
 
 // One event of /v1/chat/completions.
 struct ChatEvent {
-  std::string text;      // delta.content
-  bool is_end = false;   // [DONE]
+  std::string text;     // delta.content
+  bool is_end = false;  // [DONE]
 };
 
-// An {"error": ...} event becomes the status that ErrorOf gives; anything that is no chat chunk is kUnavailable
+// An {"error": ...} event becomes the status that ErrorOf gives; anything that is no chat chunk is
+// kUnavailable
 // ("http").
 absl::StatusOr<ChatEvent> ParseChatEvent(const std::string& data);
 
-// What a server's error body {"error":{"message","code"}} says: reason `code` when it is one of ours in form, message
-// printable. kInvalidArgument for status 400 to 499, kUnavailable otherwise.
+// What a server's error body {"error":{"message","code"}} says: reason `code` when it is one of
+// ours in form, message printable. kInvalidArgument for status 400 to 499, kUnavailable otherwise.
 absl::Status ErrorOf(int http_status, const std::string& body);
 
 }  // namespace conclave::cli

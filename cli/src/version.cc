@@ -38,9 +38,9 @@ int RunVersion(const Invocation& invocation) {
     return PrintResult(parsed->output);
   }
   if (is_json) {
-    return PrintResult(R"({"version":")" + Version() + R"(","compiler":")" CONCLAVE_COMPILER
-                       R"(","failpoints":)" + (kHasFailpoints ? "true" : "false") +
-                       R"(,"isa":[)" + IsaList(",", "\"") + "]}\n");
+    return PrintResult(
+        R"({"version":")" + Version() + R"(","compiler":")" CONCLAVE_COMPILER R"(","failpoints":)" +
+        (kHasFailpoints ? "true" : "false") + R"(,"isa":[)" + IsaList(",", "\"") + "]}\n");
   }
   return PrintResult("conclave " + Version() + "\ncompiler: " CONCLAVE_COMPILER "\nisa: " +
                      IsaList(", ", "") + "\n" + (kHasFailpoints ? "failpoints: yes\n" : ""));

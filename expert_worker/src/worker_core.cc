@@ -28,8 +28,8 @@ using transport::WireDtype;
 constexpr int32_t kNotHeld = -1;
 constexpr int32_t kNotMoe = -2;
 
-// Rows per task of the loops over rows. Few enough that two threads share a prefill call evenly, many enough that a
-// task outweighs its hand-over.
+// Rows per task of the loops over rows. Few enough that two threads share a prefill call evenly,
+// many enough that a task outweighs its hand-over.
 constexpr int64_t kRowsPerTask = 8;
 
 // [phase][modality] counters of one unit.
@@ -59,8 +59,9 @@ absl::Status CheckUnits(const checkpoint::ModelDesc& desc, const std::vector<Exp
                              "worker: expected experts of the model, found " + Describe(units[i]));
     }
     if (i > 0 && units[i] == units[i - 1]) {
-      return InvalidArgument("placement_duplicate", "worker: " + Describe(units[i]) +
-                                                        " is listed twice; expected each unit once");
+      return InvalidArgument(
+          "placement_duplicate",
+          "worker: " + Describe(units[i]) + " is listed twice; expected each unit once");
     }
   }
   return absl::OkStatus();
@@ -98,19 +99,20 @@ void AddTerm(const float* y, float weight, bool is_first, int64_t width, float* 
 struct WorkerCore::State {
   WorkerCoreOptions options;
   transport::FrameLimits limits;
-  std::vector<ExpertUnit> units;            // ascending
-  std::vector<model::FfnWeights> weights;   // per unit
-  // [num_layers][num_experts_max]: index of a unit, kNotHeld, or kNotMoe for all experts of a dense layer.
+  std::vector<ExpertUnit> units;           // ascending
+  std::vector<model::FfnWeights> weights;  // per unit
+  // [num_layers][num_experts_max]: index of a unit, kNotHeld, or kNotMoe for all experts of a dense
+  // layer.
   std::vector<int32_t> unit_of;
   std::unique_ptr<std::atomic<uint64_t>[]> counters;  // [units][kCountersPerUnit]
 
   // Scratch of one call, allocated by Load.
   std::optional<model::FfnScratch> ffn_scratch;
-  AlignedBuffer gathered;        // [max_rows, width] wire
-  AlignedBuffer outputs;         // [max_rows, width] f32
-  AlignedBuffer sums;            // [max_rows, width] f32; in f32 mode the reply itself serves
-  std::vector<uint8_t> is_open;  // [max_rows] whether a row has a term yet
-  std::vector<Segment> segments; // capacity max_pairs
+  AlignedBuffer gathered;         // [max_rows, width] wire
+  AlignedBuffer outputs;          // [max_rows, width] f32
+  AlignedBuffer sums;             // [max_rows, width] f32; in f32 mode the reply itself serves
+  std::vector<uint8_t> is_open;   // [max_rows] whether a row has a term yet
+  std::vector<Segment> segments;  // capacity max_pairs
 
   void Prepare(const checkpoint::ModelDesc& desc);
   absl::Status FindSegments(const CallView& call);
@@ -138,11 +140,12 @@ void WorkerCore::State::Prepare(const checkpoint::ModelDesc& desc) {
 
   unit_of.assign(static_cast<size_t>(desc.num_layers) * num_experts_max, kNotMoe);
   for (const checkpoint::MoeLayerSpec& layer : desc.moe.layers) {
-    std::fill_n(unit_of.begin() + int64_t{layer.layer} * num_experts_max, num_experts_max, kNotHeld);
+    std::fill_n(unit_of.begin() + int64_t{layer.layer} * num_experts_max, num_experts_max,
+                kNotHeld);
   }
   for (size_t i = 0; i < units.size(); ++i) {
-    unit_of[static_cast<size_t>(units[i].layer.value()) * num_experts_max + units[i].expert.value()] =
-        static_cast<int32_t>(i);
+    unit_of[static_cast<size_t>(units[i].layer.value()) * num_experts_max +
+            units[i].expert.value()] = static_cast<int32_t>(i);
   }
   counters = std::make_unique<std::atomic<uint64_t>[]>(units.size() * kCountersPerUnit);
   if (units.empty()) {
@@ -183,7 +186,8 @@ absl::Status WorkerCore::State::FindSegments(const CallView& call) {
   return absl::OkStatus();
 }
 
-// The call's own rows where they already lie one after another (one row, or all of them), else gathered ones.
+// The call's own rows where they already lie one after another (one row, or all of them), else
+// gathered ones.
 template <typename Wire>
 MatView<const Wire> WorkerCore::State::RowsOf(const CallView& call, const Segment& segment) {
   const int64_t width = limits.row_width;
@@ -203,7 +207,8 @@ MatView<const Wire> WorkerCore::State::RowsOf(const CallView& call, const Segmen
 
 template <typename Wire>
 void WorkerCore::State::Compute(const CallView& call, ReplyView& reply) {
-  // The loops over rows run on pool threads or here; all of them flush denormals, as the frontend's combine does.
+  // The loops over rows run on pool threads or here; all of them flush denormals, as the frontend's
+  // combine does.
   const DenormalsOff denormals_off;
   constexpr bool kIsF32 = std::is_same_v<Wire, float>;
   const int64_t width = limits.row_width;

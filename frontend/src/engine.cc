@@ -49,6 +49,8 @@ struct Engine::State : public model::StepObserver {
         const Clock& time, EngineObserver* engine_observer);
 
   bool Step();
+  // Adds the state of the queues to `step` and tells the observer.
+  void Report(EngineObserver::Step step);
   void Loop();
   void TakeInbox();
   void Admit();
@@ -88,6 +90,7 @@ struct Engine::State : public model::StepObserver {
   std::vector<Sequence*> row_sequence;
   std::vector<int32_t> logit_rows;
   bool wants_gates = false;
+  bool is_reported_busy = false;
   std::vector<std::pair<float, int32_t>> sampler_scratch;
 
   Mutex mu;
@@ -423,8 +426,13 @@ bool Engine::State::Step() {
   rows.clear();
   row_sequence.clear();
   if (running.empty()) {
+    // Once, so that nobody reads the figures of the last step as those of an idle engine.
+    if (std::exchange(is_reported_busy, false)) {
+      Report({});
+    }
     return false;
   }
+  is_reported_busy = true;
   const MonotonicTime start = clock.Now();
   PlanDecode();
   PlanPrefill();
@@ -435,14 +443,18 @@ bool Engine::State::Step() {
   if (!rows.empty()) {
     Run();
   }
+  step.duration = clock.Now() - start;
+  Report(step);
+  return true;
+}
+
+void Engine::State::Report(EngineObserver::Step step) {
   if (observer != nullptr) {
     step.running = static_cast<int32_t>(running.size());
     step.waiting = static_cast<int32_t>(waiting.size());
     step.kv_used = 1.0 - static_cast<double>(kv.num_free()) / static_cast<double>(kv.num_blocks());
-    step.duration = clock.Now() - start;
     observer->OnStep(step);
   }
-  return true;
 }
 
 void Engine::State::Loop() {

@@ -15,9 +15,9 @@ absl::Status CheckLayers(std::span<const MoeLayer> layers) {
   int32_t last = -1;
   for (const MoeLayer& layer : layers) {
     if (layer.layer.value() <= last) {
-      return InvalidArgument("moe_layers", "placement: expected ascending layers of at least 0, found " +
-                                               std::to_string(layer.layer.value()) + " after " +
-                                               std::to_string(last));
+      return InvalidArgument(
+          "moe_layers", "placement: expected ascending layers of at least 0, found " +
+                            std::to_string(layer.layer.value()) + " after " + std::to_string(last));
     }
     last = layer.layer.value();
     if (layer.num_experts < 1 || layer.num_experts > kMaxExperts) {
@@ -35,10 +35,9 @@ absl::Status CheckLayers(std::span<const MoeLayer> layers) {
 absl::StatusOr<placement::Placement> PlanEmbedded(std::span<const MoeLayer> layers,
                                                   int32_t num_workers) {
   if (num_workers < 1 || num_workers > kMaxEmbeddedWorkers) {
-    return InvalidArgument("workers_out_of_range", "placement: expected 1 to " +
-                                                       std::to_string(kMaxEmbeddedWorkers) +
-                                                       " workers, found " +
-                                                       std::to_string(num_workers));
+    return InvalidArgument("workers_out_of_range",
+                           "placement: expected 1 to " + std::to_string(kMaxEmbeddedWorkers) +
+                               " workers, found " + std::to_string(num_workers));
   }
   CONCLAVE_RETURN_IF_ERROR(CheckLayers(layers));
   std::vector<placement::ExpertUnit> units;

@@ -157,6 +157,9 @@ TEST_F(EngineTest, CancelFreesTheSequenceBeforeTheNextStepsRows) {
   EXPECT_EQ(outcome->reason, FinishReason::kCancelled);
   EXPECT_EQ(outcome->tokens.size(), before);
   EXPECT_EQ(engine_->num_open(), 0);
+  // What metrics were told last is an idle engine.
+  EXPECT_EQ(log_.steps.back().running, 0);
+  EXPECT_EQ(log_.steps.back().kv_used, 0.0);
   // A second cancel of the same id is a no-op.
   engine_->Cancel(id);
   EXPECT_FALSE(engine_->Step());

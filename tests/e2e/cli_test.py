@@ -85,7 +85,8 @@ class InspectTest(conclave.TestCase):
         self.assertEqual(result.returncode, 0, result)
         report = json.loads(result.stdout)
         self.assertEqual(report["parameters"]["total"], 2_181_440)
-        self.assertEqual(report["parameters"]["activated"], 1_689_920)
+        # Of the language model, as the paper counts: two of four experts in both MoE layers, without tower and projector.
+        self.assertEqual(report["parameters"]["activated"], 1_168_128)
         self.assertEqual(report["moe"]["layers"], [0, 2])
         self.assertEqual(report["moe"]["experts"], [4, 4])
         self.assertEqual(report["moe"]["top_k"], 2)

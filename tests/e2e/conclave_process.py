@@ -5,7 +5,6 @@ killed, so a hang shows up as a failure that names what did not happen.
 """
 
 import base64
-import contextlib
 import http.client
 import json
 import os
@@ -91,8 +90,10 @@ class Server:
         self.kill()
 
     def log(self) -> str:
-        self._log.seek(0)
-        return self._log.read().decode(errors="replace")
+        if not self._log.closed:
+            self._log.seek(0)
+            self._log_text = self._log.read().decode(errors="replace")
+        return self._log_text
 
     def send_signal(self, number: int):
         self.process.send_signal(number)
@@ -112,8 +113,9 @@ class Server:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
-        with contextlib.suppress(Exception):
-            self.process.stdout.close()
+        self.process.stdout.close()
+        self.log()  # kept for who asks later
+        self._log.close()
 
     def rest_of_stdout(self) -> str:
         """What came on stdout after the ready line; only after the server has ended."""

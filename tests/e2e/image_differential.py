@@ -4,9 +4,10 @@
     ninja -C build image_dump
     python3 tests/e2e/image_differential.py build/tests/unit/image/image_dump [--count 300] [--seed 1]
 
-Needs Pillow 10.2 to 12: version 13 does the vertical pass of a resize first where that is cheaper, and so gives other
-bytes than those that the models were trained on. Every picture is written in a random mode and encoding, decoded and resized by both, and compared byte by
-byte (as SHA-256). Prints the seed of each picture that differs; the exit code is the number of those, at most 1.
+Needs Pillow 10.2 to 12: version 13 does the vertical pass of a resize first where that is cheaper, and so gives
+other bytes than those that the models were trained on. Every picture is written in a random mode and encoding, decoded
+and resized by both, and compared byte by byte (as SHA-256). Prints the seed of each picture that differs; the exit code
+says whether there was one.
 """
 
 import argparse

@@ -36,10 +36,16 @@ class Stream:
                 yield line[len("data: "):].decode()
 
     def close(self):
+        self.response.close()
         self.connection.close()
 
 
 class LifecycleTest(conclave.TestCase):
+    def stream(self, server: conclave.Server, body: dict) -> Stream:
+        stream = Stream(server, body)
+        self.addCleanup(stream.close)
+        return stream
+
     def test_ready_line_is_the_only_output(self):
         with conclave.Server() as server:
             self.assertRegex(server.ready_line, r"^ready role=\w+ api=http://127\.0\.0\.1:\d+ .*pid=\d+$")
@@ -62,7 +68,7 @@ class LifecycleTest(conclave.TestCase):
 
     def test_sse_is_well_formed(self):
         with conclave.Server() as server:
-            stream = Stream(server, {**LONG, "max_tokens": 20})
+            stream = self.stream(server, {**LONG, "max_tokens": 20})
             self.assertEqual(stream.response.status, 200)
             self.assertTrue(stream.response.headers["Content-Type"].startswith("text/event-stream"))
             self.assertIn("no-cache", stream.response.headers["Cache-Control"])
@@ -78,7 +84,7 @@ class LifecycleTest(conclave.TestCase):
     def test_a_drain_finishes_what_runs_and_takes_nothing_new(self):
         for number in (signal.SIGINT, signal.SIGTERM):
             with self.subTest(signal=number), conclave.Server() as server:
-                stream = Stream(server, LONG)
+                stream = self.stream(server, LONG)
                 events = stream.events()
                 seen = [next(events) for _ in range(3)]
                 server.send_signal(number)
@@ -92,7 +98,7 @@ class LifecycleTest(conclave.TestCase):
 
     def test_a_second_signal_ends_at_once(self):
         with conclave.Server("--drain-timeout", "60s") as server:
-            stream = Stream(server, {**LONG, "max_tokens": 400, "n": 4})
+            stream = self.stream(server, {**LONG, "max_tokens": 400, "n": 4})
             next(stream.events())
             server.send_signal(signal.SIGINT)
             server.send_signal(signal.SIGTERM)
@@ -102,7 +108,7 @@ class LifecycleTest(conclave.TestCase):
 
     def test_the_drain_timeout_bounds_a_drain(self):
         with conclave.Server("--drain-timeout", "10ms") as server:
-            streams = [Stream(server, {**LONG, "n": 4, "max_tokens": 400}) for _ in range(4)]
+            streams = [self.stream(server, {**LONG, "n": 4, "max_tokens": 400}) for _ in range(4)]
             for stream in streams:
                 next(stream.events())
             began = time.monotonic()
@@ -113,7 +119,7 @@ class LifecycleTest(conclave.TestCase):
     def test_many_disconnects_leave_a_healthy_server(self):
         with conclave.Server() as server:
             for pieces in range(12):
-                stream = Stream(server, LONG)
+                stream = self.stream(server, LONG)
                 events = stream.events()
                 for _ in range(pieces):
                     next(events)

@@ -1,4 +1,5 @@
-// Errors as clients see them: a status, a stable code and one sentence. No path, address, pointer or library text.
+// Errors as clients see them: a status, a stable code and one sentence. No path, address, pointer
+// or library text.
 #pragma once
 
 #include <string>
@@ -19,8 +20,9 @@ struct HttpError {
 // From the request's own parsing: the message is ours and is passed on.
 HttpError ErrorFromRequest(const absl::Status& status);
 
-// From the backend: what is not the client's doing gets a fixed message, since the real one may name workers, files or
-// devices; so does any message without a reason of ours or that looks like one of those.
+// From the backend: what is not the client's doing gets a fixed message, since the real one may
+// name workers, files or devices; so does any message without a reason of ours or that looks like
+// one of those.
 HttpError ErrorFromBackend(const absl::Status& status);
 
 // "invalid_request_error" and so on, by HTTP status.

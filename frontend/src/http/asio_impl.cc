@@ -1,5 +1,6 @@
-// The one translation unit with the bodies of Asio and Beast: they take longer to compile than everything else here.
-#include "http/asio_config.h"
-
+// The one translation unit with the bodies of Asio and Beast: they take longer to compile than
+// everything else here.
 #include <boost/asio/impl/src.hpp>
 #include <boost/beast/src.hpp>
+
+#include "http/asio_config.h"

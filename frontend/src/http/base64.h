@@ -7,8 +7,8 @@
 
 namespace conclave::frontend {
 
-// The bytes behind `text`; nullopt unless it is canonical: standard alphabet, padded to whole quadruples, no white
-// space, unused bits zero.
+// The bytes behind `text`; nullopt unless it is canonical: standard alphabet, padded to whole
+// quadruples, no white space, unused bits zero.
 std::optional<std::string> DecodeBase64(std::string_view text);
 
 std::string EncodeBase64(std::string_view bytes);

@@ -37,8 +37,9 @@ absl::StatusOr<Message::Role> ParseRole(const json::value* value, const std::str
   if (role == "assistant") {
     return Message::Role::kAssistant;
   }
-  return FieldError("invalid_role", param,
-                    "expected \"system\", \"user\" or \"assistant\", found \"" + Excerpt(role) + "\"");
+  return FieldError(
+      "invalid_role", param,
+      "expected \"system\", \"user\" or \"assistant\", found \"" + Excerpt(role) + "\"");
 }
 
 // An optional system message, then user and assistant in turn.
@@ -49,7 +50,8 @@ absl::Status CheckOrder(const std::vector<Message>& messages) {
     const std::string param = "messages[" + std::to_string(i) + "].role";
     if (role == Message::Role::kSystem) {
       if (i != 0) {
-        return FieldError("invalid_role", param, "expected one system message at most, as the first");
+        return FieldError("invalid_role", param,
+                          "expected one system message at most, as the first");
       }
       continue;
     }
@@ -62,8 +64,7 @@ absl::Status CheckOrder(const std::vector<Message>& messages) {
     want = want == Message::Role::kUser ? Message::Role::kAssistant : Message::Role::kUser;
   }
   if (messages.back().role != Message::Role::kUser) {
-    return FieldError("invalid_role",
-                      "messages[" + std::to_string(messages.size() - 1) + "].role",
+    return FieldError("invalid_role", "messages[" + std::to_string(messages.size() - 1) + "].role",
                       "the last message must be the user's");
   }
   return absl::OkStatus();
@@ -80,7 +81,8 @@ absl::Status CheckDetail(const json::value* value, const std::string& param) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<ContentPart> ParseImagePart(FieldReader& fields, Message::Role role, Context& context) {
+absl::StatusOr<ContentPart> ParseImagePart(FieldReader& fields, Message::Role role,
+                                           Context& context) {
   const json::value* image = fields.Find("image_url");
   const std::string scope = fields.Param("image_url");
   if (image == nullptr || !image->is_object()) {
@@ -101,8 +103,9 @@ absl::StatusOr<ContentPart> ParseImagePart(FieldReader& fields, Message::Role ro
     return FieldError("image_not_allowed", scope, "the model takes text only");
   }
   if (++context.num_images > context.limits.images_max) {
-    return FieldError("too_many_images", "messages",
-                      "expected at most " + std::to_string(context.limits.images_max) + " pictures");
+    return FieldError(
+        "too_many_images", "messages",
+        "expected at most " + std::to_string(context.limits.images_max) + " pictures");
   }
   ContentPart part;
   part.kind = ContentPart::Kind::kImage;
@@ -198,7 +201,8 @@ absl::StatusOr<std::vector<Message>> ParseMessages(const json::value* value,
                                                    const HttpLimits& limits, const ModelCard& card,
                                                    UnknownFields& unknown) {
   if (value == nullptr || !value->is_array() || value->get_array().empty()) {
-    return FieldError("messages_required", "messages", "expected an array with at least one message");
+    return FieldError("messages_required", "messages",
+                      "expected an array with at least one message");
   }
   const json::array& array = value->get_array();
   if (array.size() > static_cast<size_t>(limits.messages_max)) {

@@ -1,9 +1,8 @@
 // The `messages` of a chat request.
 #pragma once
 
-#include <vector>
-
 #include <boost/json/value.hpp>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "conclave/frontend/chat.h"
@@ -12,8 +11,8 @@
 
 namespace conclave::frontend {
 
-// Checks roles, their order and every part. `value` is null when the field is absent. Image parts hold their URL, not
-// the picture, until DecodeImages: base64 is the dearest step.
+// Checks roles, their order and every part. `value` is null when the field is absent. Image parts
+// hold their URL, not the picture, until DecodeImages: base64 is the dearest step.
 absl::StatusOr<std::vector<Message>> ParseMessages(const boost::json::value* value,
                                                    const HttpLimits& limits, const ModelCard& card,
                                                    UnknownFields& unknown);

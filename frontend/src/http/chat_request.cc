@@ -1,13 +1,12 @@
 #include "http/chat_request.h"
 
+#include <boost/json/value.hpp>
 #include <charconv>
 #include <cmath>
 #include <cstdint>
 #include <limits>
 #include <string>
 #include <utility>
-
-#include <boost/json/value.hpp>
 
 #include "conclave/base/status.h"
 #include "http/chat_messages.h"
@@ -35,8 +34,9 @@ absl::Status CheckModel(FieldReader& fields, const ModelCard& card) {
   }
   const std::string_view name = View(model->get_string());
   if (name != card.id) {
-    return WithParam(NotFound("model_not_found", "model: \"" + Excerpt(name) + "\" is not served here"),
-                     "model");
+    return WithParam(
+        NotFound("model_not_found", "model: \"" + Excerpt(name) + "\" is not served here"),
+        "model");
   }
   return absl::OkStatus();
 }
@@ -52,7 +52,8 @@ absl::Status ParseSampling(FieldReader& fields, ParsedChat& chat) {
   CONCLAVE_RETURN_IF_ERROR(
       fields.Number("repetition_penalty", {0, 100, true}, sampling.repetition_penalty));
   CONCLAVE_RETURN_IF_ERROR(fields.Number("presence_penalty", kPenalty, sampling.presence_penalty));
-  CONCLAVE_RETURN_IF_ERROR(fields.Number("frequency_penalty", kPenalty, sampling.frequency_penalty));
+  CONCLAVE_RETURN_IF_ERROR(
+      fields.Number("frequency_penalty", kPenalty, sampling.frequency_penalty));
   chat.has_seed = fields.Find("seed") != nullptr;
   return fields.Unsigned("seed", sampling.seed);
 }
@@ -63,7 +64,8 @@ absl::Status ParseLogprobs(FieldReader& fields, SamplingParams& sampling) {
   CONCLAVE_RETURN_IF_ERROR(fields.Bool("logprobs", is_on));
   CONCLAVE_RETURN_IF_ERROR(fields.Integer("top_logprobs", 0, kTopLogprobsMax, num_top));
   if (num_top >= 0 && !is_on) {
-    return FieldError("invalid_top_logprobs", "top_logprobs", "expected \"logprobs\": true beside it");
+    return FieldError("invalid_top_logprobs", "top_logprobs",
+                      "expected \"logprobs\": true beside it");
   }
   sampling.num_top_logprobs = is_on ? (num_top < 0 ? 0 : num_top) : -1;
   return absl::OkStatus();
@@ -97,14 +99,13 @@ absl::Status ParseLogitBias(FieldReader& fields, const HttpLimits& limits, const
   }
   if (!value->is_object() ||
       value->get_object().size() > static_cast<size_t>(limits.logit_bias_max)) {
-    return FieldError("invalid_logit_bias", "logit_bias",
-                      "expected an object with at most " + std::to_string(limits.logit_bias_max) +
-                          " entries");
+    return FieldError(
+        "invalid_logit_bias", "logit_bias",
+        "expected an object with at most " + std::to_string(limits.logit_bias_max) + " entries");
   }
   for (const auto& entry : value->get_object()) {
-    CONCLAVE_ASSIGN_OR_RETURN(
-        const auto bias,
-        ParseBias({entry.key().data(), entry.key().size()}, entry.value(), card.vocab_size));
+    CONCLAVE_ASSIGN_OR_RETURN(const auto bias, ParseBias({entry.key().data(), entry.key().size()},
+                                                         entry.value(), card.vocab_size));
     sampling.logit_bias.push_back(bias);
   }
   return absl::OkStatus();
@@ -114,14 +115,16 @@ absl::Status AddStop(const json::value& value, const HttpLimits& limits,
                      std::vector<std::string>& stops) {
   if (!value.is_string() || value.get_string().empty() ||
       value.get_string().size() > static_cast<size_t>(limits.stop_bytes_max)) {
-    return FieldError("invalid_stop", "stop",
-                      "expected strings of 1 to " + std::to_string(limits.stop_bytes_max) + " bytes");
+    return FieldError(
+        "invalid_stop", "stop",
+        "expected strings of 1 to " + std::to_string(limits.stop_bytes_max) + " bytes");
   }
   stops.emplace_back(View(value.get_string()));
   return absl::OkStatus();
 }
 
-absl::Status ParseStop(FieldReader& fields, const HttpLimits& limits, std::vector<std::string>& stops) {
+absl::Status ParseStop(FieldReader& fields, const HttpLimits& limits,
+                       std::vector<std::string>& stops) {
   const json::value* value = fields.Find("stop");
   if (value == nullptr) {
     return absl::OkStatus();
@@ -179,7 +182,8 @@ absl::Status CheckUnsupported(FieldReader& fields) {
     const json::value* choice = fields.Find(name);
     if (choice != nullptr && !(choice->is_string() && (View(choice->get_string()) == "none" ||
                                                        View(choice->get_string()) == "auto"))) {
-      return FieldError("unsupported_parameter", name, "not supported; expected \"none\" or \"auto\"");
+      return FieldError("unsupported_parameter", name,
+                        "not supported; expected \"none\" or \"auto\"");
     }
   }
   return absl::OkStatus();
@@ -208,7 +212,8 @@ absl::Status ParseExtensions(FieldReader& fields, UnknownFields& unknown, ChatRe
     return absl::OkStatus();
   }
   if (!value->is_object()) {
-    return FieldError("invalid_conclave", "conclave", "expected an object, found " + Describe(*value));
+    return FieldError("invalid_conclave", "conclave",
+                      "expected an object, found " + Describe(*value));
   }
   FieldReader extension(value->get_object(), "conclave.", "conclave.", unknown);
   if (const json::value* mode = extension.Find("image_mode"); mode != nullptr) {
@@ -230,12 +235,12 @@ absl::Status ParseExtensions(FieldReader& fields, UnknownFields& unknown, ChatRe
 
 absl::Status ParseLengths(FieldReader& fields, const HttpLimits& limits, const ModelCard& card,
                           ChatRequest& request) {
-  CONCLAVE_RETURN_IF_ERROR(
-      fields.Integer("max_tokens", 1, card.max_model_len, request.max_tokens));
-  // An own reason only for the field's name would split one mistake in two: both are max_tokens_out_of_range.
+  CONCLAVE_RETURN_IF_ERROR(fields.Integer("max_tokens", 1, card.max_model_len, request.max_tokens));
+  // An own reason only for the field's name would split one mistake in two: both are
+  // max_tokens_out_of_range.
   int32_t max_completion_tokens = 0;
-  if (absl::Status status = fields.Integer("max_completion_tokens", 1, card.max_model_len,
-                                           max_completion_tokens);
+  if (absl::Status status =
+          fields.Integer("max_completion_tokens", 1, card.max_model_len, max_completion_tokens);
       !status.ok()) {
     return WithParam(InvalidArgument("max_tokens_out_of_range", MessageOf(status)),
                      "max_completion_tokens");
@@ -249,8 +254,10 @@ absl::Status ParseLengths(FieldReader& fields, const HttpLimits& limits, const M
 }  // namespace
 
 absl::StatusOr<ParsedChat> ParseChatRequest(std::string_view body, const HttpLimits& limits,
-                                            const ModelCard& card, const UnknownFieldFn& on_unknown) {
-  CONCLAVE_ASSIGN_OR_RETURN(const json::object object, ParseJsonObject(body, limits.json_depth_max));
+                                            const ModelCard& card,
+                                            const UnknownFieldFn& on_unknown) {
+  CONCLAVE_ASSIGN_OR_RETURN(const json::object object,
+                            ParseJsonObject(body, limits.json_depth_max));
   UnknownFields unknown(on_unknown);
   FieldReader fields(object, "", "", unknown);
   ParsedChat chat;

@@ -83,7 +83,9 @@ void WriteUsage(const Usage& usage, JsonWriter& json) {
 }
 
 // Microseconds are enough, and spare clients seventeen digits.
-double Rounded(double ms) { return static_cast<double>(static_cast<int64_t>(ms * 1000 + 0.5)) / 1000; }
+double Rounded(double ms) {
+  return static_cast<double>(static_cast<int64_t>(ms * 1000 + 0.5)) / 1000;
+}
 
 void WriteExtension(const ReplyShape& shape, const Timings& timings, JsonWriter& json) {
   json.Key("conclave").BeginObject().Key("timings").BeginObject();
@@ -109,8 +111,8 @@ std::optional<HttpError> FailureIn(const ChatEvents& events) {
       return ErrorFromBackend(status.ok() ? absl::InternalError("error without a status") : status);
     }
     if (choice.end->reason == FinishReason::kCancelled) {
-      return HttpError{503, "request_cancelled", "the server cancelled the request; try again later",
-                       ""};
+      return HttpError{503, "request_cancelled",
+                       "the server cancelled the request; try again later", ""};
     }
   }
   return std::nullopt;
@@ -173,10 +175,11 @@ void ChatStreamWriter::Begin(std::string& out) const {
 void ChatStreamWriter::Add(const ChatEvents& events, std::string& out) const {
   for (size_t i = 0; i < events.choices.size(); ++i) {
     const ChatEvents::Choice& choice = events.choices[i];
-    // While text is held back a delta may be empty: it says nothing to a client that asked for text only.
-    if (choice.delta.has_value() &&
-        (!choice.delta->text.empty() || (shape_.has_token_ids && !choice.delta->token_ids.empty()) ||
-         (shape_.has_logprobs && !choice.delta->logprobs.empty()))) {
+    // While text is held back a delta may be empty: it says nothing to a client that asked for text
+    // only.
+    if (choice.delta.has_value() && (!choice.delta->text.empty() ||
+                                     (shape_.has_token_ids && !choice.delta->token_ids.empty()) ||
+                                     (shape_.has_logprobs && !choice.delta->logprobs.empty()))) {
       Chunk(static_cast<int32_t>(i), &*choice.delta, false, nullptr, out);
     }
     if (choice.end.has_value() && choice.end->reason != FinishReason::kError &&

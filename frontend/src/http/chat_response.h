@@ -1,5 +1,5 @@
-// chat.completion and chat.completion.chunk as OpenAI writes them, with vLLM's token_ids and routed_experts and our own
-// `conclave` object (timings, numeric mode). Pure: events in, bytes out.
+// chat.completion and chat.completion.chunk as OpenAI writes them, with vLLM's token_ids and
+// routed_experts and our own `conclave` object (timings, numeric mode). Pure: events in, bytes out.
 #pragma once
 
 #include <cstdint>
@@ -38,7 +38,8 @@ class ChatStreamWriter {
 
   // The first chunk of every choice: the role and no content.
   void Begin(std::string& out) const;
-  // Deltas, ends, and once `events.done`: usage if asked for, and [DONE]. Choices that failed are left out.
+  // Deltas, ends, and once `events.done`: usage if asked for, and [DONE]. Choices that failed are
+  // left out.
   void Add(const ChatEvents& events, std::string& out) const;
   // The error and [DONE].
   static void Fail(const HttpError& error, std::string& out);

@@ -60,7 +60,8 @@ void ChatStream::OnDelta(ChatDelta delta) {
     has_overflowed_ = true;
     pending_ = ChatEvents();
     pending_.choices.resize(static_cast<size_t>(num_choices_));
-    // The receiver may sit in a write that does not end: it is told even if a notification is under way.
+    // The receiver may sit in a write that does not end: it is told even if a notification is under
+    // way.
     notify_();
     return;
   }

@@ -1,5 +1,6 @@
-// The way from the engine's thread to a connection: a bounded mailbox that merges what the connection has not
-// taken yet, so that a slow client costs memory only up to a bound and the engine never waits.
+// The way from the engine's thread to a connection: a bounded mailbox that merges what the
+// connection has not taken yet, so that a slow client costs memory only up to a bound and the
+// engine never waits.
 #pragma once
 
 #include <cstddef>
@@ -32,8 +33,8 @@ struct ChatEvents {
 // Thread-safe.
 class ChatStream : public ChatSink {
  public:
-  // `notify` is called at most once between two calls of Take, on the thread of the event and under a lock: it may
-  // only hand on ("post"), neither block nor call back.
+  // `notify` is called at most once between two calls of Take, on the thread of the event and under
+  // a lock: it may only hand on ("post"), neither block nor call back.
   ChatStream(int32_t num_choices, size_t pending_bytes_max, std::function<void()> notify);
 
   void OnDelta(ChatDelta delta) override;
@@ -43,7 +44,8 @@ class ChatStream : public ChatSink {
   // Empty when nothing happened.
   ChatEvents Take();
 
-  // More than `pending_bytes_max` piled up: what was pending is dropped, later events are too. Notified once.
+  // More than `pending_bytes_max` piled up: what was pending is dropped, later events are too.
+  // Notified once.
   bool has_overflowed() const;
 
   // The receiver is going away: no `notify` from now on, events are dropped.

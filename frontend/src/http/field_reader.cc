@@ -1,11 +1,10 @@
 #include "http/field_reader.h"
 
 #include <algorithm>
+#include <boost/json/value.hpp>
 #include <charconv>
 #include <cmath>
 #include <utility>
-
-#include <boost/json/value.hpp>
 
 #include "conclave/base/status.h"
 #include "http/utf8.h"
@@ -38,7 +37,8 @@ void UnknownFields::Add(std::string_view scope, std::string_view name) {
 }
 
 absl::Status FieldError(std::string_view reason, std::string_view param, std::string_view message) {
-  return WithParam(InvalidArgument(reason, std::string(param) + ": " + std::string(message)), param);
+  return WithParam(InvalidArgument(reason, std::string(param) + ": " + std::string(message)),
+                   param);
 }
 
 std::string Describe(const boost::json::value& value) {
@@ -129,10 +129,9 @@ absl::Status FieldReader::Unsigned(std::string_view name, uint64_t& out) {
   } else if (value->is_int64() && value->get_int64() >= 0) {
     out = static_cast<uint64_t>(value->get_int64());
   } else {
-    return WithParam(
-        InvalidArgument(std::string(name) + "_out_of_range",
-                        RangeError("an integer", "[0, 2^64)", Param(name), *value)),
-        Param(name));
+    return WithParam(InvalidArgument(std::string(name) + "_out_of_range",
+                                     RangeError("an integer", "[0, 2^64)", Param(name), *value)),
+                     Param(name));
   }
   return absl::OkStatus();
 }

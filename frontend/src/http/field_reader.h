@@ -1,6 +1,8 @@
-// Typed access to the fields of a request object. Errors name the field (param) and say range and finding.
+// Typed access to the fields of a request object. Errors name the field (param) and say range and
+// finding.
 #pragma once
 
+#include <boost/json/object.hpp>
 #include <cstdint>
 #include <functional>
 #include <initializer_list>
@@ -8,16 +10,16 @@
 #include <string_view>
 #include <vector>
 
-#include <boost/json/object.hpp>
-
 #include "absl/status/status.h"
 
 namespace conclave::frontend {
 
-// Told the name of a field that is not understood: "foo", "messages[].foo"; escaped, at most 64 bytes.
+// Told the name of a field that is not understood: "foo", "messages[].foo"; escaped, at most 64
+// bytes.
 using UnknownFieldFn = std::function<void(const std::string& name)>;
 
-// Hands on the first few unknown fields of one request; the rest is only skipped, however many there are.
+// Hands on the first few unknown fields of one request; the rest is only skipped, however many
+// there are.
 class UnknownFields {
  public:
   explicit UnknownFields(const UnknownFieldFn& on_unknown) : on_unknown_(on_unknown) {}
@@ -42,12 +44,12 @@ absl::Status FieldError(std::string_view reason, std::string_view param, std::st
 // What was found, for a message: "a string", "3", "null".
 std::string Describe(const boost::json::value& value);
 
-// A field that is absent or null leaves the output as it is. Every name that was asked for counts as known.
-// `object` and `unknown` outlive the reader.
+// A field that is absent or null leaves the output as it is. Every name that was asked for counts
+// as known. `object` and `unknown` outlive the reader.
 class FieldReader {
  public:
-  // `scope` stands before names in params, `report_scope` in reports of unknown fields: "messages[3]." and
-  // "messages[].".
+  // `scope` stands before names in params, `report_scope` in reports of unknown fields:
+  // "messages[3]." and "messages[].".
   FieldReader(const boost::json::object& object, std::string scope, std::string report_scope,
               UnknownFields& unknown);
 

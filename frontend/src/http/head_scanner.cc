@@ -126,9 +126,9 @@ bool HeadScanner::CheckRequestLine(std::string_view line) {
 
 bool HeadScanner::CheckField(std::string_view line) {
   if (++num_fields_ > limits_.header_fields_max) {
-    return Bad(431, "too_many_headers",
-               "header fields: too many; expected at most " +
-                   std::to_string(limits_.header_fields_max));
+    return Bad(
+        431, "too_many_headers",
+        "header fields: too many; expected at most " + std::to_string(limits_.header_fields_max));
   }
   const size_t colon = line.find(':');
   if (colon == std::string_view::npos || !IsToken(line.substr(0, colon))) {
@@ -150,9 +150,9 @@ bool HeadScanner::CheckFraming(std::string_view name, std::string_view value) {
   if (Equals(name, "host")) {
     ++num_hosts_;
   } else if (Equals(name, "content-length")) {
-    const bool is_number = !value.empty() && value.size() <= kLengthDigitsMax &&
-                           std::all_of(value.begin(), value.end(),
-                                       [](char c) { return c >= '0' && c <= '9'; });
+    const bool is_number =
+        !value.empty() && value.size() <= kLengthDigitsMax &&
+        std::all_of(value.begin(), value.end(), [](char c) { return c >= '0' && c <= '9'; });
     if (!is_number || content_length_.has_value() || is_chunked_) {
       return Bad(400, "ambiguous_framing", kSmuggling);
     }

@@ -1,5 +1,6 @@
-// The first look at a request's bytes: where its header block ends, and whether two parsers in a row could read it
-// differently (request smuggling). Stricter than RFC 9112 allows: no folded lines, no bare line feeds, one framing.
+// The first look at a request's bytes: where its header block ends, and whether two parsers in a
+// row could read it differently (request smuggling). Stricter than RFC 9112 allows: no folded
+// lines, no bare line feeds, one framing.
 #pragma once
 
 #include <cstddef>
@@ -21,7 +22,8 @@ class HeadScanner {
 
   enum class Result { kNeedMore, kComplete, kBad };
 
-  // `bytes` starts at the request and only grows between calls; lines already seen are not scanned again.
+  // `bytes` starts at the request and only grows between calls; lines already seen are not scanned
+  // again.
   Result Scan(std::string_view bytes);
 
   // Once complete: bytes of the block with its empty line.
@@ -29,8 +31,8 @@ class HeadScanner {
   std::optional<uint64_t> content_length() const { return content_length_; }
   bool is_chunked() const { return is_chunked_; }
 
-  // Once bad. Codes: uri_too_long (414), headers_too_large, too_many_headers (431), ambiguous_framing, bad_request (400),
-  // http_version_unsupported (505).
+  // Once bad. Codes: uri_too_long (414), headers_too_large, too_many_headers (431),
+  // ambiguous_framing, bad_request (400), http_version_unsupported (505).
   const HttpError& error() const { return error_; }
 
  private:

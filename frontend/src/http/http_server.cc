@@ -1,15 +1,6 @@
 #include "conclave/frontend/http_server.h"
 
-#include "http/asio_config.h"
-
 #include <pthread.h>
-
-#include <map>
-#include <string>
-#include <string_view>
-#include <thread>
-#include <utility>
-#include <vector>
 
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/as_tuple.hpp>
@@ -21,8 +12,15 @@
 #include <boost/asio/strand.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/asio/write.hpp>
+#include <map>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <utility>
+#include <vector>
 
 #include "conclave/base/status.h"
+#include "http/asio_config.h"
 #include "http/server_state.h"
 #include "http/session.h"
 
@@ -34,7 +32,8 @@ using asio::ip::tcp;
 using boost::system::error_code;
 
 constexpr auto kNoThrow = asio::as_tuple(asio::use_awaitable);
-// Connections beyond the limit that are told so at the same time; further ones are closed without a word.
+// Connections beyond the limit that are told so at the same time; further ones are closed without a
+// word.
 constexpr int kRefusalsMax = 64;
 constexpr std::chrono::seconds kRefusalTimeout{1};
 // Descriptors or memory ran out: without a pause the accept loop would spin.
@@ -48,7 +47,8 @@ std::string RefusalText(const std::string& request_id) {
          std::to_string(body.size()) + "\r\n\r\n" + body;
 }
 
-// Writes `text`, then waits a moment for the client to close, so that its unread bytes do not reset the connection.
+// Writes `text`, then waits a moment for the client to close, so that its unread bytes do not reset
+// the connection.
 asio::awaitable<void> WriteAndClose(std::shared_ptr<tcp::socket> socket, std::string text) {
   asio::steady_timer timer(socket->get_executor());
   timer.expires_after(kRefusalTimeout);
@@ -58,8 +58,7 @@ asio::awaitable<void> WriteAndClose(std::shared_ptr<tcp::socket> socket, std::st
       socket->close(ignored);
     }
   });
-  auto [write_ec, num_written] =
-      co_await asio::async_write(*socket, asio::buffer(text), kNoThrow);
+  auto [write_ec, num_written] = co_await asio::async_write(*socket, asio::buffer(text), kNoThrow);
   error_code ec = write_ec;
   if (!ec) {
     socket->shutdown(tcp::socket::shutdown_send, ec);
@@ -108,8 +107,8 @@ absl::Status HttpServer::Impl::Listen() {
   const std::string where = "bind " + host + ":" + std::to_string(state.options().port) + ": ";
   error_code ec;
   tcp::resolver resolver(io);
-  const auto results = resolver.resolve(host, std::to_string(state.options().port),
-                                        tcp::resolver::passive, ec);
+  const auto results =
+      resolver.resolve(host, std::to_string(state.options().port), tcp::resolver::passive, ec);
   if (ec || results.empty()) {
     return Error(absl::StatusCode::kUnavailable, "bind",
                  where + (ec ? ec.message() : "the name has no address"));

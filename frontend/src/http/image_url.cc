@@ -26,12 +26,14 @@ bool HasSuffix(std::string_view text, std::string_view suffix) {
 }
 
 absl::Status CheckMediaType(std::string_view media_type) {
-  const std::string type = absl::AsciiStrToLower(std::string(media_type.substr(0, media_type.find(';'))));
+  const std::string type =
+      absl::AsciiStrToLower(std::string(media_type.substr(0, media_type.find(';'))));
   if (type == "image/svg+xml") {
     return Error(absl::StatusCode::kUnimplemented, "image_format_unsupported",
                  "SVG is not supported; expected a JPEG, PNG or WebP picture");
   }
-  // A wrong image type is harmless, since the bytes decide; a type that is no image says the client is confused.
+  // A wrong image type is harmless, since the bytes decide; a type that is no image says the client
+  // is confused.
   if (type.empty() || type == "application/octet-stream" || HasPrefix(type, "image/")) {
     return absl::OkStatus();
   }
@@ -63,14 +65,15 @@ absl::StatusOr<std::string> DecodeDataUri(std::string_view rest, int64_t image_b
   const auto num_bytes = static_cast<int64_t>(text.size() / 4 * 3);
   const int64_t num_pads = HasSuffix(text, "==") ? 2 : HasSuffix(text, "=") ? 1 : 0;
   if (num_bytes - num_pads > image_bytes_max) {
-    return InvalidArgument("image_too_large", "the picture has " + std::to_string(num_bytes - num_pads) +
-                                                  " bytes; expected at most " +
-                                                  std::to_string(image_bytes_max));
+    return InvalidArgument("image_too_large",
+                           "the picture has " + std::to_string(num_bytes - num_pads) +
+                               " bytes; expected at most " + std::to_string(image_bytes_max));
   }
   std::optional<std::string> bytes = DecodeBase64(text);
   if (!bytes.has_value()) {
-    return InvalidArgument("data_uri_malformed",
-                           "not base64; expected the standard alphabet, padded, without white space");
+    return InvalidArgument(
+        "data_uri_malformed",
+        "not base64; expected the standard alphabet, padded, without white space");
   }
   return *std::move(bytes);
 }
@@ -88,11 +91,11 @@ absl::StatusOr<std::string> DecodeImageUrl(std::string_view url, int64_t image_b
                                                      std::to_string(kUrlBytesMax));
   }
   if (HasPrefix(url, "http://") || HasPrefix(url, "https://")) {
-    return InvalidArgument("image_url_fetch_disabled",
-                           "fetching is off; expected the picture itself as data:image/...;base64,...");
+    return InvalidArgument(
+        "image_url_fetch_disabled",
+        "fetching is off; expected the picture itself as data:image/...;base64,...");
   }
-  return InvalidArgument("image_url_scheme",
-                         "unknown scheme; expected data:image/...;base64,...");
+  return InvalidArgument("image_url_scheme", "unknown scheme; expected data:image/...;base64,...");
 }
 
 }  // namespace conclave::frontend

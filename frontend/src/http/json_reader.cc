@@ -1,5 +1,8 @@
 #include "http/json_reader.h"
 
+#include <boost/json/basic_parser_impl.hpp>
+#include <boost/json/value.hpp>
+#include <boost/json/value_stack.hpp>
 #include <charconv>
 #include <cstddef>
 #include <cstdint>
@@ -8,10 +11,6 @@
 #include <string>
 #include <utility>
 #include <vector>
-
-#include <boost/json/basic_parser_impl.hpp>
-#include <boost/json/value.hpp>
-#include <boost/json/value_stack.hpp>
 
 #include "absl/container/flat_hash_set.h"
 #include "conclave/base/status.h"
@@ -24,8 +23,8 @@ namespace json = boost::json;
 
 constexpr size_t kValuesMax = size_t{1} << 20;
 
-// Builds the value as Boost.JSON's own parser does and adds what that one lacks: duplicate keys are seen, numbers
-// beyond a double are told apart, the number of values is bounded.
+// Builds the value as Boost.JSON's own parser does and adds what that one lacks: duplicate keys are
+// seen, numbers beyond a double are told apart, the number of values is bounded.
 class TreeBuilder {
  public:
   static constexpr size_t max_object_size = kValuesMax;
@@ -141,12 +140,12 @@ class TreeBuilder {
 };
 
 absl::Status ErrorAt(std::string_view reason, std::string_view what, size_t offset) {
-  return InvalidArgument(reason,
-                         "request body: " + std::string(what) + " at byte " + std::to_string(offset));
+  return InvalidArgument(
+      reason, "request body: " + std::string(what) + " at byte " + std::to_string(offset));
 }
 
-// Whether the escape of a leading surrogate, alone, ends at or one byte before the offset of a syntax error: Boost.JSON
-// has no error of its own for that.
+// Whether the escape of a leading surrogate, alone, ends at or one byte before the offset of a
+// syntax error: Boost.JSON has no error of its own for that.
 bool FollowsHalfPair(std::string_view body, size_t offset) {
   constexpr size_t kEscapeBytes = 6;
   for (const size_t end : {offset, offset - 1}) {
@@ -166,9 +165,9 @@ bool FollowsHalfPair(std::string_view body, size_t offset) {
 absl::Status ParseError(const json::error_code& ec, const TreeBuilder& builder,
                         std::string_view body, size_t offset, int depth_max) {
   if (builder.has_duplicate()) {
-    return InvalidArgument(
-        "duplicate_key", "request body: the key \"" + Excerpt(builder.duplicate_key()) +
-                             "\" appears twice in one object; expected each key once");
+    return InvalidArgument("duplicate_key",
+                           "request body: the key \"" + Excerpt(builder.duplicate_key()) +
+                               "\" appears twice in one object; expected each key once");
   }
   const std::string depth = std::to_string(depth_max);
   if (ec == json::error::too_deep) {

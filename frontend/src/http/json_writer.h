@@ -1,4 +1,5 @@
-// Appends JSON to a string, keys in the order they are written: the shape of a reply is part of the contract.
+// Appends JSON to a string, keys in the order they are written: the shape of a reply is part of the
+// contract.
 #pragma once
 
 #include <cstdint>
@@ -20,8 +21,8 @@ class JsonWriter {
   // `name` needs no escaping.
   JsonWriter& Key(std::string_view name);
 
-  // Always valid JSON: bytes that are not UTF-8 become U+FFFD. U+2028 and U+2029 are escaped too, since some clients
-  // evaluate events as JavaScript.
+  // Always valid JSON: bytes that are not UTF-8 become U+FFFD. U+2028 and U+2029 are escaped too,
+  // since some clients evaluate events as JavaScript.
   JsonWriter& String(std::string_view value);
   JsonWriter& Int(int64_t value);
   // Shortest text that reads back as `value`; null when it is not finite.

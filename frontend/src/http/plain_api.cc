@@ -1,10 +1,9 @@
 #include "http/plain_api.h"
 
 #include <algorithm>
+#include <boost/json/value.hpp>
 #include <cstdint>
 #include <optional>
-
-#include <boost/json/value.hpp>
 
 #include "absl/status/statusor.h"
 #include "conclave/base/status.h"
@@ -46,8 +45,8 @@ std::string ModelList(const ModelCard& card) {
 absl::StatusOr<std::string> OneModel(const ModelCard& card, std::string_view rest) {
   const std::optional<std::string> name = DecodePercent(rest);
   if (!name.has_value() || *name != card.id) {
-    return WithParam(NotFound("model_not_found", "model: \"" + Excerpt(name.value_or("")) +
-                                                     "\" is not served here"),
+    return WithParam(NotFound("model_not_found",
+                              "model: \"" + Excerpt(name.value_or("")) + "\" is not served here"),
                      "model");
   }
   std::string body;
@@ -67,8 +66,9 @@ absl::Status CheckModel(FieldReader& fields, const ModelCard& card) {
   }
   const std::string_view name(model->get_string().data(), model->get_string().size());
   if (name != card.id) {
-    return WithParam(NotFound("model_not_found", "model: \"" + Excerpt(name) + "\" is not served here"),
-                     "model");
+    return WithParam(
+        NotFound("model_not_found", "model: \"" + Excerpt(name) + "\" is not served here"),
+        "model");
   }
   return absl::OkStatus();
 }
@@ -124,11 +124,9 @@ absl::StatusOr<std::string> Detokenize(std::string_view body, ServerState& state
   for (const json::value& token : tokens->get_array()) {
     if (!token.is_int64() || token.get_int64() < 0 ||
         token.get_int64() >= backend.model().vocab_size) {
-      return FieldError("token_id_out_of_range",
-                        "tokens[" + std::to_string(ids.size()) + "]",
-                        "expected an integer in [0, " +
-                            std::to_string(backend.model().vocab_size) + "), found " +
-                            Describe(token));
+      return FieldError("token_id_out_of_range", "tokens[" + std::to_string(ids.size()) + "]",
+                        "expected an integer in [0, " + std::to_string(backend.model().vocab_size) +
+                            "), found " + Describe(token));
     }
     ids.push_back(static_cast<int32_t>(token.get_int64()));
   }

@@ -132,10 +132,9 @@ std::optional<HttpError> CheckBody(const Route& route, const BodyFields& fields,
     return BodyTooLarge(body_bytes_max);
   }
   if (!fields.content_encoding.empty() && !Equals(fields.content_encoding, "identity")) {
-    return HttpError{415, "content_encoding_unsupported",
-                     "Content-Encoding: expected none, found \"" +
-                         Excerpt(fields.content_encoding) + "\"",
-                     ""};
+    return HttpError{
+        415, "content_encoding_unsupported",
+        "Content-Encoding: expected none, found \"" + Excerpt(fields.content_encoding) + "\"", ""};
   }
   if (!IsJson(fields.content_type)) {
     return HttpError{415, "content_type_unsupported",

@@ -44,8 +44,9 @@ struct RouteMatch {
   std::string allow;      // the path exists with these methods only: 405
 };
 
-// `target` is the request target; what follows '?' is ignored. Compared byte by byte: nothing is decoded or normalised,
-// so there is no second spelling of a path. `has_metrics`: whether /metrics exists.
+// `target` is the request target; what follows '?' is ignored. Compared byte by byte: nothing is
+// decoded or normalised, so there is no second spelling of a path. `has_metrics`: whether /metrics
+// exists.
 RouteMatch FindRoute(std::string_view method, std::string_view target, bool has_metrics);
 
 // "%2F" and the like decoded; nullopt when malformed or not UTF-8.

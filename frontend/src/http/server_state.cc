@@ -9,7 +9,8 @@ constexpr size_t kUnknownFieldsMax = 64;
 
 std::mt19937_64 SeededFromSystem() {
   std::random_device device;
-  std::seed_seq seed{device(), device(), device(), device(), device(), device(), device(), device()};
+  std::seed_seq seed{device(), device(), device(), device(),
+                     device(), device(), device(), device()};
   return std::mt19937_64(seed);
 }
 

@@ -30,8 +30,8 @@ class ServerState {
   bool is_draining() const { return is_draining_.load(); }
   void StartDraining() { is_draining_.store(true); }
 
-  // Requests between their last byte in and their last byte out. A request that asks is_draining() after
-  // BeginRequest() either sees it or is waited for.
+  // Requests between their last byte in and their last byte out. A request that asks is_draining()
+  // after BeginRequest() either sees it or is waited for.
   void BeginRequest() ABSL_LOCKS_EXCLUDED(mu_);
   void EndRequest() ABSL_LOCKS_EXCLUDED(mu_);
   // Whether there was none left within `timeout`.

@@ -1,10 +1,5 @@
 #include "http/session.h"
 
-#include <chrono>
-#include <exception>
-#include <optional>
-#include <utility>
-
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/buffer.hpp>
 #include <boost/asio/co_spawn.hpp>
@@ -12,6 +7,10 @@
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/asio/write.hpp>
 #include <boost/beast/http.hpp>
+#include <chrono>
+#include <exception>
+#include <optional>
+#include <utility>
 
 #include "http/session_guards.h"
 
@@ -231,7 +230,8 @@ Session::Awaitable<Session::Read> Session::ReadHead(HeadScanner& scanner, HttpEr
   bool has_begun = false;
   Arm(state_.limits().idle_timeout);
   while (!is_gone_) {
-    // An empty line before a request is what some clients send after a body (RFC 9112, section 2.2).
+    // An empty line before a request is what some clients send after a body (RFC 9112,
+    // section 2.2).
     while (!has_begun && View(buffer_).substr(0, 2) == "\r\n") {
       buffer_.consume(2);
     }
@@ -249,8 +249,7 @@ Session::Awaitable<Session::Read> Session::ReadHead(HeadScanner& scanner, HttpEr
       Disarm();
       co_return Read::kDone;
     }
-    auto [ec, num_bytes] =
-        co_await socket_.async_read_some(buffer_.prepare(kReadBytes), kNoThrow);
+    auto [ec, num_bytes] = co_await socket_.async_read_some(buffer_.prepare(kReadBytes), kNoThrow);
     buffer_.commit(num_bytes);
     if (ec) {
       if (!has_expired_ || !has_begun) {
@@ -283,10 +282,9 @@ Session::Awaitable<bool> Session::ServeHead(const HeadScanner& scanner, Exchange
   }
   head.match = FindRoute(View(request.method_string()), View(request.target()),
                          state_.options().metrics_text != nullptr);
-  const BodyFields body_fields{View(request[http::field::content_type]),
-                               View(request[http::field::content_encoding]),
-                               View(request[http::field::expect]), scanner.content_length(),
-                               scanner.is_chunked()};
+  const BodyFields body_fields{
+      View(request[http::field::content_type]), View(request[http::field::content_encoding]),
+      View(request[http::field::expect]), scanner.content_length(), scanner.is_chunked()};
   std::optional<HttpError> error;
   if (head.match.route == nullptr && head.match.allow.empty()) {
     error = HttpError{404, "not_found", "no such path", ""};

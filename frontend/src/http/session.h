@@ -1,20 +1,19 @@
-// One connection: a coroutine that reads requests, answers them, and watches for a client that goes away.
+// One connection: a coroutine that reads requests, answers them, and watches for a client that goes
+// away.
 #pragma once
 
-#include "http/asio_config.h"
-
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/beast/core/flat_buffer.hpp>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
 
-#include <boost/asio/awaitable.hpp>
-#include <boost/asio/ip/tcp.hpp>
-#include <boost/asio/steady_timer.hpp>
-#include <boost/beast/core/flat_buffer.hpp>
-
 #include "conclave/base/clock.h"
+#include "http/asio_config.h"
 #include "http/chat_response.h"
 #include "http/chat_stream.h"
 #include "http/head_scanner.h"
@@ -25,10 +24,12 @@
 
 namespace conclave::frontend {
 
-// Lives as long as its coroutine or a pending handler. All members are touched on the socket's strand only.
+// Lives as long as its coroutine or a pending handler. All members are touched on the socket's
+// strand only.
 class Session : public std::enable_shared_from_this<Session> {
  public:
-  // The executor of `socket` is a strand. `state` outlives the session. `on_closed` is called once, on the strand.
+  // The executor of `socket` is a strand. `state` outlives the session. `on_closed` is called once,
+  // on the strand.
   Session(boost::asio::ip::tcp::socket socket, ServerState& state, std::function<void()> on_closed);
 
   void Start();
@@ -74,8 +75,8 @@ class Session : public std::enable_shared_from_this<Session> {
   Awaitable<bool> Send(HttpReply reply, Exchange& exchange);
   Awaitable<bool> SendStreamHead(Exchange& exchange);
   Awaitable<bool> SendStreamPiece(std::string_view text, bool is_last, Exchange& exchange);
-  // An error that ends the connection. What the client still sends is read and dropped for a moment: closing at once
-  // would reset the connection, and the client might never read the reply.
+  // An error that ends the connection. What the client still sends is read and dropped for a
+  // moment: closing at once would reset the connection, and the client might never read the reply.
   Awaitable<bool> Refuse(HttpError error, Exchange& exchange, std::string allow = {});
 
   // Ends pending socket operations after `timeout`; they then see has_expired_.

@@ -1,19 +1,17 @@
 // The half of Session that answers: chat requests, and the writing of replies.
-#include <chrono>
-#include <optional>
-#include <utility>
-#include <vector>
-
-#include "http/session.h"
-
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/buffer.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/asio/write.hpp>
 #include <boost/beast/http.hpp>
+#include <chrono>
+#include <optional>
+#include <utility>
+#include <vector>
 
 #include "http/chat_request.h"
+#include "http/session.h"
 
 namespace conclave::frontend {
 namespace {
@@ -146,7 +144,7 @@ Session::Awaitable<bool> Session::StreamReply(ReplyShape shape, ActiveChat& chat
     if (!text.empty()) {
       const bool is_sent = co_await SendStreamPiece(text, is_last, exchange);
       if (!is_sent || is_last) {
-        co_return is_sent && exchange.keep_alive;
+        co_return is_sent&& exchange.keep_alive;
       }
     }
     text.clear();
@@ -199,8 +197,7 @@ Session::Awaitable<bool> Session::SendStreamHead(Exchange& exchange) {
   response.set(http::field::cache_control, "no-cache");
   // nginx would otherwise hold tokens back to fill its buffer.
   response.set("X-Accel-Buffering", "no");
-  exchange.keep_alive =
-      exchange.keep_alive && !exchange.is_http10() && !state_.is_draining();
+  exchange.keep_alive = exchange.keep_alive && !exchange.is_http10() && !state_.is_draining();
   response.keep_alive(exchange.keep_alive);
   response.chunked(!exchange.is_http10());
   http::response_serializer<http::empty_body> serializer(response);

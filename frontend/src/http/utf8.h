@@ -1,4 +1,5 @@
-// UTF-8 as the HTTP layer needs it: is it well formed, and how a client's own words are quoted in messages.
+// UTF-8 as the HTTP layer needs it: is it well formed, and how a client's own words are quoted in
+// messages.
 #pragma once
 
 #include <cstddef>
@@ -7,15 +8,15 @@
 
 namespace conclave::frontend {
 
-// Length of the well-formed sequence at the start of `bytes` (Unicode 15, table 3-7: no overlong forms, no
-// surrogates), 0 when there is none. `bytes` is not empty.
+// Length of the well-formed sequence at the start of `bytes` (Unicode 15, table 3-7: no overlong
+// forms, no surrogates), 0 when there is none. `bytes` is not empty.
 size_t Utf8SequenceBytes(std::string_view bytes);
 
 // Offset of the first byte that is not part of well-formed UTF-8, or npos.
 size_t FindInvalidUtf8(std::string_view bytes);
 
-// `value` as it may appear in a message or a log line: at most 64 bytes and "..." if cut, valid UTF-8, control
-// characters, quotes and backslashes escaped.
+// `value` as it may appear in a message or a log line: at most 64 bytes and "..." if cut, valid
+// UTF-8, control characters, quotes and backslashes escaped.
 std::string Excerpt(std::string_view value);
 
 }  // namespace conclave::frontend

@@ -1,7 +1,6 @@
 #include "conclave/checkpoint/checkpoint.h"
 
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -20,6 +19,31 @@ namespace {
 constexpr std::string_view kTowerRoot = "vision_model.";
 // How many unused tensors a warning names.
 constexpr size_t kNamedMax = 3;
+
+// Every x86-64 has pages of this size.
+constexpr size_t kPageBytes = 4096;
+constexpr int kReadTries = 3;
+
+size_t PageOffset(const std::byte* address) {
+  return reinterpret_cast<uintptr_t>(address) % kPageBytes;
+}
+
+// Faults the pages of a mapped file in; false when that would be a SIGBUS.
+bool BringIn(std::span<const std::byte> bytes) {
+#ifdef MADV_POPULATE_READ
+  for (int i = 0; i < kReadTries; ++i) {
+    const bool is_done =
+        ::madvise(const_cast<std::byte*>(bytes.data()), bytes.size(), MADV_POPULATE_READ) == 0;
+    // Anything else, such as the EINVAL of kernels before 5.14, says nothing about the file.
+    if (is_done || (errno != EFAULT && errno != EIO && errno != EHWPOISON && errno != EINTR)) {
+      return true;
+    }
+  }
+  return false;
+#else
+  return !bytes.empty();
+#endif
+}
 
 std::string ShapeText(std::span<const int64_t> shape) {
   std::string text = "[";
@@ -265,42 +289,26 @@ absl::StatusOr<TensorView> Checkpoint::Require(std::string_view name,
   if (const std::string what = WhatChanged(file->file); !what.empty()) {
     return Error(absl::StatusCode::kAborted, "model_changed_during_load", where + what);
   }
-#ifdef MADV_POPULATE_READ
-  // Faults the pages in and reports what would be a SIGBUS (EFAULT). Kernels before 5.14 do not
-  // know it (EINVAL).
-  constexpr int kTries = 3;
-  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
-  const auto begin = reinterpret_cast<uintptr_t>(tensor->bytes.data());
-  const uintptr_t start = begin / page * page;
-  const size_t size = begin + tensor->bytes.size() - start;
-  int error = 0;
-  for (int i = 0; i < kTries; ++i) {
-    error = ::madvise(reinterpret_cast<void*>(start), size, MADV_POPULATE_READ) == 0
-                ? 0
-                : errno;  // NOLINT(performance-no-int-to-ptr)
-    if (error != EFAULT && error != EIO && error != EHWPOISON && error != EINTR) {
-      return *tensor;
-    }
+  // Starting on a page: the first may hold the end of the tensor before.
+  const std::byte* start = tensor->bytes.data() - PageOffset(tensor->bytes.data());
+  if (!BringIn({start, tensor->bytes.data() + tensor->bytes.size()})) {
+    return Error(absl::StatusCode::kDataLoss, "model_read_error",
+                 where + "cannot be read at byte " +
+                     std::to_string(tensor->bytes.data() - file->mapped.bytes().data()) + ", " +
+                     std::to_string(kReadTries) + " tries");
   }
-  return Error(absl::StatusCode::kDataLoss, "model_read_error",
-               where + "cannot be read at byte " +
-                   std::to_string(tensor->bytes.data() - file->mapped.bytes().data()) + ", " +
-                   std::to_string(kTries) + " tries");
-#else
   return *tensor;
-#endif
 }
 
 void Checkpoint::Release(const TensorView& tensor) const {
   // Whole pages inside the tensor only: the neighbours on a shared page may be in use.
-  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
-  const auto begin = reinterpret_cast<uintptr_t>(tensor.bytes.data());
-  const uintptr_t first = (begin + page - 1) / page * page;
-  const uintptr_t last = (begin + tensor.bytes.size()) / page * page;
-  if (last > first) {
+  const std::byte* first = tensor.bytes.data() + (kPageBytes - 1);
+  first -= PageOffset(first);
+  const std::byte* last = tensor.bytes.data() + tensor.bytes.size();
+  last -= PageOffset(last);
+  if (first < last) {
     // Advice: nothing is lost when the kernel does not follow it.
-    ::madvise(reinterpret_cast<void*>(first), last - first,
-              MADV_DONTNEED);  // NOLINT(performance-no-int-to-ptr)
+    ::madvise(const_cast<std::byte*>(first), static_cast<size_t>(last - first), MADV_DONTNEED);
   }
 }
 

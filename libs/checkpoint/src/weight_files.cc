@@ -93,7 +93,11 @@ absl::Status CheckAgainstIndex(const std::vector<WeightFile>& files, const Shard
           StoredTensor{.name = name, .dtype = {}, .shape = {}},
           [](const StoredTensor& a, const StoredTensor& b) { return a.name < b.name; });
       if (!is_there) {
-        return Bad("tensor " + name + ": expected in " + shard + ", which does not have it");
+        std::string why = "tensor ";
+        why += name;
+        why += ": expected in ";
+        why += shard;
+        return Bad(why + ", which does not have it");
       }
     }
   }

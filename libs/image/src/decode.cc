@@ -29,7 +29,6 @@ std::string NameOfForeign(std::span<const uint8_t> encoded) {
     std::string_view name;
   };
   static constexpr std::array kForeign{
-      Foreign{8, "WEBP", "WebP"},
       Foreign{0, "GIF8", "GIF"},
       Foreign{0, "BM", "BMP"},
       Foreign{0, std::string_view("II*\0", 4), "TIFF"},
@@ -71,12 +70,16 @@ ImageFormat DetectFormat(std::span<const std::byte> encoded) {
   if (HasAt(octets, 0, "\xFF\xD8")) {
     return ImageFormat::kJpeg;
   }
-  return HasAt(octets, 0, "\x89PNG") ? ImageFormat::kPng : ImageFormat::kUnknown;
+  if (HasAt(octets, 0, "\x89PNG")) {
+    return ImageFormat::kPng;
+  }
+  return HasAt(octets, 0, "RIFF") && HasAt(octets, 8, "WEBP") ? ImageFormat::kWebp
+                                                              : ImageFormat::kUnknown;
 }
 
 absl::StatusOr<RgbImage> Decode(std::span<const std::byte> encoded, const DecodeLimits& limits) {
   if (encoded.empty()) {
-    return InvalidArgument("image_empty", "image: no bytes; expected a JPEG or PNG file");
+    return InvalidArgument("image_empty", "image: no bytes; expected a JPEG, PNG or WebP file");
   }
   if (encoded.size() > static_cast<size_t>(std::max<int64_t>(limits.encoded_bytes_max, 0))) {
     return InvalidArgument("image_too_large", "image: file too large; expected at most " +
@@ -90,6 +93,8 @@ absl::StatusOr<RgbImage> Decode(std::span<const std::byte> encoded, const Decode
       return DecodeJpeg(octets, limits);
     case ImageFormat::kPng:
       return DecodePng(octets, limits);
+    case ImageFormat::kWebp:
+      return DecodeWebp(octets, limits);
     case ImageFormat::kUnknown:
       break;
   }
@@ -98,11 +103,11 @@ absl::StatusOr<RgbImage> Decode(std::span<const std::byte> encoded, const Decode
   }
   if (encoded.size() < kMagicBytes) {
     return InvalidArgument("image_truncated",
-                           "image: too short to be one; expected a JPEG or PNG file, found " +
+                           "image: too short to be one; expected a JPEG, PNG or WebP file, found " +
                                std::to_string(encoded.size()) + " bytes");
   }
   return Error(absl::StatusCode::kUnimplemented, "image_format_unsupported",
-               "image: format not supported; expected JPEG or PNG, found " + NameOfForeign(octets));
+               "image: format not supported; expected JPEG, PNG or WebP, found " + NameOfForeign(octets));
 }
 
 }  // namespace conclave::image

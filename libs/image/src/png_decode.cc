@@ -29,7 +29,7 @@ void StoreGrey(uint8_t value, uint8_t* out) { out[0] = out[1] = out[2] = value; 
 // 16); `out_step` is the distance in bytes between neighbours in `out`.
 void ConvertRow(const PngLayout& layout, const uint8_t* row, int64_t num_pixels, uint8_t* out,
                 int64_t out_step) {
-  const int sample_bytes = layout.bit_depth == 16 ? 2 : 1;
+  const int64_t sample_bytes = layout.bit_depth == 16 ? 2 : 1;
   switch (layout.colour) {
     case PngColour::kGrey:
       if (layout.bit_depth == 16) {
@@ -45,7 +45,7 @@ void ConvertRow(const PngLayout& layout, const uint8_t* row, int64_t num_pixels,
       }
       return;
     case PngColour::kGreyAlpha:
-      EachPixel(row, num_pixels, int64_t{2} * sample_bytes, out, out_step,
+      EachPixel(row, num_pixels, 2 * sample_bytes, out, out_step,
                 [](const uint8_t* in, uint8_t* rgb) { StoreGrey(in[0], rgb); });
       return;
     case PngColour::kPalette:
@@ -56,7 +56,7 @@ void ConvertRow(const PngLayout& layout, const uint8_t* row, int64_t num_pixels,
     case PngColour::kRgb:
     case PngColour::kRgbAlpha: {
       const int num_samples = layout.colour == PngColour::kRgb ? 3 : 4;
-      EachPixel(row, num_pixels, int64_t{num_samples} * sample_bytes, out, out_step,
+      EachPixel(row, num_pixels, num_samples * sample_bytes, out, out_step,
                 [sample_bytes](const uint8_t* in, uint8_t* rgb) {
                   rgb[0] = in[0];
                   rgb[1] = in[sample_bytes];

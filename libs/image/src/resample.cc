@@ -55,8 +55,10 @@ AxisWeights MakeWeights(int32_t num_inputs, const Window& window) {
   std::vector<double> exact(static_cast<size_t>(out.taps_max));
   for (int32_t i = 0; i < window.count; ++i) {
     const double center = (window.first + i + 0.5) * scale;
+    // NOLINTBEGIN(bugprone-incorrect-roundings): Pillow truncates exactly so.
     const int32_t first = std::max(static_cast<int32_t>(center - support + 0.5), 0);
     const int32_t last = std::min(static_cast<int32_t>(center + support + 0.5), num_inputs);
+    // NOLINTEND(bugprone-incorrect-roundings)
     double sum = 0.0;
     for (int32_t x = 0; x < last - first; ++x) {
       exact[static_cast<size_t>(x)] = Kernel((x + first - center + 0.5) * inverse_scale);

@@ -29,8 +29,9 @@ absl::Status CheckDimensions(const std::string& format, uint32_t width, uint32_t
   // With spaces: 10x2000000 would read as an address to who looks for leaked ones.
   const std::string found = std::to_string(width) + " x " + std::to_string(height);
   if (width == 0 || height == 0) {
-    return InvalidArgument("image_bad_dimensions",
-                           format + " image: an edge is 0; expected at least 1 x 1, found " + found);
+    return InvalidArgument(
+        "image_bad_dimensions",
+        format + " image: an edge is 0; expected at least 1 x 1, found " + found);
   }
   const uint64_t pixels = uint64_t{width} * height;
   if (pixels > static_cast<uint64_t>(std::max<int64_t>(limits.pixels_max, 0))) {

@@ -95,13 +95,13 @@ const KernelTable& TableFor(Isa isa) {
   CONCLAVE_CHECK(IsSupported(isa));
   switch (isa) {
     case Isa::kScalar:
-      return kScalarTable;
+      return ScalarTable();
     case Isa::kAvx2:
-      return kAvx2Table;
+      return Avx2Table();
     case Isa::kAvx512:
-      return kAvx512Table;
+      return Avx512Table();
     case Isa::kAvx512Bf16:
-      return kAvx512Bf16Table;
+      return Avx512Bf16Table();
   }
   CONCLAVE_CHECK(false);
 }

@@ -75,10 +75,10 @@ struct KernelTable {
   int attend_items;
 };
 
-extern const KernelTable kScalarTable;
-extern const KernelTable kAvx2Table;
-extern const KernelTable kAvx512Table;
-extern const KernelTable kAvx512Bf16Table;
+const KernelTable& ScalarTable();
+const KernelTable& Avx2Table();
+const KernelTable& Avx512Table();
+const KernelTable& Avx512Bf16Table();
 
 // Whether VDPBF16PS of this CPU adds the odd product first, then the even one, each as a fused
 // multiply-add that flushes denormals. The ISA manuals leave the order of the two additions open to

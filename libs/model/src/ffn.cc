@@ -49,8 +49,8 @@ absl::StatusOr<FfnWeights> LoadFfn(const checkpoint::Checkpoint& checkpoint,
   }
   up_parts.push_back({prefix + desc.names.ffn_up, spec.inner_dim});
   const LinearPart down_part[] = {{prefix + desc.names.ffn_down, io_dim}};
-  CONCLAVE_ASSIGN_OR_RETURN(
-      Linear up, LoadLinear(checkpoint, up_parts, io_dim, spec.has_bias, dtype, pool));
+  CONCLAVE_ASSIGN_OR_RETURN(Linear up,
+                            LoadLinear(checkpoint, up_parts, io_dim, spec.has_bias, dtype, pool));
   CONCLAVE_ASSIGN_OR_RETURN(
       Linear down, LoadLinear(checkpoint, down_part, spec.inner_dim, spec.has_bias, dtype, pool));
   FfnWeights weights;
@@ -70,7 +70,8 @@ absl::StatusOr<FfnWeights> LoadFfn(const checkpoint::Checkpoint& checkpoint,
 FfnScratch::FfnScratch(const checkpoint::FfnSpec& spec, int64_t max_rows, DType dtype)
     : max_rows_(max_rows),
       inner_(static_cast<size_t>(max_rows * UpRows(spec)) * sizeof(float)),
-      activated_(spec.is_gated ? static_cast<size_t>(max_rows * spec.inner_dim) * sizeof(float) : 0),
+      activated_(spec.is_gated ? static_cast<size_t>(max_rows * spec.inner_dim) * sizeof(float)
+                               : 0),
       activated_bf16_(dtype == DType::kBf16
                           ? static_cast<size_t>(max_rows * spec.inner_dim) * sizeof(Bf16)
                           : 0) {}

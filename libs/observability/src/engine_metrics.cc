@@ -94,11 +94,12 @@ EngineMetrics::EngineMetrics(Metrics& metrics, const std::string& model_name,
   };
 
   num_requests_running = gauge("conclave_num_requests_running", "Requests in the running batch.");
-  num_requests_waiting = gauge("conclave_num_requests_waiting", "Requests that wait to be scheduled.");
+  num_requests_waiting =
+      gauge("conclave_num_requests_waiting", "Requests that wait to be scheduled.");
   kv_cache_usage = gauge("conclave_kv_cache_usage_perc", "Used share of the KV blocks, 0 to 1.");
   prompt_tokens = counter("conclave_prompt_tokens_total", "Prompt tokens, image rows included.");
-  prompt_tokens_cached = counter("conclave_prompt_tokens_cached_total",
-                                 "Prompt tokens that the prefix cache had.");
+  prompt_tokens_cached =
+      counter("conclave_prompt_tokens_cached_total", "Prompt tokens that the prefix cache had.");
   generation_tokens = counter("conclave_generation_tokens_total", "Generated tokens.");
   prefix_cache_queries = counter("conclave_prefix_cache_queries_total", "Prompt tokens looked up.");
   prefix_cache_hits = counter("conclave_prefix_cache_hits_total", "Prompt tokens found.");
@@ -129,17 +130,17 @@ EngineMetrics::EngineMetrics(Metrics& metrics, const std::string& model_name,
                           "From the first to the last token.", RequestTimeBounds());
   inference_time = histogram("conclave_request_inference_time_seconds",
                              "From scheduling to the last token.", RequestTimeBounds());
-  iteration_tokens = histogram("conclave_iteration_tokens_total", "Tokens in one step.",
-                               IterationTokenBounds());
+  iteration_tokens =
+      histogram("conclave_iteration_tokens_total", "Tokens in one step.", IterationTokenBounds());
   const std::vector<double> counts = TokenCountBounds(max_model_len);
   request_prompt_tokens =
       histogram("conclave_request_prompt_tokens", "Prompt tokens of a request.", counts);
   request_generation_tokens =
       histogram("conclave_request_generation_tokens", "Generated tokens of a request.", counts);
-  image_preprocess = histogram("moe_image_preprocess_seconds",
-                               "Decoding and resizing one image.", ImageTimeBounds());
-  vision_encode = histogram("moe_vision_encode_seconds",
-                            "Vision tower and projector on one image.", ImageTimeBounds());
+  image_preprocess = histogram("moe_image_preprocess_seconds", "Decoding and resizing one image.",
+                               ImageTimeBounds());
+  vision_encode = histogram("moe_vision_encode_seconds", "Vision tower and projector on one image.",
+                            ImageTimeBounds());
 }
 
 std::vector<ExpertTokens> MostLoaded(std::vector<ExpertTokens> all, size_t series_max) {
@@ -158,9 +159,8 @@ std::vector<ExpertTokens> MostLoaded(std::vector<ExpertTokens> all, size_t serie
     ++load.num_series;
   }
   std::vector<std::pair<Key, Load>> ordered(by_expert.begin(), by_expert.end());
-  std::stable_sort(ordered.begin(), ordered.end(), [](const auto& a, const auto& b) {
-    return a.second.tokens > b.second.tokens;
-  });
+  std::stable_sort(ordered.begin(), ordered.end(),
+                   [](const auto& a, const auto& b) { return a.second.tokens > b.second.tokens; });
   std::map<Key, bool> is_kept;
   size_t left = series_max;
   for (const auto& [key, load] : ordered) {

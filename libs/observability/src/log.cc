@@ -35,7 +35,8 @@ spdlog::logger& Logger() {
   return *logger;
 }
 
-// Length of the valid UTF-8 character at the start of `text`, 0 when there is none (Unicode 15, table 3-7).
+// Length of the valid UTF-8 character at the start of `text`, 0 when there is none (Unicode 15,
+// table 3-7).
 size_t Utf8Length(std::string_view text) {
   const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
   const auto is_tail = [&](size_t i, unsigned low = 0x80, unsigned high = 0xbf) {
@@ -99,8 +100,9 @@ bool IsUnprintable(std::string_view character) {
   }
   return character == "\xE2\x80\xA8" || character == "\xE2\x80\xA9" ||  // line, paragraph separator
          (character >= std::string_view("\xE2\x80\xAA") &&
-          character <= std::string_view("\xE2\x80\xAE")) ||             // bidi embedding, override
-         (character >= std::string_view("\xE2\x81\xA6") && character <= std::string_view("\xE2\x81\xA9"));
+          character <= std::string_view("\xE2\x80\xAE")) ||  // bidi embedding, override
+         (character >= std::string_view("\xE2\x81\xA6") &&
+          character <= std::string_view("\xE2\x81\xA9"));
 }
 
 void AppendQuoted(std::string& out, std::string_view printable) {

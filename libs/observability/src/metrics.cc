@@ -21,14 +21,15 @@
 namespace conclave::observability {
 namespace {
 
-constexpr double kTimeToFirstToken[] = {.001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1,
-                                        1.5,  2,    2.5, 5,   7.5, 10,  20,  40, 80,  160, 640, 2560};
+constexpr double kTimeToFirstToken[] = {.001, .005, .01, .02, .04, .06, .08, .1,
+                                        .25,  .5,   .75, 1,   1.5, 2,   2.5, 5,
+                                        7.5,  10,   20,  40,  80,  160, 640, 2560};
 constexpr double kInterToken[] = {.0005, .001, .002, .003, .005, .0075, .01, .025, .05,
                                   .075,  .1,   .15,  .2,   .3,   .4,    .5,  .75,  1,
                                   2.5,   5,    7.5,  10,   20,   40,    80};
-constexpr double kRequestTime[] = {.01, .025, .05, .1, .2, .3, .5, .8, 1,   1.5, 2,   2.5,  5,
+constexpr double kRequestTime[] = {.01, .025, .05, .1, .2, .3, .5, .8,  1,   1.5, 2,   2.5,  5,
                                    10,  15,   20,  30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680};
-constexpr double kIterationTokens[] = {1,   8,   16,   32,   64,   128, 256,
+constexpr double kIterationTokens[] = {1,   8,    16,   32,   64,   128,  256,
                                        512, 1024, 2048, 4096, 8192, 16384};
 constexpr double kImageTime[] = {.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10};
 

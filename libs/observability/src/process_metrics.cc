@@ -1,4 +1,5 @@
-// What this process uses, read from /proc at every scrape. A figure that cannot be read is left out of the page.
+// What this process uses, read from /proc at every scrape. A figure that cannot be read is left out
+// of the page.
 #include <dirent.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -43,7 +44,8 @@ Samples OpenFiles() {
     return {};
   }
   int count = 0;
-  // NOLINTNEXTLINE(concurrency-mt-unsafe): glibc's readdir is safe on a stream that no other thread has.
+  // NOLINTNEXTLINE(concurrency-mt-unsafe): glibc's readdir is safe on a stream that no other thread
+  // has.
   while (const dirent* entry = ::readdir(folder)) {
     count += entry->d_name[0] != '.' ? 1 : 0;
   }
@@ -68,8 +70,8 @@ void Metrics::AddProcessMetrics() {
   AddCollector("process_open_fds", "Open file descriptors.", Kind::kGauge, OpenFiles);
   AddCollector("process_max_fds", "Most file descriptors it may open.", Kind::kGauge, OpenFilesMax);
   const double start = static_cast<double>(std::chrono::duration_cast<std::chrono::milliseconds>(
-                           std::chrono::system_clock::now().time_since_epoch())
-                           .count()) *
+                                               std::chrono::system_clock::now().time_since_epoch())
+                                               .count()) *
                        1e-3;
   AddGauge("process_start_time_seconds", "Start of the process, Unix seconds.").Set(start);
 }

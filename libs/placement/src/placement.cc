@@ -52,9 +52,8 @@ absl::StatusOr<Placement> Placement::Create(Epoch epoch, std::vector<ExpertUnit>
   }
   for (size_t u = 0; u < units.size(); ++u) {
     if (offsets[u + 1] == 0) {
-      return InvalidArgument("placement_uncovered",
-                             "placement: " + Describe(units[u]) +
-                                 " has no replica; expected at least one");
+      return InvalidArgument("placement_uncovered", "placement: " + Describe(units[u]) +
+                                                        " has no replica; expected at least one");
     }
     offsets[u + 1] += offsets[u];
   }
@@ -66,11 +65,10 @@ absl::StatusOr<Placement> Placement::Create(Epoch epoch, std::vector<ExpertUnit>
     const auto begin = workers.begin() + offsets[u];
     const auto end = workers.begin() + next[u];
     if (std::find(begin, end, replicas[i].worker) != end) {
-      return InvalidArgument("placement_duplicate",
-                             "placement: " + Describe(replicas[i].unit) +
-                                 " has two replicas on worker " +
-                                 std::to_string(replicas[i].worker.value()) +
-                                 "; expected at most one");
+      return InvalidArgument("placement_duplicate", "placement: " + Describe(replicas[i].unit) +
+                                                        " has two replicas on worker " +
+                                                        std::to_string(replicas[i].worker.value()) +
+                                                        "; expected at most one");
     }
     workers[next[u]++] = replicas[i].worker;
   }

@@ -19,8 +19,7 @@ namespace {
 constexpr size_t kHostBytesMax = 253;  // RFC 1035
 
 absl::Status Malformed(std::string_view text) {
-  return InvalidArgument("usage",
-                         "expected HOST:PORT with port 0..65535, found " + Quoted(text));
+  return InvalidArgument("usage", "expected HOST:PORT with port 0..65535, found " + Quoted(text));
 }
 
 bool IsIpv6(const std::string& host) {
@@ -33,8 +32,8 @@ bool IsIpv4(const std::string& host) {
   return ::inet_pton(AF_INET, host.c_str(), &address) == 1;
 }
 
-// Labels of letters, digits and hyphens (RFC 1123), underscores as container networks use them. A host of digits and
-// dots alone would be a mistyped IPv4 address.
+// Labels of letters, digits and hyphens (RFC 1123), underscores as container networks use them. A
+// host of digits and dots alone would be a mistyped IPv4 address.
 bool IsHostName(std::string_view host) {
   if (host.empty() || host.size() > kHostBytesMax) {
     return false;
@@ -74,8 +73,7 @@ absl::StatusOr<Address> ParseAddress(std::string_view text) {
     return Malformed(text);
   }
   const std::string_view port = text.substr(colon + 1);
-  const auto [end, error] =
-      std::from_chars(port.data(), port.data() + port.size(), address.port);
+  const auto [end, error] = std::from_chars(port.data(), port.data() + port.size(), address.port);
   if (error != std::errc() || end != port.data() + port.size()) {
     return Malformed(text);
   }

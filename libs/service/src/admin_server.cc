@@ -92,10 +92,9 @@ class Session : public std::enable_shared_from_this<Session> {
     parser_->header_limit(kHeaderBytesMax);
     parser_->body_limit(kBodyBytesMax);
     stream_.expires_after(kTimeout);
-    http::async_read(stream_, buffer_, *parser_,
-                     [self = shared_from_this()](beast::error_code error, size_t) {
-                       self->OnRead(error);
-                     });
+    http::async_read(
+        stream_, buffer_, *parser_,
+        [self = shared_from_this()](beast::error_code error, size_t) { self->OnRead(error); });
   }
 
  private:
@@ -108,11 +107,10 @@ class Session : public std::enable_shared_from_this<Session> {
     bool is_last = ++num_requests_ >= kRequestsPerConnection;
     bool is_head = false;
     if (error) {
-      const bool is_large =
-          error == http::error::header_limit || error == http::error::body_limit;
-      response_ = MakeResponse(is_large ? http::status::payload_too_large
-                                        : http::status::bad_request,
-                               R"({"error":"bad request"})", "application/json");
+      const bool is_large = error == http::error::header_limit || error == http::error::body_limit;
+      response_ =
+          MakeResponse(is_large ? http::status::payload_too_large : http::status::bad_request,
+                       R"({"error":"bad request"})", "application/json");
       is_last = true;
     } else {
       const auto& request = parser_->get();

@@ -1,6 +1,6 @@
 #include "command_line.h"
 
-#include <CLI/App.hpp>
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <utility>
 
@@ -22,8 +22,7 @@ absl::Status UsageError(std::string_view flag, std::string_view why) {
 
 class Splitter {
  public:
-  Splitter(std::span<const FlagShape> shapes, int num_positionals_max)
-      : shapes_(shapes.begin(), shapes.end()) {
+  explicit Splitter(std::span<const FlagShape> shapes) : shapes_(shapes.begin(), shapes.end()) {
     for (const StandardFlag& flag : kStandardFlags) {
       shapes_.push_back({std::string(flag.name), flag.name == "help" ? 'h' : char{0},
                          std::string(flag.value_name), false});
@@ -41,15 +40,14 @@ class Splitter {
       option->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)->allow_extra_args(false);
       options_.push_back(option);
     }
-    if (num_positionals_max > 0) {
-      positional_ = app_.add_option("arguments")
-                        ->expected(0, num_positionals_max)
-                        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
-                        ->allow_extra_args(false);
-    }
   }
 
-  absl::StatusOr<CommandLine> Split(std::span<const std::string> args) {
+  absl::StatusOr<CommandLine> Split(std::span<const std::string> args, int num_positionals_max) {
+    // Behind "--" nothing is a flag. Positionals are not declared to CLI11, which would split "[a,
+    // b]" into two.
+    const auto mark = std::find(args.begin(), args.end(), "--");
+    const std::vector<std::string> tail(mark == args.end() ? mark : mark + 1, args.end());
+    args = args.first(static_cast<size_t>(mark - args.begin()));
     // CLI11 takes the last argument first.
     std::vector<std::string> reversed(args.rbegin(), args.rend());
     try {
@@ -66,7 +64,15 @@ class Splitter {
       return only;
     }
     CONCLAVE_RETURN_IF_ERROR(CheckUnknown());
-    return Collect();
+    CONCLAVE_ASSIGN_OR_RETURN(CommandLine line, Collect());
+    line.positionals = app_.remaining();
+    line.positionals.insert(line.positionals.end(), tail.begin(), tail.end());
+    if (line.positionals.size() > static_cast<size_t>(num_positionals_max)) {
+      return InvalidArgument(
+          "usage", "unexpected argument " +
+                       Quoted(line.positionals[static_cast<size_t>(num_positionals_max)]));
+    }
+    return line;
   }
 
  private:
@@ -91,14 +97,14 @@ class Splitter {
 
   absl::Status MissingValue(const std::string& flag) const {
     const FlagShape* shape = Find(flag);
-    return UsageError(flag, "has no value" +
-                                (shape == nullptr ? "" : "; expected " + shape->value_name));
+    return UsageError(flag,
+                      "has no value" + (shape == nullptr ? "" : "; expected " + shape->value_name));
   }
 
   absl::Status CheckUnknown() const {
     for (const std::string& rest : app_.remaining()) {
       if (rest.size() < 2 || !rest.starts_with('-')) {
-        return InvalidArgument("usage", "unexpected argument " + Quoted(rest));
+        continue;  // A positional.
       }
       const std::string flag = FlagOf(rest);
       std::vector<std::string> names;
@@ -133,16 +139,12 @@ class Splitter {
       }
       line.flags[shape.name] = std::move(values);
     }
-    if (positional_ != nullptr) {
-      line.positionals = positional_->results();
-    }
     return line;
   }
 
   std::vector<FlagShape> shapes_;
   CLI::App app_;
   std::vector<CLI::Option*> options_;
-  CLI::Option* positional_ = nullptr;
 };
 
 }  // namespace
@@ -166,7 +168,7 @@ absl::StatusOr<CommandLine> SplitCommandLine(
       return UsageError(flag, "has no value after '='");
     }
   }
-  return Splitter(shapes, num_positionals_max).Split(args);
+  return Splitter(shapes).Split(args, num_positionals_max);
 }
 
 }  // namespace conclave::service

@@ -33,12 +33,13 @@ struct FlagShape {
 };
 
 struct CommandLine {
-  std::map<std::string, std::vector<std::string>, std::less<>> flags;  // a switch has "true" or what follows '='
+  std::map<std::string, std::vector<std::string>, std::less<>>
+      flags;  // a switch has "true" or what follows '='
   std::vector<std::string> positionals;
 };
 
-// Refuses, naming the flag: unknown and refused ones, one given twice, one without a value. With --help or --version
-// among the arguments only these are returned. `refused` maps names to why.
+// Refuses, naming the flag: unknown and refused ones, one given twice, one without a value. With
+// --help or --version among the arguments only these are returned. `refused` maps names to why.
 absl::StatusOr<CommandLine> SplitCommandLine(
     std::span<const std::string> args, std::span<const FlagShape> shapes,
     const std::map<std::string, std::string, std::less<>>& refused, int num_positionals_max);

@@ -29,6 +29,8 @@ absl::Status SyntaxError(std::string_view file, int line, int column, std::strin
 // Collects the entries; refuses by YAML::ParserException, which carries the place.
 class Collector final : public YAML::EventHandler {
  public:
+  explicit Collector(std::string_view text) : text_(text) {}
+
   std::vector<ConfigEntry> Take() { return std::move(entries_); }
 
   void OnDocumentStart(const YAML::Mark&) override {}
@@ -55,6 +57,9 @@ class Collector final : public YAML::EventHandler {
   void OnScalar(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t,
                 const std::string& value) override {
     CheckTag(mark, tag);
+    if (tag == "!") {
+      CheckQuotes(mark);
+    }
     switch (depth_) {
       case Depth::kRoot:
         Refuse(mark, "expected settings as `key: value`, found a single value");
@@ -112,11 +117,37 @@ class Collector final : public YAML::EventHandler {
     }
   }
 
+  // yaml-cpp takes the end of the file for a closing quote.
+  void CheckQuotes(const YAML::Mark& mark) const {
+    size_t at = 0;
+    for (int line = 0; line < mark.line && at != std::string_view::npos; ++line) {
+      at = text_.find('\n', at);
+      at += at == std::string_view::npos ? 0 : 1;
+    }
+    // A byte order mark does not count as a column.
+    const size_t skipped = mark.line == 0 && text_.starts_with("\xEF\xBB\xBF") ? 3 : 0;
+    at += at == std::string_view::npos ? 0 : static_cast<size_t>(mark.column) + skipped;
+    if (at >= text_.size() || (text_[at] != '"' && text_[at] != '\'')) {
+      return;
+    }
+    const char quote = text_[at];
+    for (size_t i = at + 1; i < text_.size(); ++i) {
+      const bool is_doubled = quote == '\'' && text_.substr(i).starts_with("''");
+      const bool is_escaped = quote == '"' && text_[i] == '\\';
+      if (is_doubled || is_escaped) {
+        ++i;
+      } else if (text_[i] == quote) {
+        return;
+      }
+    }
+    Refuse(mark, "a quoted text has no end");
+  }
+
   void StartEntry(const YAML::Mark& mark, const std::string& key) {
     for (const ConfigEntry& other : entries_) {
       if (other.key == key) {
-        Refuse(mark, "duplicate key " + Quoted(key) + ", first in line " +
-                         std::to_string(other.line));
+        Refuse(mark,
+               "duplicate key " + Quoted(key) + ", first in line " + std::to_string(other.line));
       }
     }
     ConfigEntry& entry = entries_.emplace_back();
@@ -132,6 +163,7 @@ class Collector final : public YAML::EventHandler {
     is_value_ = false;
   }
 
+  const std::string_view text_;
   std::vector<ConfigEntry> entries_;
   Depth depth_ = Depth::kRoot;
   bool is_value_ = false;
@@ -177,12 +209,12 @@ std::string At(std::string_view file, int line, int column) {
 absl::StatusOr<std::vector<ConfigEntry>> ParseConfig(const std::string& text,
                                                      const std::string& file) {
   CONCLAVE_RETURN_IF_ERROR(CheckText(text, file));
-  Collector collector;
+  Collector collector(text);
   try {
     std::istringstream stream(text);
     YAML::Parser parser(stream);
     if (parser.HandleNextDocument(collector)) {
-      Collector second;
+      Collector second(text);
       if (parser.HandleNextDocument(second)) {
         return InvalidArgument("config_syntax", file + ": a second document; expected one");
       }

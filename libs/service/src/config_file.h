@@ -1,5 +1,6 @@
-// The YAML file of --config as a flat list of settings. Strict: one document, one map, values are scalars or lists of
-// scalars; no anchors, aliases or tags (so nothing can expand), no tabs, no duplicate keys, valid UTF-8, at most 1 MiB.
+// The YAML file of --config as a flat list of settings. Strict: one document, one map, values are
+// scalars or lists of scalars; no anchors, aliases or tags (so nothing can expand), no tabs, no
+// duplicate keys, valid UTF-8, at most 1 MiB.
 #pragma once
 
 #include <string>
@@ -28,7 +29,8 @@ std::string At(std::string_view file, int line, int column);
 absl::StatusOr<std::vector<ConfigEntry>> ParseConfig(const std::string& text,
                                                      const std::string& file);
 
-// Errors: "config_file" when it cannot be read, is no regular file or too large; else as ParseConfig.
+// Errors: "config_file" when it cannot be read, is no regular file or too large; else as
+// ParseConfig.
 absl::StatusOr<std::vector<ConfigEntry>> ReadConfig(const std::string& file);
 
 }  // namespace conclave::service

@@ -13,14 +13,10 @@ namespace {
 constexpr size_t kLineBytesMax = 2048;
 
 constexpr std::pair<std::string_view, ExitCode> kCodes[] = {
-    {"usage", ExitCode::kUsage},
-    {"config_file", ExitCode::kConfig},
-    {"config_syntax", ExitCode::kConfig},
-    {"config_unknown_key", ExitCode::kConfig},
-    {"config_value", ExitCode::kConfig},
-    {"bind", ExitCode::kNetwork},
-    {"connect", ExitCode::kNetwork},
-    {"http", ExitCode::kNetwork},
+    {"usage", ExitCode::kUsage},          {"config_file", ExitCode::kConfig},
+    {"config_syntax", ExitCode::kConfig}, {"config_unknown_key", ExitCode::kConfig},
+    {"config_value", ExitCode::kConfig},  {"bind", ExitCode::kNetwork},
+    {"connect", ExitCode::kNetwork},      {"http", ExitCode::kNetwork},
     {"internal", ExitCode::kInternal},
 };
 

@@ -17,7 +17,8 @@
 namespace conclave::service {
 namespace {
 
-// Empty when the file is not there. These files are small by nature; the bound is for a strange `root`.
+// Empty when the file is not there. These files are small by nature; the bound is for a strange
+// `root`.
 std::string ReadSmall(const std::string& path) {
   constexpr size_t kBytesMax = size_t{4} << 20;
   constexpr size_t kChunk = size_t{16} << 10;
@@ -96,12 +97,12 @@ int64_t MemInfo(const std::string& text, std::string_view key) {
              : ToInt(std::string_view(text).substr(start, end - start)).value_or(0) * 1024;
 }
 
-// The folders of this process's cgroup and of its ancestors, the root included: a limit binds at any level. v1 has one
-// tree per controller, v2 one for all (`controller` empty).
+// The folders of this process's cgroup and of its ancestors, the root included: a limit binds at
+// any level. v1 has one tree per controller, v2 one for all (`controller` empty).
 std::vector<std::string> CgroupFolders(const std::string& root, std::string_view controller) {
   std::istringstream lines(ReadSmall(root + "/proc/self/cgroup"));
-  const std::string base = root + "/sys/fs/cgroup" +
-                           (controller.empty() ? "" : "/" + std::string(controller));
+  const std::string base =
+      root + "/sys/fs/cgroup" + (controller.empty() ? "" : "/" + std::string(controller));
   std::vector<std::string> folders = {base};
   for (std::string line; std::getline(lines, line);) {
     // "0::/a/b" or "4:cpu,cpuacct:/a/b".

@@ -8,9 +8,9 @@
 #include <utility>
 
 #include "command_line.h"
-#include "config_file.h"
 #include "conclave/base/check.h"
 #include "conclave/base/status.h"
+#include "config_file.h"
 #include "option_state.h"
 
 namespace conclave::service {
@@ -48,10 +48,9 @@ absl::Status CheckPath(std::string_view path, PathKind kind) {
   const bool wants_folder = kind == PathKind::kExistingFolder;
   struct stat status {};
   if (::stat(std::string(path).c_str(), &status) != 0) {
-    return InvalidArgument("usage",
-                           Quoted(path) + ": " +
-                               std::error_code(errno, std::generic_category()).message() +
-                               "; expected an existing " + (wants_folder ? "folder" : "file"));
+    return InvalidArgument(
+        "usage", Quoted(path) + ": " + std::error_code(errno, std::generic_category()).message() +
+                     "; expected an existing " + (wants_folder ? "folder" : "file"));
   }
   if (S_ISDIR(status.st_mode) != wants_folder) {
     return InvalidArgument("usage", wants_folder
@@ -98,7 +97,8 @@ OptionSet::Option& OptionSet::Declare(OptionInfo info, std::string value_name) {
 
 namespace {
 
-// Fills the parts that every single-valued option shares. `parse(text)` gives the checked value, `print` its text.
+// Fills the parts that every single-valued option shares. `parse(text)` gives the checked value,
+// `print` its text.
 template <typename Option, typename T, typename Parse, typename Print>
 void Bind(Option& option, T* target, const Parse& parse, const Print& print) {
   const T initial = *target;
@@ -115,9 +115,8 @@ template <typename Int>
 auto IntParser(Range<int64_t> range) {
   return [range](std::string_view text) -> absl::StatusOr<Int> {
     CONCLAVE_ASSIGN_OR_RETURN(const int64_t value, ParseInt(text));
-    CONCLAVE_RETURN_IF_ERROR(
-        CheckRange(value, range, text,
-                   std::to_string(range.min) + ".." + std::to_string(range.max)));
+    CONCLAVE_RETURN_IF_ERROR(CheckRange(
+        value, range, text, std::to_string(range.min) + ".." + std::to_string(range.max)));
     return static_cast<Int>(value);
   };
 }
@@ -151,8 +150,8 @@ void OptionSet::Add(OptionInfo info, double* target, Range<double> range) {
       Declare(std::move(info), "NUMBER"), target,
       [range](std::string_view text) -> absl::StatusOr<double> {
         CONCLAVE_ASSIGN_OR_RETURN(const double value, ParseNumber(text));
-        CONCLAVE_RETURN_IF_ERROR(CheckRange(
-            value, range, text, NumberText(range.min) + ".." + NumberText(range.max)));
+        CONCLAVE_RETURN_IF_ERROR(
+            CheckRange(value, range, text, NumberText(range.min) + ".." + NumberText(range.max)));
         return value;
       },
       &NumberText);
@@ -163,8 +162,8 @@ void OptionSet::Add(OptionInfo info, ByteSize* target, Range<ByteSize> range) {
       Declare(std::move(info), "SIZE"), target,
       [range](std::string_view text) -> absl::StatusOr<ByteSize> {
         CONCLAVE_ASSIGN_OR_RETURN(const ByteSize value, ParseByteSize(text));
-        CONCLAVE_RETURN_IF_ERROR(CheckRange(value, range, text,
-                                            ToString(range.min) + ".." + ToString(range.max)));
+        CONCLAVE_RETURN_IF_ERROR(
+            CheckRange(value, range, text, ToString(range.min) + ".." + ToString(range.max)));
         return value;
       },
       [](ByteSize value) { return ToString(value); });
@@ -176,8 +175,8 @@ void OptionSet::Add(OptionInfo info, std::chrono::milliseconds* target,
       Declare(std::move(info), "DURATION"), target,
       [range](std::string_view text) -> absl::StatusOr<std::chrono::milliseconds> {
         CONCLAVE_ASSIGN_OR_RETURN(const std::chrono::milliseconds value, ParseDuration(text));
-        CONCLAVE_RETURN_IF_ERROR(CheckRange(value, range, text,
-                                            ToString(range.min) + ".." + ToString(range.max)));
+        CONCLAVE_RETURN_IF_ERROR(
+            CheckRange(value, range, text, ToString(range.min) + ".." + ToString(range.max)));
         return value;
       },
       [](std::chrono::milliseconds value) { return ToString(value); });
@@ -214,8 +213,7 @@ void OptionSet::AddPath(OptionInfo info, std::string* target, PathKind kind) {
 }
 
 void OptionSet::AddPaths(OptionInfo info, std::vector<std::string>* target, PathKind kind) {
-  Option& option =
-      Declare(std::move(info), kind == PathKind::kExistingFile ? "FILE" : "DIR");
+  Option& option = Declare(std::move(info), kind == PathKind::kExistingFile ? "FILE" : "DIR");
   option.is_list = true;
   option.default_text = option.info.unset_means;
   option.set = [target, kind](std::string_view text) -> absl::Status {
@@ -250,9 +248,9 @@ absl::Status Assign(Option& option, std::span<const std::string> values, Origin 
   }
   for (const std::string& value : values) {
     if (value.empty()) {
-      return InvalidArgument("usage", "has no value; expected " +
-                                          (option.is_switch() ? "true or false"
-                                                              : option.value_name));
+      return InvalidArgument(
+          "usage",
+          "has no value; expected " + (option.is_switch() ? "true or false" : option.value_name));
     }
     CONCLAVE_RETURN_IF_ERROR(option.set(value));
   }
@@ -282,11 +280,10 @@ absl::Status ApplyFile(State& state, const std::string& file) {
       return InFile(InvalidArgument("usage", "has no value"), place, entry.key);
     }
     if (entry.is_list && !option->is_list) {
-      return InFile(InvalidArgument("usage", "expected one value, found a list"), place,
-                    entry.key);
+      return InFile(InvalidArgument("usage", "expected one value, found a list"), place, entry.key);
     }
-    if (absl::Status status = Assign(*option, entry.values, Origin::kFile,
-                                     file + ":" + std::to_string(entry.line));
+    if (absl::Status status =
+            Assign(*option, entry.values, Origin::kFile, file + ":" + std::to_string(entry.line));
         !status.ok()) {
       return InFile(status, place, entry.key);
     }
@@ -320,11 +317,12 @@ absl::StatusOr<OptionSet::Parsed> OptionSet::Parse(std::span<const std::string> 
     option.origin_name.clear();
     shapes.push_back({option.info.name, option.info.short_name, option.value_name, option.is_list});
   }
-  CONCLAVE_ASSIGN_OR_RETURN(
-      const CommandLine line,
-      SplitCommandLine(args, shapes, state.refused,
-                       state.has_positional ? state.positional.num_max : 0));
-  const auto is_on = [&](std::string_view name) { return line.flags.find(name) != line.flags.end(); };
+  CONCLAVE_ASSIGN_OR_RETURN(const CommandLine line,
+                            SplitCommandLine(args, shapes, state.refused,
+                                             state.has_positional ? state.positional.num_max : 0));
+  const auto is_on = [&](std::string_view name) {
+    return line.flags.find(name) != line.flags.end();
+  };
   if (is_on("help")) {
     return Parsed{Action::kPrint, Help()};
   }
@@ -346,8 +344,7 @@ absl::StatusOr<OptionSet::Parsed> OptionSet::Parse(std::span<const std::string> 
   for (Option& option : state.options) {
     if (const auto flag = line.flags.find(option.info.name); flag != line.flags.end()) {
       const std::string name = "--" + option.info.name;
-      CONCLAVE_RETURN_IF_ERROR(
-          Annotate(Assign(option, flag->second, Origin::kFlag, name), name));
+      CONCLAVE_RETURN_IF_ERROR(Annotate(Assign(option, flag->second, Origin::kFlag, name), name));
     }
   }
   if (is_on("print-config")) {
@@ -356,8 +353,8 @@ absl::StatusOr<OptionSet::Parsed> OptionSet::Parse(std::span<const std::string> 
   const bool is_check = is_on("check-config");
   if (state.has_positional) {
     if (!is_check && static_cast<int>(line.positionals.size()) < state.positional.num_min) {
-      return InvalidArgument("usage", state.positional.name + " is missing; see " + state.command +
-                                          " --help");
+      return InvalidArgument(
+          "usage", state.positional.name + " is missing; see " + state.command + " --help");
     }
     *state.positional_target = line.positionals;
   }

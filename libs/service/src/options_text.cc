@@ -15,8 +15,8 @@ constexpr size_t kHelpColumn = 34;
 // A YAML scalar that reads back as `text`.
 std::string Scalar(const std::string& text) {
   const auto is_plain = [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
-           c == '/' || c == '.' || c == '_' || c == '-' || c == '+' || c == ':';
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '/' ||
+           c == '.' || c == '_' || c == '-' || c == '+' || c == ':';
   };
   const bool is_word = !text.empty() && std::all_of(text.begin(), text.end(), is_plain) &&
                        text.front() != '-' && text.front() != ':' && text.back() != ':' &&
@@ -142,12 +142,13 @@ std::string OptionSet::Help() const {
         continue;
       }
       std::string right = option.info.help;
-      const bool has_default = !option.default_text.empty() &&
-                               !(option.is_switch() && option.default_text == "false");
+      const bool has_default =
+          !option.default_text.empty() && !(option.is_switch() && option.default_text == "false");
       right += has_default ? " (default: " + option.default_text + ")" : "";
       right += option.is_list ? " (may be repeated)" : "";
       right += " [" + VariableOf(option.info.name) + "]";
-      out += HelpLine(FlagColumn(option.info.short_name, option.info.name, option.value_name), right);
+      out +=
+          HelpLine(FlagColumn(option.info.short_name, option.info.name, option.value_name), right);
     }
   }
   out += "\nEvery command:\n";
@@ -156,8 +157,9 @@ std::string OptionSet::Help() const {
     out += HelpLine(FlagColumn(flag.name == "help" ? 'h' : char{0}, flag.name, flag.value_name),
                     std::string(flag.help) + variable);
   }
-  out += "\nSettings come from the flag, else the variable in brackets, else the file, else the "
-         "default.\n";
+  out +=
+      "\nSettings come from the flag, else the variable in brackets, else the file, else the "
+      "default.\n";
   return out;
 }
 

@@ -48,7 +48,8 @@ std::string ReadyLine(const ReadyState& state) {
 
 absl::Status AnnounceReady(const ReadyState& state, int ready_fd,
                            const std::string& notify_socket) {
-  // Past stdio: nothing that is buffered there may come first, and the line must be out when this returns.
+  // Past stdio: nothing that is buffered there may come first, and the line must be out when this
+  // returns.
   CONCLAVE_RETURN_IF_ERROR(WriteAll(STDOUT_FILENO, ReadyLine(state) + "\n", "stdout"));
   if (ready_fd >= 0) {
     CONCLAVE_RETURN_IF_ERROR(WriteAll(ready_fd, "\n", "--ready-fd"));
@@ -65,8 +66,8 @@ absl::Status CheckReadyFd(int fd) {
     return absl::OkStatus();
   }
   if (fd <= STDERR_FILENO || ::fcntl(fd, F_GETFD) < 0) {
-    return InvalidArgument("usage", "--ready-fd: expected an open descriptor above 2, found " +
-                                        std::to_string(fd));
+    return InvalidArgument(
+        "usage", "--ready-fd: expected an open descriptor above 2, found " + std::to_string(fd));
   }
   return absl::OkStatus();
 }

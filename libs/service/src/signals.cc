@@ -19,9 +19,9 @@ namespace conclave::service {
 namespace {
 
 absl::Status SystemError(std::string_view what) {
-  return Error(absl::StatusCode::kInternal, "internal",
-               std::string(what) + ": " +
-                   std::error_code(errno, std::generic_category()).message());
+  return Error(
+      absl::StatusCode::kInternal, "internal",
+      std::string(what) + ": " + std::error_code(errno, std::generic_category()).message());
 }
 
 class Fd {

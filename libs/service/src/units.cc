@@ -43,13 +43,13 @@ absl::Status TooLarge(std::string_view expected, std::string_view text) {
                "expected " + std::string(expected) + ", found " + Quoted(text));
 }
 
-// from_chars and not strtod: it knows no locale. `text` is a plain decimal number, with an exponent only if allowed.
+// from_chars and not strtod: it knows no locale. `text` is a plain decimal number, with an exponent
+// only if allowed.
 bool ReadDecimal(std::string_view text, std::chars_format format, double& value) {
   if (text.empty() || text.front() == '.' || text.back() == '.') {
     return false;
   }
-  const auto [end, error] =
-      std::from_chars(text.data(), text.data() + text.size(), value, format);
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value, format);
   return error == std::errc() && end == text.data() + text.size() && std::isfinite(value);
 }
 
@@ -68,8 +68,7 @@ absl::StatusOr<int64_t> ParseScaled(std::string_view text, std::span<const Unit>
     }
     // Whole numbers stay exact beyond 2^53.
     int64_t whole = 0;
-    const auto [end, error] =
-        std::from_chars(number.data(), number.data() + number.size(), whole);
+    const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), whole);
     if (error == std::errc() && end == number.data() + number.size()) {
       if (whole > max / unit.scale) {
         return TooLarge(expected_range, text);
@@ -112,15 +111,13 @@ absl::StatusOr<ByteSize> ParseByteSize(std::string_view text) {
   return ByteSize{bytes};
 }
 
-std::string ToString(ByteSize size) {
-  return Shortest(size.bytes, std::span(kByteUnits).first(5));
-}
+std::string ToString(ByteSize size) { return Shortest(size.bytes, std::span(kByteUnits).first(5)); }
 
 absl::StatusOr<std::chrono::milliseconds> ParseDuration(std::string_view text) {
-  CONCLAVE_ASSIGN_OR_RETURN(const int64_t millis,
-                            ParseScaled(text, kTimeUnits,
-                                        "a duration with a unit, such as 250ms or 30s",
-                                        "a duration up to 10000h", kDurationMax));
+  CONCLAVE_ASSIGN_OR_RETURN(
+      const int64_t millis,
+      ParseScaled(text, kTimeUnits, "a duration with a unit, such as 250ms or 30s",
+                  "a duration up to 10000h", kDurationMax));
   return std::chrono::milliseconds(millis);
 }
 

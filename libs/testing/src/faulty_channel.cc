@@ -21,7 +21,8 @@ FaultyChannel::FaultyChannel(std::unique_ptr<transport::ExpertChannel> inner, co
 }
 
 FaultyChannel::Fate FaultyChannel::Draw() {
-  // Always the same number of draws per call, so that one chance does not shift the faults of the next call.
+  // Always the same number of draws per call, so that one chance does not shift the faults of the
+  // next call.
   const int which = static_cast<int>(random_() % 1000);
   const bool hits_reply = random_() % 2 == 0;
   const uint32_t delay_us = 1 + static_cast<uint32_t>(random_() % plan_.max_delay_us);
@@ -47,9 +48,11 @@ absl::Status FaultyChannel::Dispatch(CallSlot* slot) {
 
 absl::Status FaultyChannel::Lose(CallSlot* slot) {
   const uint32_t deadline_us = slot->call.deadline_us;
-  clock_.Advance(std::chrono::microseconds(deadline_us != 0 ? deadline_us : kDropWithoutDeadlineUs));
+  clock_.Advance(
+      std::chrono::microseconds(deadline_us != 0 ? deadline_us : kDropWithoutDeadlineUs));
   slot->reply.rows = {};
-  return Error(absl::StatusCode::kDeadlineExceeded, "deadline", "call: no reply within its deadline");
+  return Error(absl::StatusCode::kDeadlineExceeded, "deadline",
+               "call: no reply within its deadline");
 }
 
 void FaultyChannel::DeliverAgain(const CallSlot& slot) {
@@ -71,10 +74,9 @@ void FaultyChannel::DeliverAgain(const CallSlot& slot) {
   const absl::Status dispatched = inner_->Dispatch(twin);
   if (dispatched.ok()) {
     ++counts_.duplicated;
-    const bool is_same = inner_->Await(twin).ok() &&
-                         twin->reply.rows.size() == slot.reply.rows.size() &&
-                         std::memcmp(twin->reply.rows.data(), slot.reply.rows.data(),
-                                     slot.reply.rows.size()) == 0;
+    const bool is_same =
+        inner_->Await(twin).ok() && twin->reply.rows.size() == slot.reply.rows.size() &&
+        std::memcmp(twin->reply.rows.data(), slot.reply.rows.data(), slot.reply.rows.size()) == 0;
     counts_.duplicates_differing += is_same ? 0 : 1;
   }
   inner_->Release(twin);
@@ -89,7 +91,8 @@ absl::Status FaultyChannel::Await(CallSlot* slot) {
     return inner_->Await(slot);
   }
   const uint32_t deadline_us = slot->call.deadline_us;
-  const bool is_late = fate.fault == Fault::kDelay && deadline_us != 0 && fate.delay_us >= deadline_us;
+  const bool is_late =
+      fate.fault == Fault::kDelay && deadline_us != 0 && fate.delay_us >= deadline_us;
   switch (fate.fault) {
     case Fault::kDrop:
       ++counts_.dropped;

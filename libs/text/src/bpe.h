@@ -58,9 +58,7 @@ class BpeTable {
 
   // Working memory of EncodePiece, kept between the pieces of one text. About 16 bytes per byte of
   // the longest piece.
-  class Scratch {
-   private:
-    friend class BpeTable;
+  struct Scratch {
     struct Bucket {
       std::vector<uint32_t> positions;
       size_t num_done = 0;
@@ -78,8 +76,9 @@ class BpeTable {
   // adjacent pair whose concatenation has the lowest rank is merged, the leftmost on ties, until no
   // pair is in the table. A pre-token that is itself in the table is one id.
   //
-  // Time is linear in the piece for rank tables in which parts have lower ranks than what they
-  // form, as trained ones have; other tables cost more but give the same result as the plain loop.
+  // Time is linear in the piece, but for sorting positions that were found out of order, with rank
+  // tables in which parts have lower ranks than what they form, as trained ones have. Other tables
+  // cost more but give the same result as the plain loop.
   void EncodePiece(std::string_view piece, Scratch& scratch, std::vector<int32_t>& out) const;
 
  private:

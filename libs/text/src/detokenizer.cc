@@ -47,7 +47,8 @@ std::string ReplaceInvalidUtf8(std::string_view bytes) {
 }
 
 IncrementalDetokenizer::IncrementalDetokenizer(const Tokenizer& tokenizer,
-                                               std::vector<std::string> stops, bool keep_special)
+                                               const std::vector<std::string>& stops,
+                                               bool keep_special)
     : tokenizer_(tokenizer), keep_special_(keep_special) {
   for (const std::string& stop : stops) {
     if (stop.empty()) continue;

@@ -10,9 +10,9 @@ namespace {
 
 constexpr uint32_t kReflectedPolynomial = 0x82f63b78;
 
-// kTables[j][b] is the CRC of byte b followed by j zero bytes, so that eight bytes advance by eight independent
-// look-ups (slicing by eight; Kounavis and Berry, "A Systematic Approach to Building High Performance Software-based
-// CRC Generators", 2005).
+// kTables[j][b] is the CRC of byte b followed by j zero bytes, so that eight bytes advance by eight
+// independent look-ups (slicing by eight; Kounavis and Berry, "A Systematic Approach to Building
+// High Performance Software-based CRC Generators", 2005).
 constexpr std::array<std::array<uint32_t, 256>, 8> MakeTables() {
   std::array<std::array<uint32_t, 256>, 8> tables{};
   for (uint32_t b = 0; b < 256; ++b) {

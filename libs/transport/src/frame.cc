@@ -26,7 +26,8 @@ constexpr uint16_t kDtypeFlagsMask =
 
 uint64_t TailBytes(uint16_t flags) { return (flags & kFlagPayloadCrc) != 0 ? kPayloadCrcBytes : 0; }
 
-// Copies the rows to `offset`, followed by their CRC if it is wanted. Returns the length of the frame.
+// Copies the rows to `offset`, followed by their CRC if it is wanted. Returns the length of the
+// frame.
 size_t WriteRows(std::span<const std::byte> rows, uint64_t offset, bool with_crc,
                  std::span<std::byte> out) {
   CONCLAVE_CHECK(offset + rows.size() + (with_crc ? kPayloadCrcBytes : 0) <= out.size());
@@ -40,7 +41,8 @@ size_t WriteRows(std::span<const std::byte> rows, uint64_t offset, bool with_crc
   return end;
 }
 
-// The rows at `offset`, after the check of the payload's length and, where the frame has one, of its CRC.
+// The rows at `offset`, after the check of the payload's length and, where the frame has one, of
+// its CRC.
 absl::StatusOr<std::span<const std::byte>> ReadRows(std::span<const std::byte> frame,
                                                     const FrameHeader& header, uint64_t offset,
                                                     WireDtype dtype) {
@@ -157,8 +159,9 @@ size_t EncodeReply(const CallView& call, const ReplyView& reply, bool with_paylo
 absl::StatusOr<CallView> ParseCall(std::span<const std::byte> frame, const FrameLimits& limits) {
   CONCLAVE_ASSIGN_OR_RETURN(const FrameHeader header,
                             OpenFrame(frame, FrameType::kCall, kFlagsKnown));
-  // The CRC comes before the meaning of any field but after the lengths that it needs, so that a peer cannot make us
-  // read further than what it sent, nor spend more on it than a legal frame costs.
+  // The CRC comes before the meaning of any field but after the lengths that it needs, so that a
+  // peer cannot make us read further than what it sent, nor spend more on it than a legal frame
+  // costs.
   CONCLAVE_RETURN_IF_ERROR(CheckFrameSize(frame, limits));
   const uint64_t arrays_end = kFrameHeaderBytes + PairBytes(header.pairs);
   if (arrays_end > frame.size()) {
@@ -167,15 +170,15 @@ absl::StatusOr<CallView> ParseCall(std::span<const std::byte> frame, const Frame
                                         std::to_string(frame.size()));
   }
   CONCLAVE_RETURN_IF_ERROR(CheckCrc(frame, header, PairBytes(header.pairs)));
-  CONCLAVE_RETURN_IF_ERROR(CheckCounts(
-      {.model = header.model,
-       .layer = header.layer,
-       .row_width = header.row_width,
-       .has_agreed_dtype = (header.flags & kDtypeFlagsMask) == DtypeFlags(limits.dtype),
-       .rows = header.rows,
-       .pairs = header.pairs,
-       .image_rows = header.image_rows},
-      limits));
+  CONCLAVE_RETURN_IF_ERROR(
+      CheckCounts({.model = header.model,
+                   .layer = header.layer,
+                   .row_width = header.row_width,
+                   .has_agreed_dtype = (header.flags & kDtypeFlagsMask) == DtypeFlags(limits.dtype),
+                   .rows = header.rows,
+                   .pairs = header.pairs,
+                   .image_rows = header.image_rows},
+                  limits));
   const uint64_t rows_at = AlignUp(arrays_end);
   CONCLAVE_ASSIGN_OR_RETURN(const std::span<const std::byte> rows,
                             ReadRows(frame, header, rows_at, limits.dtype));
@@ -195,18 +198,19 @@ absl::StatusOr<ParsedReply> ParseReply(std::span<const std::byte> frame,
   CONCLAVE_RETURN_IF_ERROR(CheckFrameSize(frame, limits));
   CONCLAVE_RETURN_IF_ERROR(CheckCrc(frame, header, 0));
   if (header.pairs != 0) {
-    return InvalidArgument("bad_items", "reply: expected 0 pairs, found " + std::to_string(header.pairs));
+    return InvalidArgument("bad_items",
+                           "reply: expected 0 pairs, found " + std::to_string(header.pairs));
   }
   // A reply has no pairs, but everything else that a call's counts must satisfy holds for it too.
-  CONCLAVE_RETURN_IF_ERROR(CheckCounts(
-      {.model = header.model,
-       .layer = header.layer,
-       .row_width = header.row_width,
-       .has_agreed_dtype = (header.flags & kDtypeFlagsMask) == DtypeFlags(limits.dtype),
-       .rows = header.rows,
-       .pairs = header.rows,
-       .image_rows = 0},
-      limits));
+  CONCLAVE_RETURN_IF_ERROR(
+      CheckCounts({.model = header.model,
+                   .layer = header.layer,
+                   .row_width = header.row_width,
+                   .has_agreed_dtype = (header.flags & kDtypeFlagsMask) == DtypeFlags(limits.dtype),
+                   .rows = header.rows,
+                   .pairs = header.rows,
+                   .image_rows = 0},
+                  limits));
   CONCLAVE_ASSIGN_OR_RETURN(const std::span<const std::byte> rows,
                             ReadRows(frame, header, kFrameHeaderBytes, limits.dtype));
   ParsedReply reply;

@@ -42,7 +42,8 @@ absl::StatusOr<FrameHeader> OpenFrame(std::span<const std::byte> frame, FrameTyp
                                       uint16_t flags_known) {
   CONCLAVE_CHECK(reinterpret_cast<uintptr_t>(frame.data()) % kFrameAlignment == 0);
   if (frame.size() < kFrameHeaderBytes) {
-    return FrameError("short_header", "expected at least 64 bytes, found " + std::to_string(frame.size()));
+    return FrameError("short_header",
+                      "expected at least 64 bytes, found " + std::to_string(frame.size()));
   }
   FrameHeader header;
   std::memcpy(&header, frame.data(), sizeof(header));
@@ -62,8 +63,8 @@ absl::StatusOr<FrameHeader> OpenFrame(std::span<const std::byte> frame, FrameTyp
                                    std::to_string(header.flags));
   }
   if (uint64_t{header.payload_bytes} + kFrameHeaderBytes != frame.size()) {
-    return FrameError("bad_length", "expected a payload of " + std::to_string(header.payload_bytes) +
-                                        " bytes, found " +
+    return FrameError("bad_length", "expected a payload of " +
+                                        std::to_string(header.payload_bytes) + " bytes, found " +
                                         std::to_string(frame.size() - kFrameHeaderBytes));
   }
   return header;

@@ -21,7 +21,8 @@ constexpr bool kValidatesCalls = true;
 constexpr bool kValidatesCalls = false;
 #endif
 
-// All bits set is a NaN in every wire dtype: a row that the handler forgets is caught by the finite-check.
+// All bits set is a NaN in every wire dtype: a row that the handler forgets is caught by the
+// finite-check.
 constexpr int kPoison = 0xff;
 
 enum class SlotState : uint8_t { kFree, kFilled, kDispatched, kDone, kCancelled };
@@ -118,11 +119,10 @@ class InprocChannel final : public ExpertChannel {
     CONCLAVE_CHECK(slot.state == SlotState::kFilled);
     Stamp(slot);
     const CallView& call = slot.call;
-    const bool is_within = IsPrefix(call.pair_weight, slot.pair_weight) &&
-                           IsPrefix(call.pair_row, slot.pair_row) &&
-                           IsPrefix(call.pair_expert, slot.pair_expert) &&
-                           IsPrefix(call.rows, slot.rows) &&
-                           call.num_rows <= options_.limits.max_rows;
+    const bool is_within =
+        IsPrefix(call.pair_weight, slot.pair_weight) && IsPrefix(call.pair_row, slot.pair_row) &&
+        IsPrefix(call.pair_expert, slot.pair_expert) && IsPrefix(call.rows, slot.rows) &&
+        call.num_rows <= options_.limits.max_rows;
     if (!is_within) {
       return InvalidArgument("bad_items",
                              "call: expected spans that are prefixes of the slot's memory and at "
@@ -150,8 +150,8 @@ class InprocChannel final : public ExpertChannel {
                    "call: expected to start within " + std::to_string(slot.call.deadline_us) +
                        " us, found it after " + std::to_string(queue_us));
     }
-    slot.reply.rows = slot.reply_rows.first(
-        RowBytes(slot.call.num_rows, slot.call.row_width, slot.call.dtype));
+    slot.reply.rows =
+        slot.reply_rows.first(RowBytes(slot.call.num_rows, slot.call.row_width, slot.call.dtype));
     slot.reply.queue_us = queue_us;
     absl::Status status = options_.use_frames ? RunByFrames(slot) : Run(slot.call, slot.reply);
     if (status.ok() && !AllFinite(slot.reply.rows, slot.call.dtype)) {
@@ -191,8 +191,8 @@ class InprocChannel final : public ExpertChannel {
   }
 
   Slot& Own(CallSlot* slot) {
-    const auto it = std::find_if(slots_.begin(), slots_.end(),
-                                 [slot](const Slot& s) { return &s == slot; });
+    const auto it =
+        std::find_if(slots_.begin(), slots_.end(), [slot](const Slot& s) { return &s == slot; });
     CONCLAVE_CHECK(it != slots_.end());
     return *it;
   }
@@ -214,8 +214,8 @@ class InprocChannel final : public ExpertChannel {
     return absl::OkStatus();
   }
 
-  // One delivery: what a worker at the other end of a wire does, up to its encoded reply, and what the frontend makes
-  // of that. The result is a view into reply_frame_.
+  // One delivery: what a worker at the other end of a wire does, up to its encoded reply, and what
+  // the frontend makes of that. The result is a view into reply_frame_.
   absl::StatusOr<ParsedReply> Deliver(const CallView& call, uint32_t queue_us) {
     const std::span<std::byte> call_bytes(call_frame_.As<std::byte>(), call_frame_.size_bytes());
     const std::span<std::byte> reply_bytes(reply_frame_.As<std::byte>(), reply_frame_.size_bytes());

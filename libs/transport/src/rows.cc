@@ -3,7 +3,8 @@
 namespace conclave::transport {
 namespace {
 
-// An exponent of all ones is an infinity or a NaN. No early exit, so that the loop vectorizes: rows are finite.
+// An exponent of all ones is an infinity or a NaN. No early exit, so that the loop vectorizes: rows
+// are finite.
 template <typename Word>
 bool HasNonfinite(const std::byte* bytes, size_t count, Word exponent) {
   const Word* words = reinterpret_cast<const Word*>(bytes);

@@ -1,4 +1,5 @@
-// Messages name places and limits, never an expert id, a weight or an element of a row: those are a user's data.
+// Messages name places and limits, never an expert id, a weight or an element of a row: those are a
+// user's data.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -13,7 +14,9 @@
 namespace conclave::transport {
 namespace {
 
-absl::Status BadItems(const std::string& why) { return InvalidArgument("bad_items", "call: " + why); }
+absl::Status BadItems(const std::string& why) {
+  return InvalidArgument("bad_items", "call: " + why);
+}
 
 // The pair arrays are as long as each other and the counts are within the limits.
 absl::Status CheckItems(const CallView& call, const FrameLimits& limits) {
@@ -27,9 +30,9 @@ absl::Status CheckItems(const CallView& call, const FrameLimits& limits) {
                       std::to_string(call.num_rows) + ", found " + std::to_string(row));
     }
     if (expert >= limits.num_experts_max) {
-      return NotFound("not_held", "call: pair " + std::to_string(p) +
-                                      ": expected an expert below " +
-                                      std::to_string(limits.num_experts_max) + ", found a larger one");
+      return NotFound("not_held",
+                      "call: pair " + std::to_string(p) + ": expected an expert below " +
+                          std::to_string(limits.num_experts_max) + ", found a larger one");
     }
     if (p > 0) {
       const uint16_t last_expert = call.pair_expert[p - 1];
@@ -58,8 +61,9 @@ absl::Status CheckGate(const CallView& call, const FrameLimits& limits) {
   for (size_t p = 0; p < call.pair_weight.size(); ++p) {
     const float weight = call.pair_weight[p];
     if (!std::isfinite(weight) || weight < 0.0f) {
-      return InvalidArgument("bad_gate", "call: pair " + std::to_string(p) +
-                                             ": expected a finite weight of at least 0, found another");
+      return InvalidArgument("bad_gate",
+                             "call: pair " + std::to_string(p) +
+                                 ": expected a finite weight of at least 0, found another");
     }
     float& sum = sum_of_row[call.pair_row[p]];
     sum += weight;
@@ -78,14 +82,14 @@ absl::Status CheckGate(const CallView& call, const FrameLimits& limits) {
 absl::Status CheckCounts(const CallCounts& counts, const FrameLimits& limits) {
   CONCLAVE_CHECK(limits.max_rows <= kMaxRowsPerCall);
   if (counts.model >= limits.num_models) {
-    return InvalidArgument("cluster_mismatch",
-                           "call: expected a model id below " + std::to_string(limits.num_models) +
-                               ", found " + std::to_string(counts.model));
+    return InvalidArgument("cluster_mismatch", "call: expected a model id below " +
+                                                   std::to_string(limits.num_models) + ", found " +
+                                                   std::to_string(counts.model));
   }
   if (counts.layer < 0 || counts.layer >= limits.num_layers) {
-    return InvalidArgument("no_such_layer",
-                           "call: expected a layer below " + std::to_string(limits.num_layers) +
-                               ", found " + std::to_string(counts.layer));
+    return InvalidArgument("no_such_layer", "call: expected a layer below " +
+                                                std::to_string(limits.num_layers) + ", found " +
+                                                std::to_string(counts.layer));
   }
   if (counts.row_width != limits.row_width) {
     return InvalidArgument("shape_mismatch",

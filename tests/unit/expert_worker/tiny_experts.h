@@ -1,5 +1,5 @@
-// The experts of a recorded tiny checkpoint (4 experts in layers 0 and 2, H = 64, F = 96, gated SiLU, bf16), workers
-// over subsets of them, and calls to send them.
+// The experts of a recorded tiny checkpoint (4 experts in layers 0 and 2, H = 64, F = 96, gated
+// SiLU, bf16), workers over subsets of them, and calls to send them.
 #pragma once
 
 #include <algorithm>
@@ -21,7 +21,8 @@ inline constexpr int64_t kWidth = 64;
 inline constexpr char kTinyCheckpoint[] =
     CONCLAVE_SOURCE_DIR "/tests/golden/data/cases/stablelm-clip/checkpoint";
 
-inline std::unique_ptr<checkpoint::Checkpoint> OpenTiny(const std::string& folder = kTinyCheckpoint) {
+inline std::unique_ptr<checkpoint::Checkpoint> OpenTiny(
+    const std::string& folder = kTinyCheckpoint) {
   auto opened = checkpoint::Checkpoint::Open(folder);
   EXPECT_TRUE(opened.ok()) << opened.status();
   return opened.ok() ? *std::move(opened) : nullptr;
@@ -40,7 +41,8 @@ inline std::vector<placement::ExpertUnit> Units(const std::vector<int32_t>& expe
 // A worker that holds `experts` of both layers.
 inline std::unique_ptr<WorkerCore> LoadWorker(const checkpoint::Checkpoint& checkpoint,
                                               const std::vector<int32_t>& experts, DType dtype,
-                                              const kernels::Context& compute, uint16_t max_rows = 64) {
+                                              const kernels::Context& compute,
+                                              uint16_t max_rows = 64) {
   WorkerCoreOptions options;
   options.dtype = dtype;
   options.compute = compute;
@@ -89,7 +91,8 @@ inline Tokens RandomTokens(uint64_t seed, size_t num_rows, transport::WireDtype 
   return tokens;
 }
 
-// A call and the memory behind it: the rows of `tokens` listed in `members` that choose an expert of `experts`.
+// A call and the memory behind it: the rows of `tokens` listed in `members` that choose an expert
+// of `experts`.
 struct OwnedCall {
   std::vector<float> weights;
   std::vector<uint16_t> pair_rows;

@@ -1,5 +1,6 @@
 // Goal: a worker allocates when it loads and never again.
-// Method: this program counts every operator new; the counter must stand still over calls of many sizes.
+// Method: this program counts every operator new; the counter must stand still over calls of many
+// sizes.
 #include <atomic>
 #include <cstdlib>
 #include <new>
@@ -11,7 +12,8 @@ namespace {
 std::atomic<int64_t> num_allocations{0};
 }  // namespace
 
-void* operator new(size_t size) {
+// Not inlined: g++ would see malloc and free without their operators and call them mismatched.
+[[gnu::noinline]] void* operator new(size_t size) {
   num_allocations.fetch_add(1);
   void* memory = std::malloc(size);
   if (memory == nullptr) {
@@ -19,8 +21,8 @@ void* operator new(size_t size) {
   }
   return memory;
 }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace conclave::expert_worker {
 namespace {
@@ -30,10 +32,12 @@ class WorkerAllocationTest : public ::testing::TestWithParam<DType> {};
 TEST_P(WorkerAllocationTest, ExecuteAllocatesNothing) {
   const auto checkpoint = OpenTiny();
   ASSERT_NE(checkpoint, nullptr);
-  const auto wire = GetParam() == DType::kF32 ? transport::WireDtype::kF32 : transport::WireDtype::kBf16;
+  const auto wire =
+      GetParam() == DType::kF32 ? transport::WireDtype::kF32 : transport::WireDtype::kBf16;
   ThreadPool pool(2);
   for (const kernels::Isa isa : kernels::SupportedIsas()) {
-    const auto worker = LoadWorker(*checkpoint, kAllExperts, GetParam(), kernels::Context(isa, pool));
+    const auto worker =
+        LoadWorker(*checkpoint, kAllExperts, GetParam(), kernels::Context(isa, pool));
     for (const size_t num_rows : {1, 3, 64}) {
       const Tokens tokens = RandomTokens(num_rows, num_rows, wire);
       const auto call = MakeCall(tokens, AllOf(tokens), kAllExperts, 2);

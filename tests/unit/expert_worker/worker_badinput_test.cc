@@ -1,6 +1,6 @@
-// Goal: a call that no worker should compute, and experts that no worker should load, are refused with their reasons,
-// and the worker goes on unharmed.
-// Method: legal calls to a small worker, changed in one place; a copy of the checkpoint with one weight damaged.
+// Goal: a call that no worker should compute, and experts that no worker should load, are refused
+// with their reasons, and the worker goes on unharmed. Method: legal calls to a small worker,
+// changed in one place; a copy of the checkpoint with one weight damaged.
 #include <unistd.h>
 
 #include <cstring>
@@ -69,9 +69,9 @@ TEST_P(WorkerBadInputTest, TheUnchangedCallIsLegal) {
 TEST_P(WorkerBadInputTest, D10_NonfiniteRowsAreRefusedAndTheWorkerGoesOn) {
   const auto good = MakeCall(tokens_, AllOf(tokens_), kAllExperts, 2);
   ASSERT_TRUE(worker_->Execute(good->view, good->reply).ok());
-  for (const float bad : {std::numeric_limits<float>::quiet_NaN(),
-                          std::numeric_limits<float>::infinity(),
-                          -std::numeric_limits<float>::infinity()}) {
+  for (const float bad :
+       {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
+        -std::numeric_limits<float>::infinity()}) {
     for (const size_t index : {size_t{0}, size_t{kWidth + 7}, size_t{6 * kWidth - 1}}) {
       EXPECT_EQ(Refusal([&](OwnedCall& call) { SetElement(call, index, bad); }), "nonfinite_input");
     }
@@ -176,9 +176,12 @@ INSTANTIATE_TEST_SUITE_P(Dtypes, WorkerBadInputTest, ::testing::Values(DType::kF
 class DamagedCheckpointTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    folder_ = std::filesystem::temp_directory_path() /
-              ("conclave-worker-" + std::to_string(::getpid()));
-    std::filesystem::copy(kTinyCheckpoint, folder_, std::filesystem::copy_options::recursive);
+    root_ =
+        std::filesystem::temp_directory_path() / ("conclave-worker-" + std::to_string(::getpid()));
+    // With the folder beside it: the tower's geometry is read from there.
+    std::filesystem::copy(std::filesystem::path(kTinyCheckpoint).parent_path(), root_,
+                          std::filesystem::copy_options::recursive);
+    folder_ = root_ / "checkpoint";
     const auto tiny = OpenTiny();
     ASSERT_NE(tiny, nullptr);
     const auto& names = tiny->desc().names;
@@ -198,8 +201,9 @@ class DamagedCheckpointTest : public ::testing::Test {
                                  std::filesystem::perm_options::add);
     std::ofstream(path, std::ios::binary) << bytes;
   }
-  void TearDown() override { std::filesystem::remove_all(folder_); }
+  void TearDown() override { std::filesystem::remove_all(root_); }
 
+  std::filesystem::path root_;
   std::filesystem::path folder_;
 };
 

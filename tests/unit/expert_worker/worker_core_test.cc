@@ -1,7 +1,7 @@
-// Goal: a worker computes the experts of the model, and a row's bits depend on that row, its weights and the numeric
-// mode alone: not on its neighbours, the split over workers, the frames, the threads or the ISA path.
-// Method: recorded tiny experts; values against a reference in double within a bound derived from the sizes, bits
-// against other ways of asking for the same rows.
+// Goal: a worker computes the experts of the model, and a row's bits depend on that row, its
+// weights and the numeric mode alone: not on its neighbours, the split over workers, the frames,
+// the threads or the ISA path. Method: recorded tiny experts; values against a reference in double
+// within a bound derived from the sizes, bits against other ways of asking for the same rows.
 #include "conclave/expert_worker/worker_core.h"
 
 #include <cmath>
@@ -93,9 +93,10 @@ struct Expert {
     double error = 0;
   };
 
-  // Bounds: a dot product of n terms in f32 errs by at most n·2^-24·Σ|w||x|. It goes through the activation with
-  // slope |silu'| <= 1.1 and the product with the other factor; act kernels are held to 2^-20 relative. The inner row is
-  // then rounded to the wire dtype (`unit` relative), and the second product errs as the first.
+  // Bounds: a dot product of n terms in f32 errs by at most n·2^-24·Σ|w||x|. It goes through the
+  // activation with slope |silu'| <= 1.1 and the product with the other factor; act kernels are
+  // held to 2^-20 relative. The inner row is then rounded to the wire dtype (`unit` relative), and
+  // the second product errs as the first.
   std::vector<Value> Run(const std::vector<float>& x, double unit) const {
     const size_t inner = gate.size() / kWidth;
     constexpr double kF32 = 0x1p-24;
@@ -165,7 +166,8 @@ TEST_P(WorkerCoreTest, AgreesWithTheReferenceWithinTheDerivedBound) {
         for (size_t c = 0; c < kWidth; ++c) {
           const double term = choice.weight * y[c].y;
           want[c].y += term;
-          // The term is rounded by its product and to the wire, the sum by its addition and to the wire.
+          // The term is rounded by its product and to the wire, the sum by its addition and to the
+          // wire.
           want[c].error += choice.weight * y[c].error + 4 * unit * std::abs(term);
         }
       }
@@ -271,7 +273,10 @@ TEST_P(WorkerCoreTest, AnswersThroughTheChannelAreTheSameWithAndWithoutFrames) {
   ASSERT_TRUE(worker->Execute(call->view, call->reply).ok());
   for (const bool use_frames : {false, true}) {
     transport::InprocOptions options;
-    options.limits = {.num_slots = 1, .max_rows = 64, .max_pairs = 128, .row_width = kWidth,
+    options.limits = {.num_slots = 1,
+                      .max_rows = 64,
+                      .max_pairs = 128,
+                      .row_width = kWidth,
                       .dtype = tokens.dtype};
     options.use_frames = use_frames;
     const auto channel = transport::MakeInprocChannel(*worker, options);
@@ -291,18 +296,19 @@ TEST_P(WorkerCoreTest, AnswersThroughTheChannelAreTheSameWithAndWithoutFrames) {
     const absl::Status status = channel->Await(slot);
     ASSERT_TRUE(status.ok()) << status;
     ASSERT_EQ(slot->reply.rows.size(), call->reply.rows.size());
-    EXPECT_EQ(std::memcmp(slot->reply.rows.data(), call->reply.rows.data(),
-                          call->reply.rows.size()), 0);
+    EXPECT_EQ(
+        std::memcmp(slot->reply.rows.data(), call->reply.rows.data(), call->reply.rows.size()), 0);
     channel->Release(slot);
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Modes, WorkerCoreTest, ::testing::ValuesIn(AllModes()), [](const auto& test) {
-  std::string name = std::string(NameOf(test.param.dtype)) + "_" +
-                     std::string(kernels::NameOf(test.param.isa));
-  std::replace(name.begin(), name.end(), '-', '_');
-  return name;
-});
+INSTANTIATE_TEST_SUITE_P(Modes, WorkerCoreTest, ::testing::ValuesIn(AllModes()),
+                         [](const auto& test) {
+                           std::string name = std::string(NameOf(test.param.dtype)) + "_" +
+                                              std::string(kernels::NameOf(test.param.isa));
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
+                         });
 
 class WorkerLoadTest : public ::testing::Test {
  protected:
@@ -328,8 +334,10 @@ TEST_F(WorkerLoadTest, ReportsProgressPerUnit) {
   std::vector<std::pair<int64_t, int64_t>> steps;
   WorkerCoreOptions options;
   options.compute = compute_;
-  const auto worker = WorkerCore::Load(*checkpoint_, Units({0, 2}), options,
-                                       [&](int64_t done, int64_t total) { steps.push_back({done, total}); });
+  const auto worker =
+      WorkerCore::Load(*checkpoint_, Units({0, 2}), options, [&](int64_t done, int64_t total) {
+        steps.push_back({done, total});
+      });
   ASSERT_TRUE(worker.ok()) << worker.status();
   EXPECT_EQ(steps, (std::vector<std::pair<int64_t, int64_t>>{{1, 4}, {2, 4}, {3, 4}, {4, 4}}));
 }

@@ -1,5 +1,6 @@
-// Goal: a chat request is either understood exactly or refused with a stable code and the field's name; never a crash.
-// Method: tables of bodies with the row of the bad-input catalogue they belong to.
+// Goal: a chat request is either understood exactly or refused with a stable code and the field's
+// name; never a crash. Method: tables of bodies with the row of the bad-input catalogue they belong
+// to.
 #include <gtest/gtest.h>
 
 #include <cstdint>
@@ -26,7 +27,8 @@ ModelCard Card() {
 
 // A good request with `fields` added.
 std::string With(const std::string& fields) {
-  return R"({"model":"demo",)" + std::string(kMessages) + (fields.empty() ? "" : ",") + fields + "}";
+  return R"({"model":"demo",)" + std::string(kMessages) + (fields.empty() ? "" : ",") + fields +
+         "}";
 }
 
 std::string WithMessages(const std::string& messages) {
@@ -109,7 +111,8 @@ INSTANTIATE_TEST_SUITE_P(
         BadCase{"H22", WithContent(R"("\ud800A")"), "invalid_utf8", ""},
         BadCase{"H23", With(R"("model":"other")"), "duplicate_key", ""},
         BadCase{"H23", With(R"("mod\u0065l":"other")"), "duplicate_key", ""},
-        BadCase{"H23", WithContent(R"([{"type":"text","text":"a","text":"b"}])"), "duplicate_key", ""},
+        BadCase{"H23", WithContent(R"([{"type":"text","text":"a","text":"b"}])"), "duplicate_key",
+                ""},
         BadCase{"memory", With("\"x\":[" + Repeat("0", 1'100'000, ",") + "]"), "json_too_large",
                 ""}));
 
@@ -120,8 +123,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadCase{"H25", "{\"model\":3," + std::string(kMessages) + "}", "invalid_model", "model"},
         BadCase{"H25", "{\"model\":\"no\"," + std::string(kMessages) + "}", "model_not_found",
                 "model", absl::StatusCode::kNotFound},
-        BadCase{"H25",
-                "{\"model\":\"" + Repeat("m", 10'240) + "\"," + std::string(kMessages) + "}",
+        BadCase{"H25", "{\"model\":\"" + Repeat("m", 10'240) + "\"," + std::string(kMessages) + "}",
                 "model_not_found", "model", absl::StatusCode::kNotFound},
         BadCase{"H25", "{\"model\":\"../../etc\"," + std::string(kMessages) + "}",
                 "model_not_found", "model", absl::StatusCode::kNotFound}));
@@ -174,8 +176,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadCase{"H28", WithContent("[[]]"), "invalid_content", "messages[0].content[0]"},
         BadCase{"H28", WithContent(R"([{"type":"text","text":""}])"), "invalid_content",
                 "messages[0].content"},
-        BadCase{"H28",
-                WithContent("[" + Repeat(R"({"type":"text","text":"a"})", 65, ",") + "]"),
+        BadCase{"H28", WithContent("[" + Repeat(R"({"type":"text","text":"a"})", 65, ",") + "]"),
                 "too_many_content_parts", "messages[0].content"},
         BadCase{"H29", WithContent("[{}]"), "invalid_content_part", "messages[0].content[0].type"},
         BadCase{"H29", WithContent(R"([{"type":"audio"}])"), "invalid_content_part",
@@ -186,10 +187,10 @@ INSTANTIATE_TEST_SUITE_P(
                 "invalid_content_part", "messages[0].content[1].image_url"},
         BadCase{"H29", WithContent(R"([{"type":"image_url","image_url":{}}])"),
                 "invalid_content_part", "messages[0].content[0].image_url.url"},
-        BadCase{"H29",
-                WithContent(
-                    R"([{"type":"image_url","image_url":{"url":"data:,","detail":"huge"}}])"),
-                "invalid_content_part", "messages[0].content[0].image_url.detail"}));
+        BadCase{
+            "H29",
+            WithContent(R"([{"type":"image_url","image_url":{"url":"data:,","detail":"huge"}}])"),
+            "invalid_content_part", "messages[0].content[0].image_url.detail"}));
 
 constexpr char kImagePart[] =
     R"({"type":"image_url","image_url":{"url":"data:image/png;base64,QUJD"}})";
@@ -199,13 +200,15 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(
         BadCase{"H30", WithContent("[" + Repeat(kImagePart, 5, ",") + "]"), "too_many_images",
                 "messages"},
-        BadCase{"H30",
-                Dialogue({R"({"role":"system","content":[)" + std::string(kImagePart) + "]}", kUser}),
-                "image_not_allowed", "messages[0].content[0].image_url"},
-        BadCase{"H30",
-                Dialogue({kUser, R"({"role":"assistant","content":[)" + std::string(kImagePart) + "]}",
-                          kUser}),
-                "image_not_allowed", "messages[1].content[0].image_url"}));
+        BadCase{
+            "H30",
+            Dialogue({R"({"role":"system","content":[)" + std::string(kImagePart) + "]}", kUser}),
+            "image_not_allowed", "messages[0].content[0].image_url"},
+        BadCase{
+            "H30",
+            Dialogue({kUser, R"({"role":"assistant","content":[)" + std::string(kImagePart) + "]}",
+                      kUser}),
+            "image_not_allowed", "messages[1].content[0].image_url"}));
 
 INSTANTIATE_TEST_SUITE_P(
     H31MaxTokens, BadRequestTest,
@@ -280,8 +283,8 @@ INSTANTIATE_TEST_SUITE_P(
     H39ToH43Others, BadRequestTest,
     testing::Values(
         BadCase{"H39", With(R"("stream":"yes")"), "invalid_stream", "stream"},
-        BadCase{"H39", With(R"("stream_options":{"include_usage":true})"),
-                "invalid_stream_options", "stream_options"},
+        BadCase{"H39", With(R"("stream_options":{"include_usage":true})"), "invalid_stream_options",
+                "stream_options"},
         BadCase{"H39", With(R"("stream":true,"stream_options":3)"), "invalid_stream_options",
                 "stream_options"},
         BadCase{"H39", With(R"("stream":true,"stream_options":{"include_usage":1})"),
@@ -300,8 +303,7 @@ INSTANTIATE_TEST_SUITE_P(
                 "response_format"},
         BadCase{"H42", With(R"("tools":[{"type":"function"}])"), "unsupported_parameter", "tools"},
         BadCase{"H42", With(R"("tools":"x")"), "unsupported_parameter", "tools"},
-        BadCase{"H42", With(R"("tool_choice":"required")"), "unsupported_parameter",
-                "tool_choice"},
+        BadCase{"H42", With(R"("tool_choice":"required")"), "unsupported_parameter", "tool_choice"},
         BadCase{"H43", With("\"user\":\"" + Repeat("u", 1 << 20) + "\""), "invalid_user", "user"},
         BadCase{"H43", With(R"("user":"a\nFAKE LOG LINE")"), "invalid_user", "user"},
         BadCase{"H43", With(R"("user":7)"), "invalid_user", "user"},
@@ -351,7 +353,8 @@ INSTANTIATE_TEST_SUITE_P(
         BadCase{"U15", WithImageUrl("data:image/svg+xml;base64,QUJD"), "image_format_unsupported",
                 kUrlParam, absl::StatusCode::kUnimplemented},
         BadCase{"U16", WithImageUrl("data:image/png;base64,"), "image_empty", kUrlParam},
-        BadCase{"U16", WithImageUrl("data:image/png;base64,QUJDQ"), "data_uri_malformed", kUrlParam},
+        BadCase{"U16", WithImageUrl("data:image/png;base64,QUJDQ"), "data_uri_malformed",
+                kUrlParam},
         BadCase{"U16",
                 WithImageUrl("data:image/png;base64," +
                              EncodeBase64(std::string((size_t{10} << 20) + 1, 'x'))),
@@ -478,11 +481,11 @@ TEST(ChatRequestTest, NullMeansAbsent) {
 }
 
 TEST(ChatRequestTest, ADialogueKeepsItsOrderAndPictures) {
-  const auto result = Parse(Dialogue(
-      {kSystem,
-       R"({"role":"user","name":"ann","content":[{"type":"text","text":""},)" +
-           std::string(kImagePart) + R"(,{"type":"text","text":"what?"}]})",
-       kAssistant, kUser}));
+  const auto result =
+      Parse(Dialogue({kSystem,
+                      R"({"role":"user","name":"ann","content":[{"type":"text","text":""},)" +
+                          std::string(kImagePart) + R"(,{"type":"text","text":"what?"}]})",
+                      kAssistant, kUser}));
   ASSERT_TRUE(result.ok()) << result.status();
   const std::vector<Message>& messages = result->request.messages;
   ASSERT_EQ(messages.size(), 4u);

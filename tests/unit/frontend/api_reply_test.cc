@@ -1,5 +1,5 @@
-// Goal: replies have OpenAI's shape byte for byte, are valid JSON whatever the model says, and tell nothing internal.
-// Method: events into the writers, compared with literal bytes.
+// Goal: replies have OpenAI's shape byte for byte, are valid JSON whatever the model says, and tell
+// nothing internal. Method: events into the writers, compared with literal bytes.
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -110,9 +110,10 @@ TEST(ChatStreamWriterTest, LeavesOutDeltasThatSayNothing) {
 TEST(ChatStreamWriterTest, EndsAFailedStreamWithTheErrorAndDone) {
   std::string out;
   ChatStreamWriter::Fail({503, "worker_lost", "try again", ""}, out);
-  EXPECT_EQ(out,
-            "data: {\"error\":{\"message\":\"try again\",\"type\":\"unavailable_error\",\"param\":null,"
-            "\"code\":\"worker_lost\"}}\n\ndata: [DONE]\n\n");
+  EXPECT_EQ(
+      out,
+      "data: {\"error\":{\"message\":\"try again\",\"type\":\"unavailable_error\",\"param\":null,"
+      "\"code\":\"worker_lost\"}}\n\ndata: [DONE]\n\n");
 }
 
 TEST(ChatReplyBuilderTest, WritesTheWholeReply) {
@@ -149,11 +150,12 @@ TEST(ChatReplyBuilderTest, WritesLogprobsTokenIdsAndRoutedExperts) {
   builder.Add(DoneEvent());
   const std::string body = builder.Body();
   // Half a character is no text; its byte is told.
-  EXPECT_NE(body.find(R"("logprobs":{"content":[{"token":")"
-                      "\xEF\xBF\xBD"
-                      R"(","logprob":-0.5,"bytes":[195],"top_logprobs":[{"token":"x",)"
-                      R"("logprob":-9999,"bytes":[120]}]}],"refusal":null},"finish_reason":"stop")"),
-            std::string::npos)
+  EXPECT_NE(
+      body.find(R"("logprobs":{"content":[{"token":")"
+                "\xEF\xBF\xBD"
+                R"(","logprob":-0.5,"bytes":[195],"top_logprobs":[{"token":"x",)"
+                R"("logprob":-9999,"bytes":[120]}]}],"refusal":null},"finish_reason":"stop")"),
+      std::string::npos)
       << body;
   EXPECT_NE(body.find(R"("token_ids":[7])"), std::string::npos) << body;
   const std::vector<int16_t> experts = {1, 2, 3, 4};
@@ -175,9 +177,11 @@ TEST(NpyTest, HasAnAlignedHeaderAndLittleEndianValues) {
 
 TEST(JsonWriterTest, T11EscapesWhatBreaksEventsOrScripts) {
   std::string out;
-  JsonWriter(out).String("\"\\\b\x01\x7F\n\xE2\x80\xA8\xE2\x80\xA9 data: \xFF\xC3(\xF0\x9F\x98\x80");
-  EXPECT_EQ(out, "\"\\\"\\\\\\u0008\\u0001\\u007f\\n\\u2028\\u2029 data: "
-                 "\xEF\xBF\xBD\xEF\xBF\xBD(\xF0\x9F\x98\x80\"");
+  JsonWriter(out).String(
+      "\"\\\b\x01\x7F\n\xE2\x80\xA8\xE2\x80\xA9 data: \xFF\xC3(\xF0\x9F\x98\x80");
+  EXPECT_EQ(out,
+            "\"\\\"\\\\\\u0008\\u0001\\u007f\\n\\u2028\\u2029 data: "
+            "\xEF\xBF\xBD\xEF\xBF\xBD(\xF0\x9F\x98\x80\"");
 }
 
 TEST(JsonWriterTest, NumbersReadBackAndNonNumbersAreNull) {
@@ -253,10 +257,11 @@ TEST(ApiErrorTest, PassesOnWhatTheClientCanChange) {
   const HttpError error = ErrorFromBackend(WithParam(
       InvalidArgument("context_length_exceeded", "prompt: 2100 tokens; expected at most 2048"),
       "messages"));
-  EXPECT_EQ(ErrorBody(error, "req-1"),
-            R"({"error":{"message":"prompt: 2100 tokens; expected at most 2048",)"
-            R"("type":"invalid_request_error","param":"messages","code":"context_length_exceeded"},)"
-            R"("request_id":"req-1"})");
+  EXPECT_EQ(
+      ErrorBody(error, "req-1"),
+      R"({"error":{"message":"prompt: 2100 tokens; expected at most 2048",)"
+      R"("type":"invalid_request_error","param":"messages","code":"context_length_exceeded"},)"
+      R"("request_id":"req-1"})");
 }
 
 TEST(ApiErrorTest, NeverTellsPointersPathsAddressesOrLibraryText) {

@@ -1,5 +1,6 @@
-// Goal: no request can be read in two ways, every limit of a header block holds, and only listed paths exist.
-// Method: header blocks into the scanner, whole and byte by byte; a walk over the route table.
+// Goal: no request can be read in two ways, every limit of a header block holds, and only listed
+// paths exist. Method: header blocks into the scanner, whole and byte by byte; a walk over the
+// route table.
 #include <gtest/gtest.h>
 
 #include <set>
@@ -81,8 +82,7 @@ INSTANTIATE_TEST_SUITE_P(
         HeadCase{"H08", Post("Content-Length: +3\r\n"), 400, "ambiguous_framing"},
         HeadCase{"H08", Post("Content-Length: 0x3\r\n"), 400, "ambiguous_framing"},
         HeadCase{"H08", Post("Content-Length:\r\n"), 400, "ambiguous_framing"},
-        HeadCase{"H08", Post("Content-Length: 99999999999999999999\r\n"), 400,
-                 "ambiguous_framing"},
+        HeadCase{"H08", Post("Content-Length: 99999999999999999999\r\n"), 400, "ambiguous_framing"},
         HeadCase{"H08", Post("Transfer-Encoding: identity\r\n"), 400, "ambiguous_framing"},
         HeadCase{"H08", Post("Transfer-Encoding: gzip, chunked\r\n"), 400, "ambiguous_framing"},
         HeadCase{"H08", Post("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n"), 400,
@@ -128,7 +128,8 @@ TEST(HeadScannerTest, FindsTheEndWhereverTheBytesAreCut) {
 
 TEST(HeadScannerTest, TakesWhatIsJustWithinTheLimits) {
   const HttpLimits limits;
-  // 63 fields and Host; the longest request line; header fields of exactly 16 KiB with their empty line.
+  // 63 fields and Host; the longest request line; header fields of exactly 16 KiB with their empty
+  // line.
   HeadScanner fields(limits);
   EXPECT_EQ(fields.Scan(Post(ManyFields(63))), Result::kComplete);
   HeadScanner line(limits);
@@ -144,17 +145,18 @@ TEST(RoutesTest, SR3TheTableHoldsTheseRoutesAndNoOthers) {
   for (const Route& route : Routes()) {
     listed.insert(std::string(route.method) + " " + std::string(route.path));
   }
-  EXPECT_EQ(listed, (std::set<std::string>{
-                        "POST /v1/chat/completions", "GET /v1/models", "GET /v1/models/{id}",
-                        "POST /tokenize", "POST /detokenize", "GET /health/live",
-                        "GET /health/ready", "GET /version", "GET /metrics"}));
+  EXPECT_EQ(listed, (std::set<std::string>{"POST /v1/chat/completions", "GET /v1/models",
+                                           "GET /v1/models/{id}", "POST /tokenize",
+                                           "POST /detokenize", "GET /health/live",
+                                           "GET /health/ready", "GET /version", "GET /metrics"}));
 }
 
 TEST(RoutesTest, SR3OnlyTheHealthRoutesArePublic) {
   for (const Route& route : Routes()) {
     const bool is_health = route.path.substr(0, 8) == "/health/";
     EXPECT_EQ(route.scope == Scope::kPublic, is_health) << route.path;
-    EXPECT_EQ(route.needs_backend, route.scope == Scope::kInfer || route.path.substr(0, 4) == "/v1/")
+    EXPECT_EQ(route.needs_backend,
+              route.scope == Scope::kInfer || route.path.substr(0, 4) == "/v1/")
         << route.path;
     EXPECT_EQ(route.has_body, route.method == "POST") << route.path;
   }
@@ -180,12 +182,33 @@ TEST(RoutesTest, EveryRouteIsFoundByItsMethodOnly) {
 }
 
 TEST(RoutesTest, H14H47NothingElseExists) {
-  for (const std::string path :
-       {"/", "", "*", "//v1/models", "/v1//models", "/v1/models/", "/V1/models", "/v1/model",
-        "/v1/chat/completions/", "/v1/chat/..%2fmodels", "/v1/chat/../models", "/metrics",
-        "/metrics/", "/debug", "/debug/pprof", "/moe/stats", "/moe/status", "/admin",
-        "/v1/models%00", "/health", "/health/", "/health/live/x", "http://host/v1/models",
-        "/v1/completions", "/v1/embeddings", "/pause", "/invocations"}) {
+  for (const std::string path : {"/",
+                                 "",
+                                 "*",
+                                 "//v1/models",
+                                 "/v1//models",
+                                 "/v1/models/",
+                                 "/V1/models",
+                                 "/v1/model",
+                                 "/v1/chat/completions/",
+                                 "/v1/chat/..%2fmodels",
+                                 "/v1/chat/../models",
+                                 "/metrics",
+                                 "/metrics/",
+                                 "/debug",
+                                 "/debug/pprof",
+                                 "/moe/stats",
+                                 "/moe/status",
+                                 "/admin",
+                                 "/v1/models%00",
+                                 "/health",
+                                 "/health/",
+                                 "/health/live/x",
+                                 "http://host/v1/models",
+                                 "/v1/completions",
+                                 "/v1/embeddings",
+                                 "/pause",
+                                 "/invocations"}) {
     const RouteMatch match = FindRoute("GET", path, false);
     EXPECT_EQ(match.route, nullptr) << path;
     EXPECT_TRUE(match.allow.empty()) << path;

@@ -1,12 +1,11 @@
-// Goal: malformed, oversized and slow requests get the status of their row in the bad-input catalogue, say nothing
-// internal, and leave the server serving.
-// Method: raw bytes on a real socket; a good request after each.
+// Goal: malformed, oversized and slow requests get the status of their row in the bad-input
+// catalogue, say nothing internal, and leave the server serving. Method: raw bytes on a real
+// socket; a good request after each.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cstdio>
 #include <memory>
-#include <regex>
 #include <string>
 #include <thread>
 #include <utility>
@@ -39,14 +38,7 @@ class HttpHostileTest : public testing::Test {
   uint16_t port() const { return server_->port(); }
 
   void ExpectError(const Response& response, int status, const std::string& code) {
-    EXPECT_EQ(response.status, status) << response.status_line << " " << response.body;
-    EXPECT_THAT(response.body, HasSubstr("\"code\":\"" + code + "\""));
-    EXPECT_FALSE(response.Field("x-request-id").empty());
-    static const std::regex* const kForbidden = new std::regex(
-        "0x[0-9a-f]{6,}|/(usr|home|tmp|etc|var|lib|build|src|proc|root)/|boost|beast|asio|absl|"
-        "std::|\\.cc|\\.hpp|127\\.0\\.0\\.1",
-        std::regex::icase);
-    EXPECT_FALSE(std::regex_search(response.body, *kForbidden)) << response.body;
+    EXPECT_EQ(ProblemOfError(response, status, code), "");
     TestClient good(port());
     EXPECT_EQ(good.Call(PostChat()).status, 200);
   }
@@ -106,8 +98,8 @@ TEST_F(HttpHostileTest, H04Expect100IsHonoured) {
   Start();
   TestClient client(port());
   const std::string body = ChatBody();
-  client.Send(ChatHead("Content-Length: " + std::to_string(body.size()) +
-                       "\r\nExpect: 100-continue\r\n"));
+  client.Send(
+      ChatHead("Content-Length: " + std::to_string(body.size()) + "\r\nExpect: 100-continue\r\n"));
   EXPECT_EQ(client.Receive().status_line, "HTTP/1.1 100 Continue");
   EXPECT_EQ(client.Call(body).status, 200);
 }
@@ -152,9 +144,9 @@ TEST_F(HttpHostileTest, H06OneByteChunksAreAccepted) {
 TEST_F(HttpHostileTest, H07MalformedChunks) {
   Start();
   for (const std::string& chunk :
-       {std::string("-1\r\n"), std::string("0x10\r\n"), std::string("zz\r\n"),
-        std::string("11111111111111111\r\nx"), "1;" + std::string(1 << 20, 'a') + "\r\nx\r\n",
-        std::string("1\r\nxx\r\n0\r\n\r\n"), std::string("1\nx\n")}) {
+       {std::string("-1\r\n"), "0x10\r\n" + std::string(16, 'x') + "\r\n0\r\n\r\n",
+        std::string("zz\r\n"), std::string("11111111111111111\r\nx"),
+        "1;" + std::string(1 << 20, 'a') + "\r\nx\r\n", std::string("1\r\nxx\r\n0\r\n\r\n")}) {
     TestClient client(port());
     client.Send(ChatHead("Transfer-Encoding: chunked\r\n") + chunk);
     ExpectError(client.Receive(), 400, "bad_chunk");
@@ -163,6 +155,15 @@ TEST_F(HttpHostileTest, H07MalformedChunks) {
   TestClient client(port());
   client.Send(ChatHead("Transfer-Encoding: chunked\r\n") + "FFFFFFFFFFFFFFFF\r\nx");
   ExpectError(client.Receive(), 413, "body_too_large");
+}
+
+TEST_F(HttpHostileTest, H07ChunksWithBareLineFeedsAreNeverUnderstood) {
+  HttpLimits limits;
+  limits.body_timeout = std::chrono::seconds(1);
+  Start(limits);
+  TestClient client(port());
+  client.Send(ChatHead("Transfer-Encoding: chunked\r\n") + "2\n{}\n0\n\n");
+  ExpectError(client.Receive(), 408, "body_timeout");
 }
 
 TEST_F(HttpHostileTest, H08AmbiguousFramingClosesTheConnection) {

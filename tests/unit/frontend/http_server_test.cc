@@ -5,7 +5,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <regex>
 #include <string>
 #include <thread>
 #include <vector>
@@ -17,7 +16,6 @@ namespace conclave::frontend {
 namespace {
 
 using testing::HasSubstr;
-using testing::Not;
 using testing::StartsWith;
 
 class HttpServerTest : public testing::Test {
@@ -61,18 +59,7 @@ class HttpServerTest : public testing::Test {
 
   // Every error of the API has this form.
   void ExpectError(const Response& response, int status, const std::string& code) {
-    EXPECT_EQ(response.status, status) << response.body;
-    EXPECT_THAT(response.body, HasSubstr("\"code\":\"" + code + "\""));
-    EXPECT_THAT(response.body, StartsWith("{\"error\":{\"message\":\""));
-    EXPECT_FALSE(response.Field("x-request-id").empty());
-    EXPECT_THAT(response.body,
-                HasSubstr("\"request_id\":\"" + response.Field("x-request-id") + "\"}"));
-    EXPECT_EQ(response.Field("retry-after").empty(), status != 503 && status != 429);
-    static const std::regex* const kForbidden = new std::regex(
-        "0x[0-9a-f]{6,}|/(usr|home|tmp|etc|var|lib|build|src|proc|root)/|boost|beast|asio|absl|"
-        "std::|\\.cc|\\.hpp|libjpeg|libpng|127\\.0\\.0\\.1",
-        std::regex::icase);
-    EXPECT_FALSE(std::regex_search(response.body, *kForbidden)) << response.body;
+    EXPECT_EQ(ProblemOfError(response, status, code), "");
   }
 
   void ExpectServes() {
@@ -183,16 +170,17 @@ TEST_F(HttpServerTest, AnswersAChatAsAWhole) {
   Start();
   const Response response = Call(PostChat(R"("n":2)"));
   EXPECT_EQ(response.status, 200);
-  EXPECT_TRUE(std::regex_match(
-      response.body,
-      std::regex(
-          R"(\{"id":"chatcmpl-[0-9a-f]{32}","object":"chat.completion","created":[0-9]+,"model":"demo",)"
-          R"("system_fingerprint":"fp","choices":\[)"
-          R"(\{"index":0,"message":\{"role":"assistant","content":"Hello there","refusal":null\},"logprobs":null,"finish_reason":"stop"\},)"
-          R"(\{"index":1,"message":\{"role":"assistant","content":"Hello there","refusal":null\},"logprobs":null,"finish_reason":"stop"\}\],)"
-          R"("usage":\{"prompt_tokens":10,"completion_tokens":3,"total_tokens":13,"prompt_tokens_details":\{"cached_tokens":4,"image_tokens":6\}\},)"
-          R"("conclave":\{"timings":\{"image_ms":1,"queue_ms":2,"prefill_ms":3,"decode_ms":4,"first_token_ms":5\},"numeric_mode":"f32"\}\})")))
-      << response.body;
+  EXPECT_EQ(Masked(response.body),
+            R"({"id":"chatcmpl-ID","object":"chat.completion","created":0,"model":"demo",)"
+            R"("system_fingerprint":"fp","choices":[)"
+            R"({"index":0,"message":{"role":"assistant","content":"Hello there","refusal":null},)"
+            R"("logprobs":null,"finish_reason":"stop"},)"
+            R"({"index":1,"message":{"role":"assistant","content":"Hello there","refusal":null},)"
+            R"("logprobs":null,"finish_reason":"stop"}],)"
+            R"("usage":{"prompt_tokens":10,"completion_tokens":3,"total_tokens":13,)"
+            R"("prompt_tokens_details":{"cached_tokens":4,"image_tokens":6}},)"
+            R"("conclave":{"timings":{"image_ms":1,"queue_ms":2,"prefill_ms":3,"decode_ms":4,)"
+            R"("first_token_ms":5},"numeric_mode":"f32"}})");
 }
 
 TEST_F(HttpServerTest, StreamsEveryTokenWhenItComes) {
@@ -214,11 +202,9 @@ TEST_F(HttpServerTest, StreamsEveryTokenWhenItComes) {
   ASSERT_NE(choices, std::string::npos) << chunk;
   // Id and time are the same in every chunk.
   const std::string prefix = chunk.substr(0, choices);
-  EXPECT_TRUE(std::regex_match(
-      prefix,
-      std::regex(
-          R"(data: \{"id":"chatcmpl-[0-9a-f]{32}","object":"chat.completion.chunk","created":[0-9]+,"model":"demo","system_fingerprint":"fp",)")))
-      << prefix;
+  EXPECT_EQ(Masked(prefix),
+            R"(data: {"id":"chatcmpl-ID","object":"chat.completion.chunk","created":0,)"
+            R"("model":"demo","system_fingerprint":"fp",)");
   EXPECT_EQ(
       chunk,
       prefix +
@@ -226,9 +212,10 @@ TEST_F(HttpServerTest, StreamsEveryTokenWhenItComes) {
           "\n\n");
   for (const std::string text : {"Hel", "lo"}) {
     chat.Delta(text);
-    EXPECT_EQ(client.ReceiveChunk(), prefix + R"("choices":[{"index":0,"delta":{"content":")" + text +
-                                         R"("},"logprobs":null,"finish_reason":null}],"usage":null})"
-                                         "\n\n");
+    EXPECT_EQ(client.ReceiveChunk(),
+              prefix + R"("choices":[{"index":0,"delta":{"content":")" + text +
+                  R"("},"logprobs":null,"finish_reason":null}],"usage":null})"
+                  "\n\n");
   }
   chat.End(FinishReason::kLength);
   EXPECT_EQ(
@@ -254,8 +241,9 @@ TEST_F(HttpServerTest, StreamsToHttp10WithoutChunksAndCloses) {
   Start();
   const std::string body = ChatBody(R"("stream":true)");
   TestClient client(port());
-  client.Send("POST /v1/chat/completions HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: " +
-              std::to_string(body.size()) + "\r\n\r\n" + body);
+  client.Send(
+      "POST /v1/chat/completions HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: " +
+      std::to_string(body.size()) + "\r\n\r\n" + body);
   const Response response = client.Receive();
   EXPECT_EQ(response.status, 200);
   EXPECT_EQ(response.Field("transfer-encoding"), "");
@@ -289,10 +277,11 @@ TEST_F(HttpServerTest, AnErrorAfterTheFirstTokenEndsTheStreamWithAnEvent) {
   EXPECT_EQ(client.ReceiveHead().status, 200);
   EXPECT_THAT(client.ReceiveChunk(), HasSubstr("\"content\":\"Hel\""));
   chat.Fail(Error(absl::StatusCode::kUnavailable, "experts_unavailable", "10.0.0.7:7001 is gone"));
-  EXPECT_EQ(client.ReceiveChunk(),
-            "data: {\"error\":{\"message\":\"the server is overloaded or not ready; try again later\","
-            "\"type\":\"unavailable_error\",\"param\":null,\"code\":\"experts_unavailable\"}}\n\n"
-            "data: [DONE]\n\n");
+  EXPECT_EQ(
+      client.ReceiveChunk(),
+      "data: {\"error\":{\"message\":\"the server is overloaded or not ready; try again later\","
+      "\"type\":\"unavailable_error\",\"param\":null,\"code\":\"experts_unavailable\"}}\n\n"
+      "data: [DONE]\n\n");
   EXPECT_EQ(client.ReceiveChunk(), "");
 }
 
@@ -396,7 +385,8 @@ TEST_F(HttpServerTest, AReaderThatDoesNotReadIsCancelledAtTheBound) {
   TestClient client(port(), 4096);
   client.Send(PostChat(R"("stream":true)"));
   const SubmittedChat chat = backend_.WaitForRequest();
-  // Far more than the socket's buffers of both sides can hold. Pieces beyond the bound are dropped, not stored.
+  // Far more than the socket's buffers of both sides can hold. Pieces beyond the bound are dropped,
+  // not stored.
   const std::string piece(16 << 10, 'x');
   for (int i = 0; i < 4096; ++i) {
     chat.Delta(piece);
@@ -422,8 +412,9 @@ TEST_F(HttpServerTest, EightStreamsInParallelEachGetTheirOwnText) {
   for (int i = 0; i < 8; ++i) {
     threads.emplace_back([this, i, &num_found] {
       const std::string word = "w" + std::to_string(i) + ".";
-      const std::string body = R"({"model":"demo","stream":true,"messages":[{"role":"user","content":")" +
-                               word + R"("}]})";
+      const std::string body =
+          R"({"model":"demo","stream":true,"messages":[{"role":"user","content":")" + word +
+          R"("}]})";
       TestClient client(port());
       for (int round = 0; round < 3; ++round) {
         const Response response = client.Call(Post("/v1/chat/completions", body));
@@ -460,7 +451,8 @@ TEST_F(HttpServerTest, EchoesASaneRequestIdAndReplacesOthers) {
   for (const std::string& id : {std::string("a b"), std::string("<x>"), std::string(129, 'a')}) {
     const std::string used =
         Call(Get("/version", "X-Request-Id: " + id + "\r\n")).Field("x-request-id");
-    EXPECT_TRUE(std::regex_match(used, std::regex("req-[0-9a-f]{32}"))) << used;
+    EXPECT_EQ(Masked(used), "req-ID");
+    EXPECT_EQ(used.size(), 36u);
   }
 }
 

@@ -21,7 +21,65 @@ std::string Lower(std::string text) {
   return text;
 }
 
+constexpr char kHexDigits[] = "0123456789abcdef";
+
+bool HasPointer(const std::string& lower) {
+  constexpr size_t kPointerDigits = 6;
+  for (size_t at = lower.find("0x"); at != std::string::npos; at = lower.find("0x", at + 1)) {
+    const size_t end = lower.find_first_not_of(kHexDigits, at + 2);
+    if ((end == std::string::npos ? lower.size() : end) - at - 2 >= kPointerDigits) {
+      return true;
+    }
+  }
+  return false;
+}
+
+// Replaces the characters of `set` after every `mark`.
+void Mask(const std::string& mark, const std::string& set, const std::string& with,
+          std::string& text) {
+  for (size_t at = text.find(mark); at != std::string::npos; at = text.find(mark, at)) {
+    at += mark.size();
+    const size_t end = text.find_first_not_of(set, at);
+    text.replace(at, (end == std::string::npos ? text.size() : end) - at, with);
+  }
+}
+
 }  // namespace
+
+std::string ProblemOfError(const Response& response, int status, const std::string& code) {
+  const std::string& body = response.body;
+  if (response.status != status || body.find("\"code\":\"" + code + "\"") == std::string::npos) {
+    return "expected " + std::to_string(status) + " " + code + ", found " + response.status_line +
+           " " + body;
+  }
+  const std::string id = response.Field("x-request-id");
+  const std::string end = ",\"request_id\":\"" + id + "\"}";
+  if (body.rfind("{\"error\":{\"message\":\"", 0) != 0 || id.empty() || body.size() < end.size() ||
+      body.substr(body.size() - end.size()) != end) {
+    return "not the form of an error: " + body;
+  }
+  if ((status == 503 || status == 429) != !response.Field("retry-after").empty()) {
+    return "Retry-After missing or out of place";
+  }
+  const std::string lower = Lower(body);
+  for (const char* word :
+       {"/usr/", "/home/", "/tmp/",  "/etc/",   "/var/",  "/lib/",     "/build/",
+        "/src/", "/proc/", "/root/", "boost",   "beast",  "asio",      "absl",
+        "std::", ".cc",    ".hpp",   "libjpeg", "libpng", "127.0.0.1", "10.0.0."}) {
+    if (lower.find(word) != std::string::npos) {
+      return "tells something internal: " + body;
+    }
+  }
+  return HasPointer(lower) ? "tells a pointer: " + body : "";
+}
+
+std::string Masked(const std::string& text) {
+  std::string out = text;
+  Mask("\"chatcmpl-", kHexDigits, "ID", out);
+  Mask("req-", kHexDigits, "ID", out);
+  Mask("\"created\":", "0123456789", "0", out);
+  return out;
+}
 
 void SubmittedChat::Delta(const std::string& text, int32_t choice) const {
   ChatDelta delta;

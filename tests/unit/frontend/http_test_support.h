@@ -2,7 +2,6 @@
 #pragma once
 
 #include <chrono>
-
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -19,7 +18,8 @@
 
 namespace conclave::frontend {
 
-// Every wait of a test; far above what a loaded machine needs, and reached only when something is broken.
+// Every wait of a test; far above what a loaded machine needs, and reached only when something is
+// broken.
 inline constexpr std::chrono::seconds kPatience{30};
 
 struct SubmittedChat {
@@ -33,8 +33,8 @@ struct SubmittedChat {
   void Done() const;
 };
 
-// The test plays the engine: it takes submitted requests and calls their sinks. Or a script answers them at once, on
-// the submitting thread.
+// The test plays the engine: it takes submitted requests and calls their sinks. Or a script answers
+// them at once, on the submitting thread.
 class FakeBackend : public ChatBackend {
  public:
   FakeBackend();
@@ -107,6 +107,14 @@ class TestClient {
   int socket_ = -1;
   std::string buffer_;
 };
+
+// What is wrong with `response` as an error of the API: another status or code, not the form of
+// every error, or something internal told (a pointer, a path, an address, a library). Empty:
+// nothing.
+std::string ProblemOfError(const Response& response, int status, const std::string& code);
+
+// `text` with what differs from run to run replaced: "chatcmpl-ID", "req-ID", "created":0.
+std::string Masked(const std::string& text);
 
 std::string Get(const std::string& path, const std::string& fields = "");
 std::string Post(const std::string& path, const std::string& body, const std::string& fields = "");

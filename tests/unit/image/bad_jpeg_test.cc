@@ -122,6 +122,7 @@ Bytes Marker(uint8_t marker, const Bytes& length_and_body) {
   return Concat({{0xFF, marker}, length_and_body});
 }
 
+// NOLINTNEXTLINE(readability-function-size): a table.
 const std::vector<BadImage>& Rows() {
   static const std::vector<BadImage> rows{
       {"J01_StartMissing", [] { return From(Baseline(), 2); }, "image_corrupt"},

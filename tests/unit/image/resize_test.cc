@@ -47,8 +47,10 @@ std::vector<uint8_t> ReferenceLine(const std::vector<uint8_t>& in, int32_t num_o
   const double filter_scale = std::max(scale, 1.0);
   for (int32_t i = 0; i < num_out; ++i) {
     const double center = (i + 0.5) * scale;
+    // NOLINTBEGIN(bugprone-incorrect-roundings): the spec truncates exactly so.
     const int first = std::max(0, static_cast<int>(center - 2 * filter_scale + 0.5));
     const int last = std::min(num_in, static_cast<int>(center + 2 * filter_scale + 0.5));
+    // NOLINTEND(bugprone-incorrect-roundings)
     std::vector<double> weights;
     double sum = 0;
     for (int x = first; x < last; ++x) {
@@ -73,9 +75,9 @@ RgbImage ReferenceResize(const RgbImage& source, int32_t width, int32_t height) 
   RgbImage out{width, height, std::vector<uint8_t>(at(width, 0, height, 0))};
   for (int32_t c = 0; c < 3; ++c) {
     for (int32_t y = 0; y < source.height; ++y) {
-      std::vector<uint8_t> line;
+      std::vector<uint8_t> line(static_cast<size_t>(source.width));
       for (int32_t x = 0; x < source.width; ++x) {
-        line.push_back(source.pixels[at(source.width, x, y, c)]);
+        line[static_cast<size_t>(x)] = source.pixels[at(source.width, x, y, c)];
       }
       line = ReferenceLine(line, width);
       for (int32_t x = 0; x < width; ++x) {
@@ -83,9 +85,9 @@ RgbImage ReferenceResize(const RgbImage& source, int32_t width, int32_t height) 
       }
     }
     for (int32_t x = 0; x < width; ++x) {
-      std::vector<uint8_t> line;
+      std::vector<uint8_t> line(static_cast<size_t>(source.height));
       for (int32_t y = 0; y < source.height; ++y) {
-        line.push_back(narrowed.pixels[at(width, x, y, c)]);
+        line[static_cast<size_t>(y)] = narrowed.pixels[at(width, x, y, c)];
       }
       line = ReferenceLine(line, height);
       for (int32_t y = 0; y < height; ++y) {

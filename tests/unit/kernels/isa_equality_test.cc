@@ -1,7 +1,7 @@
 // Goal: every operation gives the same bytes on every path this machine can run, so that replicas
-// on different machines agree. Method: the scalar path is the reference; inputs are ordinary,
-// hostile (denormals, zeros of both signs, every exponent) and of odd sizes, from seeds that are
-// printed.
+// on different machines agree.
+// Method: the scalar path is the reference; inputs are ordinary, hostile (denormals, zeros of both
+// signs, every exponent) and of odd sizes, from seeds that are printed.
 #include <functional>
 
 #include "attention_testing.h"

@@ -1,6 +1,7 @@
 // Goal: the error bounds that docs/decisions/0003-same-bits.md states for exp, the logistic
-// function and the normal distribution function. Method: the scalar path's own headers against libm
-// in double, over dense ranges. The other paths have the same bits (isa_equality_test.cc).
+// function and the normal distribution function.
+// Method: the scalar path's own headers against libm in double, over dense ranges. The other paths
+// have the same bits (isa_equality_test.cc).
 #include <gtest/gtest.h>
 
 #include <algorithm>

@@ -1,6 +1,7 @@
 // Goal: a row of MatMul has the same bits whatever shares the call: the number of rows, its
 // neighbours, its place, the strides and the number of threads. Retries, batching and placement
-// rest on it. Method: every row computed alone by one thread is the reference.
+// rest on it.
+// Method: every row computed alone by one thread is the reference.
 #include "conclave/kernels/matmul.h"
 #include "kernels_testing.h"
 

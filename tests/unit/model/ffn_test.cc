@@ -1,7 +1,7 @@
-// Goal: FfnForward computes gated and plain networks with their biases, in f32 and bf16, from weights stored in any
-// floating dtype, and its rows do not depend on each other.
-// Method: small networks of random weights against a reference in double, within a bound derived from the sizes; the
-// tiny recorded checkpoint for loading.
+// Goal: FfnForward computes gated and plain networks with their biases, in f32 and bf16, from
+// weights stored in any floating dtype, and its rows do not depend on each other. Method: small
+// networks of random weights against a reference in double, within a bound derived from the sizes;
+// the tiny recorded checkpoint for loading.
 #include "conclave/model/ffn.h"
 
 #include <cmath>
@@ -86,8 +86,9 @@ struct Value {
   double error = 0;
 };
 
-// A dot product of n terms in f32 errs by at most n·2^-24·Σ|w||x| (its bias counted as a term). Activations have slopes
-// below 1.2 and are held to 2^-20 relative to |x|; the inner row is rounded with `unit`.
+// A dot product of n terms in f32 errs by at most n·2^-24·Σ|w||x| (its bias counted as a term).
+// Activations have slopes below 1.2 and are held to 2^-20 relative to |x|; the inner row is rounded
+// with `unit`.
 Value Dot(const float* w, const float* x, double bias) {
   Value v{bias, std::abs(bias)};
   for (int64_t c = 0; c < kWidth; ++c) {
@@ -182,7 +183,8 @@ TEST_P(FfnForwardTest, AgreesWithTheReferenceOnEveryIsa) {
   for (const kernels::Isa isa : kernels::SupportedIsas()) {
     const std::vector<float> y = Forward(kernels::Context(isa, pool_), weights, x, scratch);
     for (int64_t r = 0; r < kRows; ++r) {
-      const std::vector<Value> want = Reference(net, &x[static_cast<size_t>(r * kWidth)], is_bf16 ? 0x1p-8 : 0);
+      const std::vector<Value> want =
+          Reference(net, &x[static_cast<size_t>(r * kWidth)], is_bf16 ? 0x1p-8 : 0);
       for (int64_t c = 0; c < kWidth; ++c) {
         const Value& v = want[static_cast<size_t>(c)];
         ASSERT_NEAR(y[static_cast<size_t>(r * kWidth + c)], v.y, v.error)
@@ -206,7 +208,9 @@ TEST_P(FfnForwardTest, RowsDoNotDependOnTheirNeighbours) {
     for (int64_t r = 0; r < kRows; ++r) {
       const std::vector<float> row(x.begin() + r * kWidth, x.begin() + (r + 1) * kWidth);
       const std::vector<float> alone = Forward(context, weights, row, scratch);
-      EXPECT_EQ(std::memcmp(alone.data(), &batch[static_cast<size_t>(r * kWidth)], kWidth * sizeof(float)), 0)
+      EXPECT_EQ(std::memcmp(alone.data(), &batch[static_cast<size_t>(r * kWidth)],
+                            kWidth * sizeof(float)),
+                0)
           << kernels::NameOf(isa) << " row " << r;
     }
   }
@@ -214,17 +218,20 @@ TEST_P(FfnForwardTest, RowsDoNotDependOnTheirNeighbours) {
 
 INSTANTIATE_TEST_SUITE_P(
     Shapes, FfnForwardTest,
-    ::testing::Combine(::testing::Values(Shape{"GatedSilu", true, false, ActivationKind::kSilu},
-                                         Shape{"GatedSiluBias", true, true, ActivationKind::kSilu},
-                                         Shape{"PlainGeluTanhBias", false, true, ActivationKind::kGeluTanh},
-                                         Shape{"PlainGeluErf", false, false, ActivationKind::kGeluErf},
-                                         Shape{"PlainQuickGeluBias", false, true, ActivationKind::kQuickGelu}),
-                       ::testing::Values(DType::kF32, DType::kBf16)),
+    ::testing::Combine(
+        ::testing::Values(Shape{"GatedSilu", true, false, ActivationKind::kSilu},
+                          Shape{"GatedSiluBias", true, true, ActivationKind::kSilu},
+                          Shape{"PlainGeluTanhBias", false, true, ActivationKind::kGeluTanh},
+                          Shape{"PlainGeluErf", false, false, ActivationKind::kGeluErf},
+                          Shape{"PlainQuickGeluBias", false, true, ActivationKind::kQuickGelu}),
+        ::testing::Values(DType::kF32, DType::kBf16)),
     [](const auto& test) {
-      return std::string(std::get<0>(test.param).name) + "_" + std::string(NameOf(std::get<1>(test.param)));
+      return std::string(std::get<0>(test.param).name) + "_" +
+             std::string(NameOf(std::get<1>(test.param)));
     });
 
-constexpr char kTinyCheckpoint[] = CONCLAVE_SOURCE_DIR "/tests/golden/data/cases/stablelm-clip/checkpoint";
+constexpr char kTinyCheckpoint[] =
+    CONCLAVE_SOURCE_DIR "/tests/golden/data/cases/stablelm-clip/checkpoint";
 
 TEST(LoadFfnTest, StacksGateOverUp) {
   const auto opened = checkpoint::Checkpoint::Open(kTinyCheckpoint);
@@ -251,11 +258,15 @@ TEST(LoadFfnTest, StacksGateOverUp) {
       ASSERT_NE(tensor, nullptr);
       const auto values = checkpoint::ToFloats(*tensor);
       ASSERT_TRUE(values.ok()) << values.status();
-      want.PackRows(first_row, MatView<const float>(values->data(), desc.ffn.inner_dim, desc.hidden_dim), pool);
+      want.PackRows(first_row,
+                    MatView<const float>(values->data(), desc.ffn.inner_dim, desc.hidden_dim),
+                    pool);
       first_row += desc.ffn.inner_dim;
     }
     for (int64_t panel = 0; panel < want.num_panels(); ++panel) {
-      ASSERT_EQ(std::memcmp(loaded->up.Panel(panel), want.Panel(panel), static_cast<size_t>(want.panel_bytes())), 0)
+      ASSERT_EQ(std::memcmp(loaded->up.Panel(panel), want.Panel(panel),
+                            static_cast<size_t>(want.panel_bytes())),
+                0)
           << "panel " << panel;
     }
   }
@@ -290,8 +301,8 @@ TEST(FfnForwardDeathTest, WrongUseIsABrokenInvariant) {
   EXPECT_DEATH(FfnForward(context, weights, MatView<const Bf16>(rounded.data(), 3, kWidth), scratch,
                           MatView<float>(y.data(), 3, kWidth)),
                "max_rows");
-  EXPECT_DEATH(FfnForward(context, weights, MatView<const Bf16>(rounded.data(), 2, kWidth - 2), scratch,
-                          MatView<float>(y.data(), 2, kWidth)),
+  EXPECT_DEATH(FfnForward(context, weights, MatView<const Bf16>(rounded.data(), 2, kWidth - 2),
+                          scratch, MatView<float>(y.data(), 2, kWidth)),
                "x_cols");
 }
 

@@ -1,5 +1,6 @@
-// Goal: a Placement answers exactly what it was built from and refuses what would lose or double an expert.
-// Method: small placements written out by hand, and a seeded random one compared with a std::map.
+// Goal: a Placement answers exactly what it was built from and refuses what would lose or double an
+// expert. Method: small placements written out by hand, and a seeded random one compared with a
+// std::map.
 #include "conclave/placement/placement.h"
 
 #include <algorithm>
@@ -30,8 +31,7 @@ TEST(PlacementTest, KeepsPlannerOrderOfReplicas) {
   ASSERT_TRUE(placement.ok()) << placement.status();
   EXPECT_EQ(placement->epoch(), Epoch(7));
   EXPECT_THAT(placement->units(), ElementsAre(Unit(2, 0), Unit(2, 1)));
-  EXPECT_THAT(placement->WorkersOf(Unit(2, 1)),
-              ElementsAre(WorkerId(9), WorkerId(3), WorkerId(5)));
+  EXPECT_THAT(placement->WorkersOf(Unit(2, 1)), ElementsAre(WorkerId(9), WorkerId(3), WorkerId(5)));
   EXPECT_THAT(placement->WorkersOf(Unit(2, 0)), ElementsAre(WorkerId(4)));
 }
 
@@ -73,21 +73,30 @@ TEST_P(BadPlacementTest, IsRefusedWithItsReason) {
 INSTANTIATE_TEST_SUITE_P(
     All, BadPlacementTest,
     ::testing::Values(
-        BadCase{"NoReplica", {Unit(1, 0), Unit(1, 1)}, {On(1, 0, 0)}, "placement_uncovered",
+        BadCase{"NoReplica",
+                {Unit(1, 0), Unit(1, 1)},
+                {On(1, 0, 0)},
+                "placement_uncovered",
                 "layer 1 expert 1"},
         BadCase{"TwoOnOneWorker",
                 {Unit(1, 0)},
                 {On(1, 0, 2), On(1, 0, 3), On(1, 0, 2)},
                 "placement_duplicate",
                 "worker 2"},
-        BadCase{"UnitListedTwice", {Unit(1, 0), Unit(1, 0)}, {On(1, 0, 0)}, "placement_duplicate",
+        BadCase{"UnitListedTwice",
+                {Unit(1, 0), Unit(1, 0)},
+                {On(1, 0, 0)},
+                "placement_duplicate",
                 "layer 1 expert 0"},
-        BadCase{"UnknownUnit", {Unit(1, 0)}, {On(1, 0, 0), On(1, 5, 0)}, "placement_unknown_unit",
+        BadCase{"UnknownUnit",
+                {Unit(1, 0)},
+                {On(1, 0, 0), On(1, 5, 0)},
+                "placement_unknown_unit",
                 "layer 1 expert 5"},
-        BadCase{"ReplicaWithoutUnits", {}, {On(0, 0, 0)}, "placement_unknown_unit",
-                "layer 0 expert 0"},
-        BadCase{"NegativeWorker", {Unit(1, 0)}, {On(1, 0, -1)}, "placement_bad_worker",
-                "found -1"}),
+        BadCase{
+            "ReplicaWithoutUnits", {}, {On(0, 0, 0)}, "placement_unknown_unit", "layer 0 expert 0"},
+        BadCase{
+            "NegativeWorker", {Unit(1, 0)}, {On(1, 0, -1)}, "placement_bad_worker", "found -1"}),
     [](const auto& test) { return test.param.name; });
 
 // Random placements against the obvious data structure.
@@ -151,7 +160,8 @@ TEST(SpreadEvenlyTest, RotatesByMoeLayerNotByLayerNumber) {
 
 TEST(SpreadEvenlyTest, NoWorkerHoldsMuchMoreThanAnother) {
   for (const int32_t num_workers : {1, 2, 3, 4, 5, 7}) {
-    const Placement placement = SpreadEvenly(Epoch(1), AllUnits({1, 3, 5, 7, 9, 11}, 4), num_workers);
+    const Placement placement =
+        SpreadEvenly(Epoch(1), AllUnits({1, 3, 5, 7, 9, 11}, 4), num_workers);
     size_t fewest = placement.units().size();
     size_t most = 0;
     size_t total = 0;

@@ -1,5 +1,5 @@
-// Goal: the embedded mode places every expert exactly once, in an epoch that a later router will supersede.
-// Method: plans for small models, looked at as a whole.
+// Goal: the embedded mode places every expert exactly once, in an epoch that a later router will
+// supersede. Method: plans for small models, looked at as a whole.
 #include "conclave/router_service/static_router.h"
 
 #include <vector>
@@ -63,8 +63,12 @@ TEST(StaticRouterTest, RefusesWorkersOutOfRange) {
 
 TEST(StaticRouterTest, RefusesLayersThatAreNoModel) {
   const std::vector<std::vector<MoeLayer>> bad = {
-      {{LayerId(2), 4}, {LayerId(2), 4}}, {{LayerId(2), 4}, {LayerId(0), 4}}, {{LayerId(-1), 4}},
-      {{LayerId(0), 0}},                  {{LayerId(0), -4}},                 {{LayerId(0), 65'537}},
+      {{LayerId(2), 4}, {LayerId(2), 4}},
+      {{LayerId(2), 4}, {LayerId(0), 4}},
+      {{LayerId(-1), 4}},
+      {{LayerId(0), 0}},
+      {{LayerId(0), -4}},
+      {{LayerId(0), 65'537}},
   };
   for (size_t i = 0; i < bad.size(); ++i) {
     const auto placement = PlanEmbedded(bad[i], 2);

@@ -16,6 +16,7 @@ namespace {
 
 std::vector<std::string> SingleBytes() {
   std::vector<std::string> tokens;
+  tokens.reserve(256);
   for (int byte = 0; byte < 256; ++byte) tokens.emplace_back(1, static_cast<char>(byte));
   return tokens;
 }
@@ -48,6 +49,7 @@ std::vector<int32_t> EncodePlainly(const std::map<std::string, int32_t>& ranks,
     parts.erase(parts.begin() + static_cast<ptrdiff_t>(best) + 1);
   }
   std::vector<int32_t> ids;
+  ids.reserve(parts.size());
   for (const std::string& part : parts) ids.push_back(ranks.at(part));
   return ids;
 }

@@ -172,12 +172,11 @@ class DetokenizerSeedTest : public testing::TestWithParam<uint64_t> {};
 TEST_P(DetokenizerSeedTest, RandomTokensEqualTheWholeTextCutAtTheStop) {
   SCOPED_TRACE("seed " + std::to_string(GetParam()));
   std::mt19937_64 random(GetParam());
-  static const Texts kAtoms = {
-      "a",        "b",        "ab",   "\xC3", "\xA9", "\xC3\xA9", "\xE4\xB8\xAD",
-      "\xF0\x9F", "\x98\x80", "\xFF", "#"};
+  const Texts atoms = {"a",        "b",        "ab",   "\xC3", "\xA9", "\xC3\xA9", "\xE4\xB8\xAD",
+                       "\xF0\x9F", "\x98\x80", "\xFF", "#"};
   const auto random_string = [&](size_t num_atoms) {
     std::string text;
-    for (size_t i = 0; i < num_atoms; ++i) text += kAtoms[random() % kAtoms.size()];
+    for (size_t i = 0; i < num_atoms; ++i) text += atoms[random() % atoms.size()];
     return text;
   };
   for (int round = 0; round < 100; ++round) {

@@ -78,9 +78,7 @@ TEST(PreTokenizerTest, EveryCodePointIsInItsUnicodeClass) {
       expected = {"!" + character + "x"};
     } else if (category >= UTF8PROC_CATEGORY_ND && category <= UTF8PROC_CATEGORY_NO) {
       expected = {"!", character, "x"};
-    } else if (code_point == '\r' || code_point == '\n') {
-      expected = {"!" + character, "x"};
-    } else if (IsWhiteSpace(code_point)) {
+    } else if (IsWhiteSpace(code_point) && code_point != '\r' && code_point != '\n') {
       expected = {"!", character + "x"};
     } else {
       expected = {"!" + character, "x"};

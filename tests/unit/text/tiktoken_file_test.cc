@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <ostream>
 #include <set>
 #include <string>
 #include <vector>
@@ -25,6 +26,8 @@ struct BadFile {
   std::string content;
   std::string place;  // ":<line>: " and the beginning of the reason
 };
+
+void PrintTo(const BadFile& param, std::ostream* out) { *out << param.name; }
 
 class BadTiktokenFileTest : public testing::TestWithParam<BadFile> {};
 

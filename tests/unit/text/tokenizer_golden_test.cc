@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <optional>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -17,6 +18,8 @@ struct Recording {
   const char* folder;
   std::unique_ptr<Tokenizer> (*load)();
 };
+
+void PrintTo(const Recording& param, std::ostream* out) { *out << param.name; }
 
 class TokenizerRecordingTest : public testing::TestWithParam<Recording> {
  protected:

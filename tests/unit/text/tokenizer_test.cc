@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <ctime>
+#include <ostream>
 #include <random>
 #include <string>
 #include <thread>
@@ -89,6 +90,8 @@ struct HostileText {
   std::string head;
   std::string repeated;
 };
+
+void PrintTo(const HostileText& param, std::ostream* out) { *out << param.name; }
 
 class HostileTextTest : public testing::TestWithParam<HostileText> {};
 

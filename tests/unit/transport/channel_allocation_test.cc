@@ -14,7 +14,8 @@ namespace {
 std::atomic<int64_t> num_allocations{0};
 }  // namespace
 
-void* operator new(size_t size) {
+// Not inlined: g++ would see malloc and free without their operators and call them mismatched.
+[[gnu::noinline]] void* operator new(size_t size) {
   num_allocations.fetch_add(1);
   void* memory = std::malloc(size);
   if (memory == nullptr) {
@@ -22,8 +23,8 @@ void* operator new(size_t size) {
   }
   return memory;
 }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace conclave::transport {
 namespace {

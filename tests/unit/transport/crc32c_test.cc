@@ -1,5 +1,6 @@
 // Goal: the CRC is CRC-32C, and the instruction and the tables agree on every length and alignment.
-// Method: published vectors (RFC 3720 B.4 and the check value of the catalogue of CRCs), then seeded random bytes.
+// Method: published vectors (RFC 3720 B.4 and the check value of the catalogue of CRCs), then
+// seeded random bytes.
 #include "conclave/transport/crc32c.h"
 
 #include <cstring>

@@ -1,4 +1,5 @@
-// A worker whose answer is plain to see: out[r] = sum of the row's weights, times the row. Counts what it is asked.
+// A worker whose answer is plain to see: out[r] = sum of the row's weights, times the row. Counts
+// what it is asked.
 #pragma once
 
 #include <cstring>

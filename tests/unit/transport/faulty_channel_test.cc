@@ -1,5 +1,6 @@
 // Goal: FaultyChannel does to calls what its plan says, repeatably, and keeps the channel usable.
-// Method: many calls through an inproc channel with a fake clock; counts and the fate of each call are compared.
+// Method: many calls through an inproc channel with a fake clock; counts and the fate of each call
+// are compared.
 #include "conclave/testing/faulty_channel.h"
 
 #include <algorithm>
@@ -76,7 +77,8 @@ TEST(FaultyChannelTest, CorruptCallsAreErrorsAndSomeHaveRun) {
 }
 
 TEST(FaultyChannelTest, DelaysPassOnTheClockAndLateRepliesAreDropped) {
-  const Outcome run = RunCalls({.seed = 5, .delay_permille = 1000, .max_delay_us = 10'000}, 100, 5000);
+  const Outcome run =
+      RunCalls({.seed = 5, .delay_permille = 1000, .max_delay_us = 10'000}, 100, 5000);
   EXPECT_EQ(run.handler_calls, 100);
   EXPECT_EQ(run.counts.delayed, 100);
   EXPECT_GT(run.counts.late, 0);
@@ -93,7 +95,10 @@ TEST(FaultyChannelTest, DuplicatesRunTwiceAndAgree) {
 }
 
 TEST(FaultyChannelTest, ASeedRepeatsItselfAndAnotherDiffers) {
-  FaultPlan plan{.seed = 8, .drop_permille = 200, .corrupt_permille = 200, .delay_permille = 200,
+  FaultPlan plan{.seed = 8,
+                 .drop_permille = 200,
+                 .corrupt_permille = 200,
+                 .delay_permille = 200,
                  .duplicate_permille = 200};
   const Outcome first = RunCalls(plan, 200);
   const Outcome again = RunCalls(plan, 200);

@@ -1,8 +1,8 @@
-// Goal: every malformed frame of bad-inputs.md 4.8 (D01 to D09, D11, D23) is refused with its stable reason, reading
-// nothing beyond its bytes.
-// Method: one legal frame, changed in one place; where the row of the catalogue is about a lying peer and not about
-// damage, the CRC is made right again. Frames lie in memory of their exact size, so that a sanitizer run of this test
-// shows every byte read too far.
+// Goal: every malformed frame of bad-inputs.md 4.8 (D01 to D09, D11, D23) is refused with its
+// stable reason, reading nothing beyond its bytes. Method: one legal frame, changed in one place;
+// where the row of the catalogue is about a lying peer and not about damage, the CRC is made right
+// again. Frames lie in memory of their exact size, so that a sanitizer run of this test shows every
+// byte read too far.
 #include <cmath>
 #include <cstring>
 #include <functional>
@@ -161,8 +161,11 @@ TEST(FrameBadInputTest, D07_PairCountsOutOfRangeAreRefused) {
   const struct {
     uint16_t pairs;
     const char* reason;
-  } cases[] = {{0, "bad_items"}, {kRows - 1, "bad_items"}, {2 * kRows + 1, "bad_items"},
-               {33, "bad_items"}, {0xffff, "bad_length"}};
+  } cases[] = {{0, "bad_items"},
+               {kRows - 1, "bad_items"},
+               {2 * kRows + 1, "bad_items"},
+               {33, "bad_items"},
+               {0xffff, "bad_length"}};
   for (const auto& c : cases) {
     FrameBytes frame = PlainFrame();
     FrameHeader header = frame.header();
@@ -349,7 +352,8 @@ TEST(FrameBadInputTest, RandomBytesBehindAValidCrcAreRefusedOrLegal) {
 
 TEST(FrameDeathTest, UnalignedFramesAreABrokenInvariant) {
   AlignedBuffer memory(256);
-  EXPECT_DEATH((void)ParseCall({memory.As<std::byte>() + 1, 128}, SampleLimits()), "kFrameAlignment");
+  EXPECT_DEATH((void)ParseCall({memory.As<std::byte>() + 1, 128}, SampleLimits()),
+               "kFrameAlignment");
 }
 
 }  // namespace

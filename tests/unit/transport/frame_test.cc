@@ -1,5 +1,6 @@
 // Goal: what is encoded is what is parsed, byte layout included.
-// Method: round trips of seeded random calls, replies and NACKs, and one frame looked at byte by byte.
+// Method: round trips of seeded random calls, replies and NACKs, and one frame looked at byte by
+// byte.
 #include "conclave/transport/frame.h"
 
 #include <cstring>

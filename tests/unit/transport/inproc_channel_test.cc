@@ -1,6 +1,6 @@
-// Goal: the inproc channel keeps its slots in order, measures time, and turns every way a call can go wrong into the
-// error its header names, with and without frames.
-// Method: a handler with a plain answer, a clock that a test moves, and handlers that misbehave.
+// Goal: the inproc channel keeps its slots in order, measures time, and turns every way a call can
+// go wrong into the error its header names, with and without frames. Method: a handler with a plain
+// answer, a clock that a test moves, and handlers that misbehave.
 #include "conclave/transport/inproc_channel.h"
 
 #include <cmath>
@@ -26,8 +26,8 @@ class InprocChannelTest : public ::testing::TestWithParam<bool> {
  protected:
   InprocOptions Options(WireDtype dtype = WireDtype::kBf16) const {
     InprocOptions options;
-    options.limits = {.num_slots = 3, .max_rows = 8, .max_pairs = 16, .row_width = kWidth,
-                      .dtype = dtype};
+    options.limits = {
+        .num_slots = 3, .max_rows = 8, .max_pairs = 16, .row_width = kWidth, .dtype = dtype};
     options.frontend = 77;
     options.use_frames = GetParam();
     options.num_layers = 4;
@@ -282,11 +282,20 @@ TEST_P(InprocChannelTest, ForeignSpansAreRefusedAndTheSlotSurvives) {
     CallSlot* slot = channel->Acquire();
     FillCall(*slot, 3, 1.0f);
     switch (which) {
-      case 0: slot->call.pair_weight = elsewhere; break;
-      case 1: slot->call.pair_row = slot->pair_row.subspan(1, 3); break;
-      case 2: slot->call.rows = slot->rows.subspan(64, slot->call.rows.size()); break;
-      case 3: slot->call.num_rows = 9; break;
-      default: break;
+      case 0:
+        slot->call.pair_weight = elsewhere;
+        break;
+      case 1:
+        slot->call.pair_row = slot->pair_row.subspan(1, 3);
+        break;
+      case 2:
+        slot->call.rows = slot->rows.subspan(64, slot->call.rows.size());
+        break;
+      case 3:
+        slot->call.num_rows = 9;
+        break;
+      default:
+        break;
     }
     const absl::Status status = channel->Dispatch(slot);
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << which;

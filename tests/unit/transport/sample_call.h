@@ -41,7 +41,8 @@ struct SampleCall {
   }
 };
 
-// A legal call: every row has one or two pairs of distinct experts; the rows' bits are finite and otherwise random.
+// A legal call: every row has one or two pairs of distinct experts; the rows' bits are finite and
+// otherwise random.
 inline SampleCall MakeSampleCall(uint64_t seed, const FrameLimits& limits, uint16_t num_rows) {
   std::mt19937_64 rng(seed);
   SampleCall call;
@@ -93,7 +94,8 @@ inline SampleCall MakeSampleCall(uint64_t seed, const FrameLimits& limits, uint1
   return call;
 }
 
-// Exactly as many bytes as the frame has, aligned as a frame must be, so that a sanitizer sees every byte too far.
+// Exactly as many bytes as the frame has, aligned as a frame must be, so that a sanitizer sees
+// every byte too far.
 class FrameBytes {
  public:
   FrameBytes(const std::byte* bytes, size_t size)
@@ -107,7 +109,8 @@ class FrameBytes {
 
   static FrameBytes OfCall(const CallView& call, bool with_payload_crc, const FrameLimits& limits) {
     AlignedBuffer room(MaxFrameBytes(limits));
-    const size_t size = EncodeCall(call, with_payload_crc, {room.As<std::byte>(), room.size_bytes()});
+    const size_t size =
+        EncodeCall(call, with_payload_crc, {room.As<std::byte>(), room.size_bytes()});
     return FrameBytes(room.As<std::byte>(), size);
   }
   static FrameBytes OfReply(const CallView& call, const ReplyView& reply, bool with_payload_crc,
@@ -130,7 +133,8 @@ class FrameBytes {
     return header;
   }
 
-  // Stores `header` with the right CRC for it and the `array_bytes` after it: a peer that computes CRCs, but lies.
+  // Stores `header` with the right CRC for it and the `array_bytes` after it: a peer that computes
+  // CRCs, but lies.
   void Seal(FrameHeader header, size_t array_bytes) {
     header.crc = 0;
     const uint32_t of_header = Crc32c(std::as_bytes(std::span(&header, 1)));

@@ -1,4 +1,5 @@
-// The heart of an expert worker: a pure function of (weights, call). Knows nothing of requests, tokens or users.
+// The heart of an expert worker: a pure function of (weights, call). Knows nothing of requests,
+// tokens or users.
 #pragma once
 
 #include <cstdint>
@@ -34,22 +35,25 @@ struct ExpertLoad {
 // Execute() on one thread at a time; Loads() and weight_bytes() any thread, also while a call runs.
 class WorkerCore : public transport::CallHandler {
  public:
-  // Loads and packs the experts `units` (distinct, in any order; none is legal) from the checkpoint, and no other
-  // tensor. `on_progress(done, total)` counts units; it may be null. Beside the checkpoint's errors: kInvalidArgument
-  // "placement_unknown_unit" for an expert that the model does not have, "placement_duplicate".
+  // Loads and packs the experts `units` (distinct, in any order; none is legal) from the
+  // checkpoint, and no other tensor. `on_progress(done, total)` counts units; it may be null.
+  // Beside the checkpoint's errors: kInvalidArgument "placement_unknown_unit" for an expert that
+  // the model does not have, "placement_duplicate".
   static absl::StatusOr<std::unique_ptr<WorkerCore>> Load(
       const checkpoint::Checkpoint& checkpoint, std::vector<placement::ExpertUnit> units,
       const WorkerCoreOptions& options, const std::function<void(int64_t, int64_t)>& on_progress);
 
   ~WorkerCore() override;
 
-  // Rows of the call in the wire dtype → partial sums in the wire dtype (ReplyView). reply.rows has room for exactly the
-  // call's rows. Every check of transport::ValidateCall is made here too, so a call needs no parser before it; then
-  // "no_such_layer" for a dense layer, "not_held", "nonfinite_input". Nothing is written before all checks have passed,
-  // and a refused call leaves the worker as it was. No allocation, unless it is the status of a refused call.
+  // Rows of the call in the wire dtype → partial sums in the wire dtype (ReplyView). reply.rows has
+  // room for exactly the call's rows. Every check of transport::ValidateCall is made here too, so a
+  // call needs no parser before it; then "no_such_layer" for a dense layer, "not_held",
+  // "nonfinite_input". Nothing is written before all checks have passed, and a refused call leaves
+  // the worker as it was. No allocation, unless it is the status of a refused call.
   //
-  // Each term is rounded to the wire dtype before it is added, whether or not the row's other term is computed here:
-  // so the bits do not depend on how a row's experts are spread over workers (data-plane.md section 4).
+  // Each term is rounded to the wire dtype before it is added, whether or not the row's other term
+  // is computed here: so the bits do not depend on how a row's experts are spread over workers
+  // (data-plane.md section 4).
   absl::Status Execute(const transport::CallView& call, transport::ReplyView& reply) override;
 
   // Cumulative counts since the start, in ascending order of units.

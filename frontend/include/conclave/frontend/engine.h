@@ -93,6 +93,7 @@ class EngineObserver {
     double kv_used = 0;  // 0..1
     std::chrono::nanoseconds duration{0};
   };
+  // After every step, and once without rows when the engine has nothing more to do.
   virtual void OnStep(const Step& step) = 0;
   virtual void OnTokenGap(std::chrono::nanoseconds since_last_token) = 0;
   virtual void OnSequenceEnd(FinishReason reason, const SequenceStats& stats) = 0;

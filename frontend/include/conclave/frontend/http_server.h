@@ -28,19 +28,21 @@ struct HttpLimits {
   int32_t logit_bias_max = 300;
   int32_t connections_max = 10'000;
   std::chrono::seconds header_timeout{5};
-  // A body must arrive within this time plus a second per 64 KiB received, so that one byte per second ends as well.
+  // A body must arrive within this time plus a second per 64 KiB received, so that one byte per
+  // second ends as well.
   std::chrono::seconds body_timeout{30};
   // A connection without a request is closed after this long.
   std::chrono::seconds idle_timeout{60};
   // A client that has not taken a reply, or a piece of a stream, after this long has gone.
   std::chrono::seconds write_timeout{60};
-  // Output that waits for a slow client; beyond it the request is cancelled and the connection closed.
+  // Output that waits for a slow client; beyond it the request is cancelled and the connection
+  // closed.
   int64_t pending_bytes_max = int64_t{1} << 20;
 };
 
 struct HttpServerOptions {
   std::string host = "127.0.0.1";
-  uint16_t port = 8000;   // 0: any free one
+  uint16_t port = 8000;  // 0: any free one
   int32_t num_threads = 1;
   HttpLimits limits;
   // Text of /metrics; null: the path is 404 (bad-inputs.md H47).
@@ -52,23 +54,25 @@ struct HttpServerOptions {
 
 // What the server counts; filled by the caller, called on server threads, must not block.
 struct HttpObserver {
-  // `route` is the pattern of the route table ("/v1/models/{id}") or "other", so it may be a metric label. `status` is
-  // 499 when the client went away before the end of its reply.
+  // `route` is the pattern of the route table ("/v1/models/{id}") or "other", so it may be a metric
+  // label. `status` is 499 when the client went away before the end of its reply.
   std::function<void(const std::string& route, int status, double seconds)> on_request;
-  // A request field that is ignored because nobody knows it; once per name, the first 64 names, escaped and cut to 64
-  // bytes. To be logged.
+  // A request field that is ignored because nobody knows it; once per name, the first 64 names,
+  // escaped and cut to 64 bytes. To be logged.
   std::function<void(const std::string& name)> on_unknown_field;
 };
 
-// Owns its threads. Start, SetBackend (until then /v1 answers 503 and /health/ready 503 with the progress), Drain,
-// destroy. The methods may be called from any thread.
+// Owns its threads. Start, SetBackend (until then /v1 answers 503 and /health/ready 503 with the
+// progress), Drain, destroy. The methods may be called from any thread.
 //
-// Errors have the body {"error":{"message","type","param","code"},"request_id"}; every reply carries x-request-id. What
-// a backend says of errors of its own (kInternal, kUnavailable, ...) never reaches a client, only the reason does.
+// Errors have the body {"error":{"message","type","param","code"},"request_id"}; every reply
+// carries x-request-id. What a backend says of errors of its own (kInternal, kUnavailable, ...)
+// never reaches a client, only the reason does.
 class HttpServer {
  public:
   // Binds and listens. kUnavailable ("bind") with "bind HOST:PORT: why".
-  static absl::StatusOr<std::unique_ptr<HttpServer>> Start(HttpServerOptions options, HttpObserver observer);
+  static absl::StatusOr<std::unique_ptr<HttpServer>> Start(HttpServerOptions options,
+                                                           HttpObserver observer);
   ~HttpServer();  // stops at once
 
   uint16_t port() const;
@@ -76,9 +80,10 @@ class HttpServer {
   // `backend` outlives the server.
   void SetBackend(ChatBackend& backend);
 
-  // Takes no new request (503 with Retry-After, /health/ready 503) and waits until running ones have ended or
-  // `timeout` passed; returns whether all ended. Connections are accepted while it waits, so that probes see the 503,
-  // and no longer when it returns; idle ones are then closed, running ones go on until they end.
+  // Takes no new request (503 with Retry-After, /health/ready 503) and waits until running ones
+  // have ended or `timeout` passed; returns whether all ended. Connections are accepted while it
+  // waits, so that probes see the 503, and no longer when it returns; idle ones are then closed,
+  // running ones go on until they end.
   bool Drain(std::chrono::milliseconds timeout);
 
  private:

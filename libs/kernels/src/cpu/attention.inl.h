@@ -43,7 +43,7 @@ CONCLAVE_KERNEL_INLINE void AddValues(Query* const (&queries)[R], const float (&
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) {
+    for (int64_t c = 0; c < C; ++c) {
       const int64_t at = d + 16 * c;
       // The first block starts from zero: `out` holds no result yet, and 0·NaN would be NaN.
       acc[r][c] = queries[r]->has_started
@@ -54,14 +54,14 @@ CONCLAVE_KERNEL_INLINE void AddValues(Query* const (&queries)[R], const float (&
   for (int64_t j = lo; j < hi; ++j) {
     V16 value[C];
 #pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) {
+    for (int64_t c = 0; c < C; ++c) {
       value[c] = LoadKv(v + j * value_stride + d + 16 * c);
     }
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
       const V16 weight = Set1(p[r][j]);
 #pragma GCC unroll 8
-      for (int c = 0; c < C; ++c) {
+      for (int64_t c = 0; c < C; ++c) {
         acc[r][c] = Fma(weight, value[c], acc[r][c]);
       }
     }
@@ -69,7 +69,7 @@ CONCLAVE_KERNEL_INLINE void AddValues(Query* const (&queries)[R], const float (&
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) {
+    for (int64_t c = 0; c < C; ++c) {
       const int64_t at = d + 16 * c;
       StoreN(queries[r]->out + at, acc[r][c], LanesLeft(head_dim, at));
     }
@@ -153,7 +153,7 @@ __attribute__((noinline)) void AttendBlock(const AttendTile& tile, Query* const 
   for (int64_t d = 0; d < tile.head_dim; ++d) {
     Prefetch32(next_k + d * kBlockTokens);
   }
-  constexpr int kVecs = kAttendAccumulators / R < 8 ? kAttendAccumulators / R : 8;
+  constexpr int64_t kVecs = kAttendAccumulators / R < 8 ? kAttendAccumulators / R : 8;
   for (int64_t d = 0; d < tile.head_dim; d += 16 * kVecs) {
     AddValuesUpTo<R, kVecs>(queries, p, alpha, v, tile.value_stride, lo, hi, d, tile.head_dim);
   }

@@ -35,9 +35,9 @@ CONCLAVE_KERNEL_INLINE V16 Sigmoid(V16 x) {
   return Div(numerator, Add(z, Set1(1.0f)));
 }
 
-// log(erfc(t)) for 0 <= t <= 10, as t times a polynomial of degree 11 fitted to weight t·(erfc(t) +
-// 0.003·e^(-t/2)): |error| · erfc(t) < 5e-8 near 0 and the left tail of the normal distribution
-// keeps several digits.
+// log(erfc(t)) for 0 <= t <= 10, as t times a polynomial of degree 11 fitted to weight
+// t·(erfc(t) + 0.003·e^(-t/2)): |error| · erfc(t) < 5e-8 near 0 and the left tail of the normal
+// distribution keeps several digits.
 CONCLAVE_KERNEL_INLINE V16 LogErfc(V16 t) {
   constexpr float kCoefficients[] = {4.4306700163e-8f,   -9.96120768619e-7f, 1.26200854732e-5f,
                                      -9.83527228565e-5f, 4.73973191814e-4f,  -1.21689037712e-3f,

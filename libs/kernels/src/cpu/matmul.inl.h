@@ -31,20 +31,20 @@ struct F32Weights {
                                            const float* w, Vec (&acc)[R][C]) {
     for (int64_t i = 0; i < k; ++i, w += kPanelStep) {
       if constexpr (R == 1) {
-        for (int c = 0; c < C * kVecLanes / 16; ++c) {
+        for (int64_t c = 0; c < C * kVecLanes / 16; ++c) {
           __builtin_prefetch(reinterpret_cast<const char*>(w + 16 * c) + kPrefetchBytes);
         }
       }
       Vec weight[C];
 #pragma GCC unroll 8
-      for (int c = 0; c < C; ++c) {
+      for (int64_t c = 0; c < C; ++c) {
         weight[c] = VecLoad(w + c * kVecLanes);
       }
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         const Vec value = VecSet1(x[r * x_stride + i]);
 #pragma GCC unroll 8
-        for (int c = 0; c < C; ++c) {
+        for (int64_t c = 0; c < C; ++c) {
           acc[r][c] = VecFma(value, weight[c], acc[r][c]);
         }
       }
@@ -65,7 +65,7 @@ struct WidenedBf16Weights {
                                               Vec (&acc)[R][C]) {
     Vec weight[C];
 #pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) {
+    for (int64_t c = 0; c < C; ++c) {
       const uint16_t* pairs = w + 2 * c * kVecLanes;
       weight[c] = kOdd ? VecOdd(pairs) : VecEven(pairs);
     }
@@ -73,7 +73,7 @@ struct WidenedBf16Weights {
     for (int r = 0; r < R; ++r) {
       const Vec value = VecSet1(x[r * x_stride + (kOdd ? 1 : 0)]);
 #pragma GCC unroll 8
-      for (int c = 0; c < C; ++c) {
+      for (int64_t c = 0; c < C; ++c) {
         acc[r][c] = VecFma(value, weight[c], acc[r][c]);
       }
     }
@@ -84,7 +84,7 @@ struct WidenedBf16Weights {
                                            const uint16_t* w, Vec (&acc)[R][C]) {
     for (int64_t i = 0; i < k; i += 2, w += 2 * kPanelStep) {
       if constexpr (R == 1) {
-        for (int c = 0; c < C * kVecLanes / 16; ++c) {
+        for (int64_t c = 0; c < C * kVecLanes / 16; ++c) {
           __builtin_prefetch(reinterpret_cast<const char*>(w + 32 * c) + kPrefetchBytes);
         }
       }
@@ -114,7 +114,7 @@ CONCLAVE_KERNEL_INLINE void RunTile(const TileBlock& t) {
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) {
+    for (int64_t c = 0; c < C; ++c) {
       acc[r][c] = t.is_first
                       ? VecZero()
                       : VecLoadN(t.y + r * t.y_stride + c * kVecLanes, t.cols - c * kVecLanes);
@@ -123,7 +123,7 @@ CONCLAVE_KERNEL_INLINE void RunTile(const TileBlock& t) {
   Weights::Steps(static_cast<const X*>(t.x), t.x_stride, t.k,
                  static_cast<const typename Weights::W*>(t.w), acc);
 #pragma GCC unroll 8
-  for (int c = 0; c < C; ++c) {
+  for (int64_t c = 0; c < C; ++c) {
     const int64_t n = t.cols - c * kVecLanes;
     if (t.bias != nullptr) {
       const Vec bias = VecLoadN(t.bias + c * kVecLanes, n);

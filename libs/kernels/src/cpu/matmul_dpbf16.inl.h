@@ -16,14 +16,14 @@ struct DotBf16Weights {
                                               Vec (&acc)[R][C]) {
     __m512i weight[C];
 #pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) {
+    for (int64_t c = 0; c < C; ++c) {
       weight[c] = _mm512_loadu_si512(w + 2 * c * kVecLanes);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const __m512i value = _mm512_set1_epi32(static_cast<int>(pair[r]));
 #pragma GCC unroll 8
-      for (int c = 0; c < C; ++c) {
+      for (int64_t c = 0; c < C; ++c) {
         acc[r][c] = _mm512_dpbf16_ps(acc[r][c], (__m512bh)value, (__m512bh)weight[c]);
       }
     }
@@ -36,7 +36,7 @@ struct DotBf16Weights {
     int64_t i = 0;
     for (; i + 1 < k; i += 2, w += 2 * kPanelStep) {
       if constexpr (R == 1) {
-        for (int c = 0; c < C; ++c) {
+        for (int64_t c = 0; c < C; ++c) {
           __builtin_prefetch(reinterpret_cast<const char*>(w + 32 * c) + kPrefetchBytes);
         }
       }

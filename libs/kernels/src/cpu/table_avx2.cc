@@ -14,6 +14,9 @@
 
 namespace conclave::kernels {
 
-const KernelTable kAvx2Table = MakeTable(MatMulWidenedBf16);
+const KernelTable& Avx2Table() {
+  static constexpr KernelTable kTable = MakeTable(MatMulWidenedBf16);
+  return kTable;
+}
 
 }  // namespace conclave::kernels

@@ -14,6 +14,9 @@
 
 namespace conclave::kernels {
 
-const KernelTable kAvx512Table = MakeTable(MatMulWidenedBf16);
+const KernelTable& Avx512Table() {
+  static constexpr KernelTable kTable = MakeTable(MatMulWidenedBf16);
+  return kTable;
+}
 
 }  // namespace conclave::kernels

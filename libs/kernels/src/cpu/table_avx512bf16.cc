@@ -15,7 +15,10 @@
 
 namespace conclave::kernels {
 
-const KernelTable kAvx512Bf16Table = MakeTable(MatMulDotBf16);
+const KernelTable& Avx512Bf16Table() {
+  static constexpr KernelTable kTable = MakeTable(MatMulDotBf16);
+  return kTable;
+}
 
 bool DotProductKeepsTheOrder() { return DotProductEqualsTwoFmas(); }
 

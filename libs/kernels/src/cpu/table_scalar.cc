@@ -14,6 +14,9 @@
 
 namespace conclave::kernels {
 
-const KernelTable kScalarTable = MakeTable(MatMulWidenedBf16);
+const KernelTable& ScalarTable() {
+  static constexpr KernelTable kTable = MakeTable(MatMulWidenedBf16);
+  return kTable;
+}
 
 }  // namespace conclave::kernels

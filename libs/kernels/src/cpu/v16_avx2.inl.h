@@ -162,7 +162,7 @@ CONCLAVE_KERNEL_INLINE float ReduceMax(V16 a) {
 // The vector of the GEMM tiles. Sixteen registers: rows × vectors accumulators plus the weights and
 // one broadcast x.
 using Vec = __m256;
-inline constexpr int kVecLanes = 8;
+inline constexpr int64_t kVecLanes = 8;
 inline constexpr int kTileRowsMax = 6;
 constexpr int TileVecs(int rows) { return rows == 1 ? 8 : rows <= 3 ? 4 : 2; }
 inline constexpr int kAttendItems = 2;

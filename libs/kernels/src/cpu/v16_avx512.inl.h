@@ -102,7 +102,7 @@ CONCLAVE_KERNEL_INLINE float ReduceMax(V16 a) {
 // The vector of the GEMM tiles: 6 rows × 4 vectors leave 8 of 32 registers for weights and the
 // broadcast x.
 using Vec = __m512;
-inline constexpr int kVecLanes = 16;
+inline constexpr int64_t kVecLanes = 16;
 inline constexpr int kTileRowsMax = 6;
 constexpr int TileVecs(int /*rows*/) { return 4; }
 inline constexpr int kAttendItems = 4;

@@ -1,9 +1,11 @@
 // Sixteen f32 lanes in plain C++, the reference that the vector versions equal bit by bit.
 //
-// Semantics shared by all v16_*.inl.h: Max(a, b) is a > b ? a : b and Min(a, b) is a < b ? a : b,
-// so a NaN in either gives b; Fma(a, b, c) is one rounding; LoadN and friends touch the first n
-// lanes only (0 <= n <= 16) and fill the rest with zero; reductions go l += l + 8, l + 4, l + 2, l
-// + 1.
+// Semantics shared by all v16_*.inl.h:
+//   Max(a, b) is a > b ? a : b and Min(a, b) is a < b ? a : b, so a NaN in either gives b.
+//   Fma(a, b, c) is one rounding.
+//   LoadN and StoreN touch the first n lanes only, all for n >= 16 and none for n <= 0; LoadN fills
+//   the others with zero.
+//   Reductions go l += l + 8, l + 4, l + 2, l + 1.
 #pragma once
 
 #include <cstdint>
@@ -148,7 +150,7 @@ CONCLAVE_KERNEL_INLINE float ReduceMax(V16 a) {
 // The vector of the GEMM tiles. Without registers worth the name, one row at a time keeps the code
 // small.
 using Vec = V16;
-inline constexpr int kVecLanes = 16;
+inline constexpr int64_t kVecLanes = 16;
 inline constexpr int kTileRowsMax = 1;
 constexpr int TileVecs(int /*rows*/) { return 4; }
 // Attention: items at once, and V16 accumulators that stay in registers.
@@ -164,10 +166,10 @@ CONCLAVE_KERNEL_INLINE Vec VecAdd(Vec a, Vec b) { return Add(a, b); }
 CONCLAVE_KERNEL_INLINE Vec VecFma(Vec a, Vec b, Vec c) { return Fma(a, b, c); }
 // The first and the second elements of kVecLanes bf16 pairs.
 CONCLAVE_KERNEL_INLINE Vec VecEven(const uint16_t* pairs) {
-  return EachLane([&](int l) { return FloatOf(uint32_t{pairs[2 * l]} << 16); });
+  return EachLane([&](int64_t l) { return FloatOf(uint32_t{pairs[2 * l]} << 16); });
 }
 CONCLAVE_KERNEL_INLINE Vec VecOdd(const uint16_t* pairs) {
-  return EachLane([&](int l) { return FloatOf(uint32_t{pairs[2 * l + 1]} << 16); });
+  return EachLane([&](int64_t l) { return FloatOf(uint32_t{pairs[2 * l + 1]} << 16); });
 }
 
 }  // namespace

@@ -41,20 +41,23 @@ struct DecodeLimits {
   int64_t trailing_bytes_max = 64 << 10;
 };
 
-enum class ImageFormat { kUnknown, kJpeg, kPng };
+enum class ImageFormat { kUnknown, kJpeg, kPng, kWebp };
 
-// By the first bytes (JPEG: FF D8; PNG: 89 "PNG"), never by name or MIME type. Says nothing about
+// By the first bytes (JPEG: FF D8; PNG: 89 "PNG"; WebP: "RIFF" and "WEBP"), never by name or MIME type. Says nothing about
 // the rest.
 ImageFormat DetectFormat(std::span<const std::byte> encoded);
 
 // Decodes to RGB as Pillow's convert("RGB") would; no EXIF rotation, no colour management. A
 // picture comes whole or not at all: missing data is an error, never grey fill.
 //
-//   JPEG  baseline and progressive Huffman, 8 bits; grey, YCbCr, RGB, CMYK and YCCK (taken as
-//   inverted, as Pillow does) PNG   all colour types and depths, interlaced too; alpha and
-//   transparency are dropped, 16 bits keep the high byte,
-//         but 16-bit grey is clipped at 255; of an animation the default picture. Ancillary chunks
-//         are not even read.
+// JPEG: baseline and progressive Huffman, 8 bits; grey, YCbCr, RGB, CMYK and YCCK (taken as
+// inverted, as Pillow does).
+//
+// PNG: all colour types and depths, interlaced too; alpha and transparency are dropped, 16 bits
+// keep the high byte, but 16-bit grey is clipped at 255; of an animation the default picture.
+// Ancillary chunks are not even read.
+//
+// WebP: stills, lossy and lossless; alpha is dropped.
 //
 // kInvalidArgument with one of these reasons:
 //   image_empty           no bytes
@@ -67,7 +70,8 @@ ImageFormat DetectFormat(std::span<const std::byte> encoded);
 //   image_too_complex     more than jpeg_scans_max scans
 //   image_trailing_data   more than trailing_bytes_max after the end of the picture
 // kUnimplemented (HTTP 415) with one of these:
-//   image_format_unsupported  not a JPEG or PNG; the message lists the accepted formats
+//   image_format_unsupported  none of these; the message lists the accepted formats
+//   image_animated            an animated WebP
 //   jpeg_process_unsupported  arithmetic, lossless, hierarchical, 12 bits, or a number of
 //   components other than 1, 3, 4
 // Messages are our own words; no library text reaches them.

@@ -1,5 +1,5 @@
-// A feed-forward network: a dense layer's, or one expert's. One expert is one self-contained object, so that it can be
-// loaded, copied and freed alone.
+// A feed-forward network: a dense layer's, or one expert's. One expert is one self-contained
+// object, so that it can be loaded, copied and freed alone.
 #pragma once
 
 #include <cstdint>
@@ -22,22 +22,24 @@ struct FfnWeights {
   checkpoint::FfnSpec spec;
   // Gated: rows gate | up, [2F, H]. Plain: fc1, [F, H].
   kernels::PackedMatrix up;
-  kernels::PackedMatrix down;  // [H, F]
+  kernels::PackedMatrix down;    // [H, F]
   std::vector<float> up_bias;    // empty: none
   std::vector<float> down_bias;  // empty: none
 
   size_t size_bytes() const { return up.size_bytes() + down.size_bytes(); }
 };
 
-// Packs the tensors `prefix` + names.ffn_gate/ffn_up/ffn_down + ".weight" (and ".bias" where the spec has biases), stored
-// as f32, bf16 or f16, to `dtype` (kF32 or kBf16) and releases their pages. `io_dim` is the width of the rows that the
-// network reads and writes, H below. "tensor_missing", "tensor_shape_mismatch", "tensor_dtype", "tensor_nonfinite".
-absl::StatusOr<FfnWeights> LoadFfn(const checkpoint::Checkpoint& checkpoint, const std::string& prefix, int64_t io_dim,
-                                   DType dtype, ThreadPool& pool);
+// Packs the tensors `prefix` + names.ffn_gate/ffn_up/ffn_down + ".weight" (and ".bias" where the
+// spec has biases), stored as f32, bf16 or f16, to `dtype` (kF32 or kBf16) and releases their
+// pages. `io_dim` is the width of the rows that the network reads and writes, H below.
+// "tensor_missing", "tensor_shape_mismatch", "tensor_dtype", "tensor_nonfinite".
+absl::StatusOr<FfnWeights> LoadFfn(const checkpoint::Checkpoint& checkpoint,
+                                   const std::string& prefix, int64_t io_dim, DType dtype,
+                                   ThreadPool& pool);
 
 // The same with the model's hidden_dim as width: a dense layer's network.
-absl::StatusOr<FfnWeights> LoadFfn(const checkpoint::Checkpoint& checkpoint, const std::string& prefix,
-                                   DType dtype, ThreadPool& pool);
+absl::StatusOr<FfnWeights> LoadFfn(const checkpoint::Checkpoint& checkpoint,
+                                   const std::string& prefix, DType dtype, ThreadPool& pool);
 
 // Buffers of one FfnForward at a time, for up to `max_rows` rows of networks of one spec and dtype.
 class FfnScratch {
@@ -47,10 +49,13 @@ class FfnScratch {
   int64_t max_rows() const { return max_rows_; }
 
  private:
-  friend void FfnForward(const kernels::Context&, const FfnWeights&, MatView<const float>, FfnScratch&, MatView<float>);
-  friend void FfnForward(const kernels::Context&, const FfnWeights&, MatView<const Bf16>, FfnScratch&, MatView<float>);
+  friend void FfnForward(const kernels::Context&, const FfnWeights&, MatView<const float>,
+                         FfnScratch&, MatView<float>);
+  friend void FfnForward(const kernels::Context&, const FfnWeights&, MatView<const Bf16>,
+                         FfnScratch&, MatView<float>);
   // The inner rows after the activation, f32: in activated_ for a gated network, else in inner_.
-  MatView<float> Activated(const kernels::Context& context, const FfnWeights& weights, int64_t rows);
+  MatView<float> Activated(const kernels::Context& context, const FfnWeights& weights,
+                           int64_t rows);
 
   int64_t max_rows_;
   AlignedBuffer inner_;           // [max_rows, 2F or F] f32
@@ -58,9 +63,10 @@ class FfnScratch {
   AlignedBuffer activated_bf16_;  // [max_rows, F]; empty in f32
 };
 
-// y [rows, H] f32 = FFN of x [rows, H] in the weights' dtype, which is a broken invariant otherwise, as are more rows
-// than scratch.max_rows(). With bf16 weights the activated inner rows are rounded to bf16 once; sums, activation and
-// biases are f32. y must not alias x. A row's bits depend on that row and the weights alone. No allocation.
+// y [rows, H] f32 = FFN of x [rows, H] in the weights' dtype, which is a broken invariant
+// otherwise, as are more rows than scratch.max_rows(). With bf16 weights the activated inner rows
+// are rounded to bf16 once; sums, activation and biases are f32. y must not alias x. A row's bits
+// depend on that row and the weights alone. No allocation.
 void FfnForward(const kernels::Context& context, const FfnWeights& weights, MatView<const float> x,
                 FfnScratch& scratch, MatView<float> y);
 void FfnForward(const kernels::Context& context, const FfnWeights& weights, MatView<const Bf16> x,

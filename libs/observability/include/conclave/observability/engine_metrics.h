@@ -1,6 +1,7 @@
-// The metrics that the engine, the workers and the HTTP layer set, as structs of ready handles. Names, buckets and
-// labels follow vLLM's with `conclave_` for `vllm:`, so that dashboards and autoscaler rules carry over by one
-// replacement; the experts' are `moe_*`. docs/metrics.md describes each.
+// The metrics that the engine, the workers and the HTTP layer set, as structs of ready handles.
+// Names, buckets and labels follow vLLM's with `conclave_` for `vllm:`, so that dashboards and
+// autoscaler rules carry over by one replacement; the experts' are `moe_*`. docs/metrics.md
+// describes each.
 #pragma once
 
 #include <cstdint>
@@ -21,14 +22,15 @@ std::string_view NameOf(Finished finished);
 // Of one engine. Default-made: every handle ignores what it is told.
 struct EngineMetrics {
   EngineMetrics() = default;
-  // `engine`: its number in the process, "0" for the first. `max_model_len`: tokens, sets the token-count buckets.
+  // `engine`: its number in the process, "0" for the first. `max_model_len`: tokens, sets the
+  // token-count buckets.
   EngineMetrics(Metrics& metrics, const std::string& model_name, const std::string& engine,
                 int64_t max_model_len);
 
   Gauge num_requests_running;
   Gauge num_requests_waiting;
-  Gauge kv_cache_usage;      // 0..1
-  Counter prompt_tokens;     // prefilled or taken from the prefix cache; image rows count
+  Gauge kv_cache_usage;   // 0..1
+  Counter prompt_tokens;  // prefilled or taken from the prefix cache; image rows count
   Counter prompt_tokens_cached;
   Counter generation_tokens;
   Counter prefix_cache_queries, prefix_cache_hits;  // tokens
@@ -41,16 +43,14 @@ struct EngineMetrics {
   Histogram time_per_output_token;  // seconds, mean of a request after its first token
   Histogram e2e_latency;            // seconds
   Histogram queue_time, prefill_time, decode_time, inference_time;  // seconds
-  Histogram iteration_tokens;       // tokens in one step
+  Histogram iteration_tokens;                                       // tokens in one step
   Histogram request_prompt_tokens, request_generation_tokens;
 
   Histogram image_preprocess;  // seconds: decode and resize of one image
   Histogram vision_encode;     // seconds: tower and projector of one image
 
   // One finished request.
-  void CountFinished(Finished reason) const {
-    request_success[static_cast<size_t>(reason)].Add();
-  }
+  void CountFinished(Finished reason) const { request_success[static_cast<size_t>(reason)].Add(); }
 };
 
 enum class Modality : uint8_t { kText, kImage };
@@ -69,17 +69,19 @@ struct ExpertTokens {
   uint64_t tokens = 0;
 };
 
-// Most series that the per-expert matrix may take. A model with more keeps its most loaded experts in the page and all
-// of them in the per-layer figures, so that a scrape stays small.
+// Most series that the per-expert matrix may take. A model with more keeps its most loaded experts
+// in the page and all of them in the per-layer figures, so that a scrape stays small.
 inline constexpr size_t kExpertSeriesMax = 2048;
 
-// The samples of moe_expert_tokens_total out of what was counted: everything when it fits in `series_max`, otherwise
-// the (layer, expert) pairs with the most tokens, whole pairs only, ties to the lower layer and expert. Pure.
+// The samples of moe_expert_tokens_total out of what was counted: everything when it fits in
+// `series_max`, otherwise the (layer, expert) pairs with the most tokens, whole pairs only, ties to
+// the lower layer and expert. Pure.
 std::vector<ExpertTokens> MostLoaded(std::vector<ExpertTokens> all, size_t series_max);
 
-// Adds moe_expert_tokens_total{layer,expert,modality,phase[,rank][,worker]}, and per layer the most loaded expert's
-// tokens and the mean: moe_layer_expert_tokens_max_total, moe_layer_expert_tokens_mean_total, and their quotient
-// moe_layer_imbalance_ratio. `collect` is called once for each of them at a scrape. Call once per Metrics.
+// Adds moe_expert_tokens_total{layer,expert,modality,phase[,rank][,worker]}, and per layer the most
+// loaded expert's tokens and the mean: moe_layer_expert_tokens_max_total,
+// moe_layer_expert_tokens_mean_total, and their quotient moe_layer_imbalance_ratio. `collect` is
+// called once for each of them at a scrape. Call once per Metrics.
 void AddExpertTokens(Metrics& metrics, const std::function<std::vector<ExpertTokens>()>& collect);
 
 // Of the HTTP layer. Any thread.
@@ -87,7 +89,8 @@ class HttpMetrics {
  public:
   explicit HttpMetrics(Metrics& metrics) : metrics_(metrics) {}
 
-  // One answered request. `route`: an entry of the server's route table, never the path that the client sent.
+  // One answered request. `route`: an entry of the server's route table, never the path that the
+  // client sent.
   void Observe(const std::string& route, int status, double seconds);
 
  private:

@@ -1,12 +1,14 @@
-// Logging of a process: structured lines on stderr, one event per line, as text or JSON. stdout belongs to results.
+// Logging of a process: structured lines on stderr, one event per line, as text or JSON. stdout
+// belongs to results.
 //
 //   2026-01-31T12:00:00.123Z INFO  model loaded seconds=1.25 path=models/demo
-//   {"ts":"2026-01-31T12:00:00.123Z","level":"info","message":"model loaded","seconds":1.25,"path":"models/demo"}
+//   {"ts":"2026-01-31T12:00:00.123Z","level":"info","message":"model
+//   loaded","seconds":1.25,"path":"models/demo"}
 //
-// What must never be logged: prompts, images, tokens, generated text, expert ids or gate values of a request. There is
-// no field type for them and no switch that turns them on. A value that came from a client goes through FromUser().
-// Values are made harmless here: CR, LF, ANSI sequences and other control characters are removed, invalid UTF-8 is
-// replaced, long values are cut.
+// What must never be logged: prompts, images, tokens, generated text, expert ids or gate values of
+// a request. There is no field type for them and no switch that turns them on. A value that came
+// from a client goes through FromUser(). Values are made harmless here: CR, LF, ANSI sequences and
+// other control characters are removed, invalid UTF-8 is replaced, long values are cut.
 #pragma once
 
 #include <chrono>
@@ -55,15 +57,16 @@ struct LogField {
   Value value;
 };
 
-// Sets format and level for the whole process. Call in main before threads start. Until then: text, kInfo.
+// Sets format and level for the whole process. Call in main before threads start. Until then: text,
+// kInfo.
 void SetUpLogging(LogFormat format, LogLevel level);
 
 // Any thread, at any time (SIGHUP reloads it).
 void SetLogLevel(LogLevel level);
 bool IsLogged(LogLevel level);
 
-// Writes one line when `level` is enabled. `message` is a fixed sentence of ours, without values. Any thread; never
-// throws, never fails: a closed or full stderr loses the line.
+// Writes one line when `level` is enabled. `message` is a fixed sentence of ours, without values.
+// Any thread; never throws, never fails: a closed or full stderr loses the line.
 void Log(LogLevel level, std::string_view message, std::initializer_list<LogField> fields = {});
 
 inline void LogDebug(std::string_view message, std::initializer_list<LogField> fields = {}) {
@@ -84,8 +87,9 @@ std::string FormatLogLine(LogFormat format, LogLevel level,
                           std::chrono::system_clock::time_point time, std::string_view message,
                           std::span<const LogField> fields);
 
-// `text` without control characters and ANSI sequences, invalid UTF-8 replaced by U+FFFD, at most `bytes_max` bytes
-// (cut at a character, then "..."). For everything that a person's terminal or a log may show.
+// `text` without control characters and ANSI sequences, invalid UTF-8 replaced by U+FFFD, at most
+// `bytes_max` bytes (cut at a character, then "..."). For everything that a person's terminal or a
+// log may show.
 std::string Printable(std::string_view text, size_t bytes_max);
 
 bool IsUtf8(std::string_view text);

@@ -1,9 +1,11 @@
-// Metrics of a process, in Prometheus' text format. A thin layer: prometheus-cpp keeps the values, this keeps its
-// headers out of ours and gives cheap handles, so that the hot path never looks a metric up by name.
+// Metrics of a process, in Prometheus' text format. A thin layer: prometheus-cpp keeps the values,
+// this keeps its headers out of ours and gives cheap handles, so that the hot path never looks a
+// metric up by name.
 //
-// Names: `conclave_` for serving, `moe_` for experts; never a colon, which is reserved for recording rules. Labels take
-// values from fixed sets only (model, route, layer, expert, worker index, modality, reason, ...): never a user, key,
-// path, prompt, URL or text of a peer. docs/metrics.md lists them all.
+// Names: `conclave_` for serving, `moe_` for experts; never a colon, which is reserved for
+// recording rules. Labels take values from fixed sets only (model, route, layer, expert, worker
+// index, modality, reason, ...): never a user, key, path, prompt, URL or text of a peer.
+// docs/metrics.md lists them all.
 #pragma once
 
 #include <cstdint>
@@ -24,8 +26,8 @@ namespace conclave::observability {
 
 using Labels = std::map<std::string, std::string>;
 
-// Handles: copyable, valid as long as their Metrics; any thread. A default-made handle ignores everything, so code can
-// be run without metrics.
+// Handles: copyable, valid as long as their Metrics; any thread. A default-made handle ignores
+// everything, so code can be run without metrics.
 class Counter {
  public:
   Counter() = default;
@@ -72,8 +74,8 @@ class Metrics {
   Metrics(const Metrics&) = delete;
   Metrics& operator=(const Metrics&) = delete;
 
-  // The same name and labels give the same metric again. A name or label that Prometheus does not take, or a name that
-  // already has another type, is a mistake in our code and aborts.
+  // The same name and labels give the same metric again. A name or label that Prometheus does not
+  // take, or a name that already has another type, is a mistake in our code and aborts.
   Counter AddCounter(const std::string& name, const std::string& help, const Labels& labels = {});
   Gauge AddGauge(const std::string& name, const std::string& help, const Labels& labels = {});
   // `bounds`: upper bounds, strictly ascending; +Inf is added.
@@ -85,12 +87,14 @@ class Metrics {
     Labels labels;
     double value = 0;
   };
-  // A family whose samples are asked for at every scrape, on the scraping thread. `collect` must not block for long and
-  // must not call this object. For values that somebody counts anyway, such as rows per expert.
+  // A family whose samples are asked for at every scrape, on the scraping thread. `collect` must
+  // not block for long and must not call this object. For values that somebody counts anyway, such
+  // as rows per expert.
   void AddCollector(const std::string& name, const std::string& help, Kind kind,
                     std::function<std::vector<Sample>()> collect);
 
-  // Memory, CPU time, open files and start time of this process, under Prometheus' usual process_* names.
+  // Memory, CPU time, open files and start time of this process, under Prometheus' usual process_*
+  // names.
   void AddProcessMetrics();
 
   // The whole page, "text/plain; version=0.0.4".
@@ -101,8 +105,9 @@ class Metrics {
   std::unique_ptr<State> state_;
 };
 
-// Upper bounds in seconds. Every bound of vLLM's histograms is among them, so that its dashboards can be carried over,
-// plus finer ones: a token of a 2B model takes a few milliseconds, where vLLM's lowest bound is 10.
+// Upper bounds in seconds. Every bound of vLLM's histograms is among them, so that its dashboards
+// can be carried over, plus finer ones: a token of a 2B model takes a few milliseconds, where
+// vLLM's lowest bound is 10.
 std::span<const double> TimeToFirstTokenBounds();
 std::span<const double> InterTokenBounds();
 std::span<const double> RequestTimeBounds();  // e2e, queue, prefill, decode

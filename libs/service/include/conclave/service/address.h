@@ -25,15 +25,15 @@ std::string ToString(const Address& address);
 // "http://HOST:PORT".
 std::string HttpUrl(const Address& address);
 
-// The numeric form of `host`, IPv4 preferred; asks the resolver when it is a name. kUnavailable ("bind") when there is
-// none.
+// The numeric form of `host`, IPv4 preferred; asks the resolver when it is a name. kUnavailable
+// ("bind") when there is none.
 absl::StatusOr<std::string> ResolveHost(const std::string& host);
 
 // Whether a numeric address is of this machine alone: 127.0.0.0/8 or ::1 (IPv4-mapped forms too).
 bool IsLoopback(const std::string& numeric_host);
 
-// `address` with a numeric host, for a listener without TLS or keys. Refuses what others can reach unless
-// `is_insecure`: kInvalidArgument ("usage") naming `flag` and --insecure.
+// `address` with a numeric host, for a listener without TLS or keys. Refuses what others can reach
+// unless `is_insecure`: kInvalidArgument ("usage") naming `flag` and --insecure.
 absl::StatusOr<Address> ResolveListener(const Address& address, std::string_view flag,
                                         bool is_insecure);
 

@@ -1,6 +1,6 @@
-// The admin listener of every role: GET /metrics, /health/live, /health/ready, and nothing else. Own port, loopback
-// unless the operator says otherwise; one thread, a few connections, short limits: it must answer while the process is
-// busy and must never be what makes it so.
+// The admin listener of every role: GET /metrics, /health/live, /health/ready, and nothing else.
+// Own port, loopback unless the operator says otherwise; one thread, a few connections, short
+// limits: it must answer while the process is busy and must never be what makes it so.
 #pragma once
 
 #include <cstdint>

@@ -17,11 +17,12 @@ enum class ExitCode : int {
   kInternal = 70  // a bug of ours, the device, the system
 };
 
-// The code of an error by its reason where the reason alone decides ("usage", "config_syntax", "bind", ...), otherwise
-// `otherwise`: what the phase in which it happened says.
+// The code of an error by its reason where the reason alone decides ("usage", "config_syntax",
+// "bind", ...), otherwise `otherwise`: what the phase in which it happened says.
 ExitCode ExitCodeOf(const absl::Status& status, ExitCode otherwise);
 
-// "error: <reason>: <message>" in one line, without the newline; the reason is "internal" when the status has none.
+// "error: <reason>: <message>" in one line, without the newline; the reason is "internal" when the
+// status has none.
 std::string ErrorLine(const absl::Status& status);
 
 // Prints ErrorLine to stderr and returns the exit code as main's int.

@@ -1,5 +1,5 @@
-// What this machine offers to this process: cores it may use, its memory, its limits. Read from /proc and /sys, where
-// a container's limits are seen too.
+// What this machine offers to this process: cores it may use, its memory, its limits. Read from
+// /proc and /sys, where a container's limits are seen too.
 #pragma once
 
 #include <cstdint>
@@ -11,14 +11,15 @@ namespace conclave::service {
 
 struct Machine {
   std::string cpu_model;
-  std::vector<std::string> cpu_flags;    // as the kernel names them, sorted
-  int num_cpus = 1;                      // logical ones in the affinity mask
-  int num_cores = 1;                     // physical ones among them
-  std::optional<double> cpu_quota;       // CPUs granted by the cgroup; nullopt: no limit
-  int64_t memory_bytes = 0;              // installed
-  int64_t memory_available_bytes = 0;    // what can be taken without swapping, the cgroup's limit included
+  std::vector<std::string> cpu_flags;  // as the kernel names them, sorted
+  int num_cpus = 1;                    // logical ones in the affinity mask
+  int num_cores = 1;                   // physical ones among them
+  std::optional<double> cpu_quota;     // CPUs granted by the cgroup; nullopt: no limit
+  int64_t memory_bytes = 0;            // installed
+  int64_t memory_available_bytes =
+      0;  // what can be taken without swapping, the cgroup's limit included
   std::optional<int64_t> memory_limit_bytes;  // of the cgroup; nullopt: none
-  std::string huge_pages;                // "always", "madvise", "never"; empty: unknown
+  std::string huge_pages;                     // "always", "madvise", "never"; empty: unknown
   int num_numa_nodes = 1;
 
   bool HasFlag(const std::string& flag) const;
@@ -30,8 +31,8 @@ Machine ReadMachine(const std::string& root, const std::vector<int>& cpus);
 // Of this process.
 Machine ReadMachine();
 
-// Compute threads: one per physical core that the process may use, not more than the cgroup's quota gives (a thread
-// beyond it is stopped by the kernel in the middle of a step). At least 1.
+// Compute threads: one per physical core that the process may use, not more than the cgroup's quota
+// gives (a thread beyond it is stopped by the kernel in the middle of a step). At least 1.
 int DefaultThreads(const Machine& machine);
 
 }  // namespace conclave::service

@@ -1,18 +1,21 @@
-// One rule for all settings of all commands. An option is declared once, with its name, type, default, help and group;
-// from that follow the flag `--name VALUE`, the YAML key `name` of the config file and the variable CONCLAVE_NAME.
-// Which one counts: flag, then variable, then file, then default. A bad value is refused wherever it stands, also where
-// a stronger source overrides it.
+// One rule for all settings of all commands. An option is declared once, with its name, type,
+// default, help and group; from that follow the flag `--name VALUE`, the YAML key `name` of the
+// config file and the variable CONCLAVE_NAME. Which one counts: flag, then variable, then file,
+// then default. A bad value is refused wherever it stands, also where a stronger source overrides
+// it.
 //
 //   OptionSet set("conclave serve", "0.1.0", "Serves a model.");
-//   set.Add({.name = "threads", .help = "compute threads", .group = "Compute"}, &options.threads, {1, 1024});
-//   auto parsed = set.Parse(args, ProcessVariables());
+//   set.Add({.name = "threads", .help = "compute threads", .group = "Compute"}, &options.threads,
+//   {1, 1024}); auto parsed = set.Parse(args, ProcessVariables());
 //
-// Every command has --help, --version, --config FILE, --print-config and --check-config without declaring them. The
-// target's value at the time of Add is the default. CLI11 splits the command line, yaml-cpp the file; neither sees a
-// value's meaning.
+// Every command has --help, --version, --config FILE, --print-config and --check-config without
+// declaring them. The target's value at the time of Add is the default. CLI11 splits the command
+// line, yaml-cpp the file; neither sees a value's meaning.
 //
-// Errors. Of flags and variables: reason "usage" (exit 2), "--listen: expected HOST:PORT with port 0..65535, found
-// ...". Of files: "config_file", "config_syntax", "config_unknown_key", "config_value" (exit 3), "FILE:LINE:COLUMN:
+// Errors. Of flags and variables: reason "usage" (exit 2), "--listen: expected HOST:PORT with port
+// 0..65535, found
+// ...". Of files: "config_file", "config_syntax", "config_unknown_key", "config_value" (exit 3),
+// "FILE:LINE:COLUMN:
 // ...". An unknown flag or key names the nearest one. An empty variable counts as not set.
 #pragma once
 
@@ -40,8 +43,8 @@ struct OptionInfo {
   std::string help;  // no full stop; the default is added
   std::string group = "Options";
   char short_name = 0;
-  // What an unset value means ("the demo"), for options whose default is an empty string, list or a zero that stands
-  // for "choose": help and --print-config show it instead.
+  // What an unset value means ("the demo"), for options whose default is an empty string, list or a
+  // zero that stands for "choose": help and --print-config show it instead.
   std::string unset_means = {};
 };
 
@@ -91,7 +94,8 @@ class OptionSet {
   // Arguments without a flag. At most one call.
   void AddPositional(Positional positional, std::vector<std::string>* target);
 
-  // A flag that does not exist on purpose: using it fails with `why`, such as an API key on the command line.
+  // A flag that does not exist on purpose: using it fails with `why`, such as an API key on the
+  // command line.
   void Refuse(std::string name, std::string why);
 
   enum class Action : uint8_t {
@@ -104,8 +108,8 @@ class OptionSet {
     std::string output;
   };
 
-  // `args` without the program's and the command's name. May be called again with the same arguments after a signal to
-  // reload the file: targets first get their defaults back.
+  // `args` without the program's and the command's name. May be called again with the same
+  // arguments after a signal to reload the file: targets first get their defaults back.
   absl::StatusOr<Parsed> Parse(std::span<const std::string> args, const Variables& variables);
 
   // After Parse. `name` must be declared.
@@ -123,7 +127,8 @@ class OptionSet {
   std::unique_ptr<State> state_;
 };
 
-// The word of `words` nearest to `word` by edits (insert, delete, replace, swap), or empty when none is near.
+// The word of `words` nearest to `word` by edits (insert, delete, replace, swap), or empty when
+// none is near.
 std::string NearestWord(std::string_view word, std::span<const std::string> words);
 
 // "CONCLAVE_KV_MEMORY" for "kv-memory".

@@ -13,19 +13,21 @@
 namespace conclave::service {
 
 struct ProgressOptions {
-  std::string label;     // "loading", "writing"
+  std::string label;  // "loading", "writing"
   bool is_terminal = false;
   // The bar's text, carriage return included, goes here; default: stderr.
   std::function<void(std::string_view)> write_bar = {};
   // A log line goes here; default: observability::LogInfo.
-  std::function<void(double fraction, const std::string& what, double bytes_per_second)> write_line = {};
+  std::function<void(double fraction, const std::string& what, double bytes_per_second)>
+      write_line = {};
   const Clock* clock = &Clock::Real();
 };
 
 // Whether stderr is a terminal that can redraw a line (TERM is not "dumb").
 bool IsProgressTerminal(std::string_view term);
 
-// Any thread; updates may come as often as they like, it draws at most ten times a second and logs every three.
+// Any thread; updates may come as often as they like, it draws at most ten times a second and logs
+// every three.
 class Progress {
  public:
   explicit Progress(ProgressOptions options);
@@ -34,8 +36,8 @@ class Progress {
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
 
-  // `fraction` in [0, 1]; a smaller one than before is kept at the larger. `what`: "experts", may be empty.
-  // `num_bytes`: done so far, or below 0 when unknown; gives the rate.
+  // `fraction` in [0, 1]; a smaller one than before is kept at the larger. `what`: "experts", may
+  // be empty. `num_bytes`: done so far, or below 0 when unknown; gives the rate.
   void Update(double fraction, const std::string& what, int64_t num_bytes = -1);
 
   // The work is done: 1, and the bar is cleared.

@@ -1,5 +1,5 @@
-// Signals of a server: SIGTERM and SIGINT ask for a drain, a second one stops at once, SIGHUP reloads; SIGPIPE is
-// ignored. They arrive on one thread of ours and never interrupt another.
+// Signals of a server: SIGTERM and SIGINT ask for a drain, a second one stops at once, SIGHUP
+// reloads; SIGPIPE is ignored. They arrive on one thread of ours and never interrupt another.
 #pragma once
 
 #include <functional>
@@ -20,8 +20,8 @@ struct SignalActions {
 
 class SignalWatcher {
  public:
-  // Call in main before any other thread starts: the mask is inherited, so that no other thread takes the signals.
-  // One at a time per process.
+  // Call in main before any other thread starts: the mask is inherited, so that no other thread
+  // takes the signals. One at a time per process.
   static absl::StatusOr<std::unique_ptr<SignalWatcher>> Start(SignalActions actions);
 
   // Gives the signals back to the mask that was there.

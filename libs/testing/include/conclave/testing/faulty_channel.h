@@ -1,4 +1,5 @@
-// An ExpertChannel that fails on purpose: wraps any channel and loses, delays, doubles or damages calls by a seed.
+// An ExpertChannel that fails on purpose: wraps any channel and loses, delays, doubles or damages
+// calls by a seed.
 #pragma once
 
 #include <cstdint>
@@ -11,19 +12,22 @@
 
 namespace conclave::testing {
 
-// Chances per call, in thousandths; at most one of drop, corrupt and delay strikes a call, in this order of precedence,
-// and their sum is at most 1000. A duplicate may come on top of a delay.
+// Chances per call, in thousandths; at most one of drop, corrupt and delay strikes a call, in this
+// order of precedence, and their sum is at most 1000. A duplicate may come on top of a delay.
 struct FaultPlan {
   uint64_t seed = 1;
-  // The call never arrives: Await lets the call's deadline pass on the clock, then kDeadlineExceeded ("deadline").
+  // The call never arrives: Await lets the call's deadline pass on the clock, then
+  // kDeadlineExceeded ("deadline").
   int drop_permille = 0;
-  // Call or reply is damaged on its way, which its CRC shows: kDataLoss ("corrupt_payload"). In half of these cases
-  // the handler has run, as when the reply is what was hit.
+  // Call or reply is damaged on its way, which its CRC shows: kDataLoss ("corrupt_payload"). In
+  // half of these cases the handler has run, as when the reply is what was hit.
   int corrupt_permille = 0;
-  // The reply comes 1 to max_delay_us later; after the call's deadline it is dropped, as after a drop.
+  // The reply comes 1 to max_delay_us later; after the call's deadline it is dropped, as after a
+  // drop.
   int delay_permille = 0;
   uint32_t max_delay_us = 10'000;
-  // The call arrives twice; the second reply is compared and dropped. Needs a free slot of the inner channel.
+  // The call arrives twice; the second reply is compared and dropped. Needs a free slot of the
+  // inner channel.
   int duplicate_permille = 0;
 };
 
@@ -32,19 +36,20 @@ struct FaultCounts {
   int64_t dropped = 0;
   int64_t corrupted = 0;
   int64_t delayed = 0;
-  int64_t late = 0;        // delayed beyond the deadline
+  int64_t late = 0;  // delayed beyond the deadline
   int64_t duplicated = 0;
   int64_t duplicates_differing = 0;
 };
 
-// Faults depend on the seed and the order of the dispatches alone. One thread, as the inner channel. A call without a
-// deadline that is dropped lets kDropWithoutDeadlineUs pass.
+// Faults depend on the seed and the order of the dispatches alone. One thread, as the inner
+// channel. A call without a deadline that is dropped lets kDropWithoutDeadlineUs pass.
 class FaultyChannel final : public transport::ExpertChannel {
  public:
   static constexpr uint32_t kDropWithoutDeadlineUs = 1'000'000;
 
   // `clock` outlives the channel and is the one the inner channel runs on.
-  FaultyChannel(std::unique_ptr<transport::ExpertChannel> inner, const FaultPlan& plan, FakeClock& clock);
+  FaultyChannel(std::unique_ptr<transport::ExpertChannel> inner, const FaultPlan& plan,
+                FakeClock& clock);
 
   const transport::ChannelLimits& limits() const override { return inner_->limits(); }
   transport::CallSlot* Acquire() override { return inner_->Acquire(); }

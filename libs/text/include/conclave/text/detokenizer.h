@@ -23,7 +23,7 @@ class IncrementalDetokenizer {
  public:
   // Generation stops before the first of `stops` that appears in the text; the stop string itself
   // is never emitted. Empty ones are ignored.
-  IncrementalDetokenizer(const Tokenizer& tokenizer, std::vector<std::string> stops,
+  IncrementalDetokenizer(const Tokenizer& tokenizer, const std::vector<std::string>& stops,
                          bool keep_special = false);
 
   struct Delta {

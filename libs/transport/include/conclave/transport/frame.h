@@ -1,14 +1,16 @@
-// The bytes of the data plane: encode and parse calls, replies and NACKs (data-plane.md section 3, bad-inputs.md 4.8).
+// The bytes of the data plane: encode and parse calls, replies and NACKs (data-plane.md section 3,
+// bad-inputs.md 4.8).
 //
-// A frame is a 64-byte little-endian header, the small arrays, zero padding to the next multiple of 64 bytes, the rows.
-// The parsers are pure functions over a byte span: every length and index is range-checked in 64 bits against the
-// limits before use, and nothing is allocated unless it is the status of a refused frame.
+// A frame is a 64-byte little-endian header, the small arrays, zero padding to the next multiple of
+// 64 bytes, the rows. The parsers are pure functions over a byte span: every length and index is
+// range-checked in 64 bits against the limits before use, and nothing is allocated unless it is the
+// status of a refused frame.
 //
-//   CALL   pair_weight f32[pairs] · pair_row u16[pairs] · pair_expert u16[pairs] · padding · rows [rows][row_width]
-//   REPLY  rows [rows][row_width]
-//   NACK   code u16 · n u16 · worker id u32[n]
+//   CALL   pair_weight f32[pairs] · pair_row u16[pairs] · pair_expert u16[pairs] · padding · rows
+//   [rows][row_width] REPLY  rows [rows][row_width] NACK   code u16 · n u16 · worker id u32[n]
 //
-// With kFlagPayloadCrc a CRC-32C of the rows alone follows them. `payload_bytes` counts everything after the header.
+// With kFlagPayloadCrc a CRC-32C of the rows alone follows them. `payload_bytes` counts everything
+// after the header.
 #pragma once
 
 #include <cstddef>
@@ -48,8 +50,8 @@ enum class FrameType : uint16_t {
 //   8     pair-reply                  one term per pair instead of one sum per row
 //   9     payload CRC
 //   10-15 reserved, 0
-// Bits 5 to 8 have their numbers but nobody to honour them yet: a frame that sets one is refused ("flags"), because
-// ignoring pair-reply, for one, would combine wrong rows.
+// Bits 5 to 8 have their numbers but nobody to honour them yet: a frame that sets one is refused
+// ("flags"), because ignoring pair-reply, for one, would combine wrong rows.
 inline constexpr int kFlagDispatchDtypeShift = 0;
 inline constexpr int kFlagCombineDtypeShift = 2;
 inline constexpr uint16_t kFlagDtypeMask = 0x3;
@@ -74,11 +76,11 @@ struct FrameHeader {
   uint8_t micro_batch;
   uint8_t attempt;
   uint16_t row_width;
-  uint32_t time_us;        // CALL: deadline from receipt; REPLY: service time
-  uint32_t credits;        // rows granted (REPLY, CREDIT); 0 where no credits are in use
-  uint32_t image_rows;     // CALL: image rows; REPLY: queue time in µs
+  uint32_t time_us;     // CALL: deadline from receipt; REPLY: service time
+  uint32_t credits;     // rows granted (REPLY, CREDIT); 0 where no credits are in use
+  uint32_t image_rows;  // CALL: image rows; REPLY: queue time in µs
   uint32_t payload_bytes;
-  uint32_t crc;            // CRC-32C of the header with this field 0, then of the small arrays
+  uint32_t crc;  // CRC-32C of the header with this field 0, then of the small arrays
 };
 static_assert(sizeof(FrameHeader) == kFrameHeaderBytes);
 
@@ -95,19 +97,21 @@ struct FrameLimits {
   uint16_t num_experts_max = 0;  // expert id < num_experts_max
   uint16_t top_k = 2;            // pairs of one row at most
   uint16_t num_models = 1;
-  // Largest weight, and largest sum of the weights of one row: 1 for softmax gates; a gate that scales its weights has
-  // its own bound. kGateTolerance · gate_bound is allowed on top.
+  // Largest weight, and largest sum of the weights of one row: 1 for softmax gates; a gate that
+  // scales its weights has its own bound. kGateTolerance · gate_bound is allowed on top.
   float gate_bound = 1.0f;
 };
 
-// Room for the rounding of a gate's f32 division: at most a few units in the last place (2^-23) per weight, so this
-// leaves a factor of ten for ten weights and still refuses any weight that was meant to be larger.
+// Room for the rounding of a gate's f32 division: at most a few units in the last place (2^-23) per
+// weight, so this leaves a factor of ten for ten weights and still refuses any weight that was
+// meant to be larger.
 inline constexpr float kGateTolerance = 1e-5f;
 
 // Bytes that EncodeCall, EncodeReply and EncodeNack need at most under `limits`.
 size_t MaxFrameBytes(const FrameLimits& limits);
 
-// Checks a call that comes from outside, by frame or by view, against what was agreed. Reasons and codes:
+// Checks a call that comes from outside, by frame or by view, against what was agreed. Reasons and
+// codes:
 //   cluster_mismatch  kInvalidArgument  model id not agreed
 //   no_such_layer     kInvalidArgument
 //   shape_mismatch    kInvalidArgument  row width or dtype
@@ -116,19 +120,20 @@ size_t MaxFrameBytes(const FrameLimits& limits);
 //   bad_gate          kInvalidArgument  weights not finite, negative or above the bound
 absl::Status ValidateCall(const CallView& call, const FrameLimits& limits);
 
-// Writes a frame to `out` and returns its length. `out` is large enough (MaxFrameBytes) and 64-byte aligned; the call
-// or reply is within the limits. With `with_payload_crc` the rows are covered by a CRC-32C of their own, after them.
+// Writes a frame to `out` and returns its length. `out` is large enough (MaxFrameBytes) and 64-byte
+// aligned; the call or reply is within the limits. With `with_payload_crc` the rows are covered by
+// a CRC-32C of their own, after them.
 size_t EncodeCall(const CallView& call, bool with_payload_crc, std::span<std::byte> out);
 size_t EncodeReply(const CallView& call, const ReplyView& reply, bool with_payload_crc,
                    std::span<std::byte> out);
 
-// Views into `frame`, which must be 64-byte aligned and outlive them, and must be exactly one frame. Beside the errors
-// of ValidateCall (kInvalidArgument unless noted):
+// Views into `frame`, which must be 64-byte aligned and outlive them, and must be exactly one
+// frame. Beside the errors of ValidateCall (kInvalidArgument unless noted):
 //   short_header, bad_magic, version, type, flags
-//   bad_length        payload bytes disagree with the counts, with the bytes received or with the limits
-//   bad_padding       not zero
-//   bad_crc           kDataLoss: drop it, the sender's deadline will resend
-//   corrupt_payload   kDataLoss: the header is sound, so the sender can be told to resend
+//   bad_length        payload bytes disagree with the counts, with the bytes received or with the
+//   limits bad_padding       not zero bad_crc           kDataLoss: drop it, the sender's deadline
+//   will resend corrupt_payload   kDataLoss: the header is sound, so the sender can be told to
+//   resend
 absl::StatusOr<CallView> ParseCall(std::span<const std::byte> frame, const FrameLimits& limits);
 
 struct ParsedReply {
@@ -148,9 +153,9 @@ struct ParsedReply {
 // Reasons as of ParseCall, less those of pairs and gate.
 absl::StatusOr<ParsedReply> ParseReply(std::span<const std::byte> frame, const FrameLimits& limits);
 
-// Whether `reply` answers `call`. "stale_reply" (kFailedPrecondition: drop it and count) when it belongs to another
-// (frontend, slot, seq); "protocol_violation" (kInternal: the peer is broken) when it claims to answer this call but
-// for another epoch, model, layer or number of rows.
+// Whether `reply` answers `call`. "stale_reply" (kFailedPrecondition: drop it and count) when it
+// belongs to another (frontend, slot, seq); "protocol_violation" (kInternal: the peer is broken)
+// when it claims to answer this call but for another epoch, model, layer or number of rows.
 absl::Status CheckAnswers(const CallView& call, const ParsedReply& reply);
 
 // Why a worker refuses a call. The numbers are on the wire and are never reused.
@@ -177,8 +182,9 @@ absl::Status ToStatus(NackCode code);
 // Holders that one NACK names at most.
 inline constexpr uint16_t kMaxNackHolders = 64;
 
-// Refuses `call`; `worker_epoch` is the epoch the worker is in, `holders` (the first kMaxNackHolders are sent) the
-// workers it knows to hold what it does not. Worker ids are not negative.
+// Refuses `call`; `worker_epoch` is the epoch the worker is in, `holders` (the first
+// kMaxNackHolders are sent) the workers it knows to hold what it does not. Worker ids are not
+// negative.
 size_t EncodeNack(const CallView& call, Epoch worker_epoch, NackCode code,
                   std::span<const WorkerId> holders, std::span<std::byte> out);
 
@@ -190,8 +196,9 @@ struct ParsedNack {
   NackCode code = NackCode::kInternal;
   std::span<const uint32_t> holders;
 };
-// A NACK has no rows and no payload CRC: the header CRC covers all of it. Reasons: short_header, bad_magic, version,
-// type, flags, bad_length, bad_crc, and bad_items for an unknown code or a count that must be 0.
+// A NACK has no rows and no payload CRC: the header CRC covers all of it. Reasons: short_header,
+// bad_magic, version, type, flags, bad_length, bad_crc, and bad_items for an unknown code or a
+// count that must be 0.
 absl::StatusOr<ParsedNack> ParseNack(std::span<const std::byte> frame);
 
 }  // namespace conclave::transport

@@ -12,7 +12,8 @@ namespace conclave::transport {
 // Bytes of one element.
 constexpr size_t SizeOf(WireDtype dtype) { return dtype == WireDtype::kF32 ? 4 : 2; }
 
-// Bytes of `num_rows` rows of `row_width` elements; 64-bit, so that no product of header fields overflows.
+// Bytes of `num_rows` rows of `row_width` elements; 64-bit, so that no product of header fields
+// overflows.
 constexpr uint64_t RowBytes(uint64_t num_rows, uint64_t row_width, WireDtype dtype) {
   return num_rows * row_width * SizeOf(dtype);
 }
