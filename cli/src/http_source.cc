@@ -39,8 +39,11 @@ struct Server {
 
 absl::StatusOr<Server> ParseUrl(const std::string& url) {
   const auto parsed = boost::urls::parse_uri({url.data(), url.size()});
+  // port_number() is 0 for what is no port.
+  const bool has_bad_port = parsed.has_value() && parsed->has_port() && !parsed->port().empty() &&
+                            parsed->port_number() == 0;
   if (!parsed.has_value() || parsed->scheme_id() != boost::urls::scheme::http ||
-      parsed->host().empty() || parsed->has_query() || parsed->has_fragment() ||
+      parsed->host().empty() || has_bad_port || parsed->has_query() || parsed->has_fragment() ||
       parsed->has_userinfo()) {
     return InvalidArgument(
         "usage", "--url: expected http://HOST[:PORT][/v1], found " + service::Quoted(url));

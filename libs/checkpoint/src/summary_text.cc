@@ -67,12 +67,15 @@ std::string MoeLine(const ModelSummary& summary) {
   std::string layers;
   bool is_even = true;
   for (const MoeLayerSpec& layer : moe.layers) {
-    layers += (layers.empty() ? "" : ",") + std::to_string(layer.layer);
+    if (!layers.empty()) {
+      layers += ',';
+    }
+    layers += std::to_string(layer.layer);
     is_even = is_even && layer.num_experts == moe.layers.front().num_experts;
   }
-  return (is_even ? std::to_string(moe.layers.front().num_experts) + " experts"
-                  : std::string("experts")) +
-         " in each of layers " + layers + ", top " + std::to_string(moe.top_k) + ", " +
+  std::string experts = is_even ? std::to_string(moe.layers.front().num_experts) + " " : "";
+  experts += "experts";
+  return experts + " in each of layers " + layers + ", top " + std::to_string(moe.top_k) + ", " +
          Grouped(summary.parameters.per_expert) + " parameters per expert";
 }
 

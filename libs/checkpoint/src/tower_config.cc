@@ -66,7 +66,7 @@ struct TowerFiles {
   std::string config_file;
   boost::json::value config;  // holds vision_config, or is one
   std::string preprocessor_file;
-  boost::json::value preprocessor;
+  boost::json::value preprocessor;  // null: a folder of configs alone, which is only measured
 };
 
 absl::StatusOr<boost::json::value> ReadJson(const ModelFolder& folder, const std::string& file) {
@@ -104,7 +104,11 @@ absl::StatusOr<std::optional<TowerFiles>> FindTowerFiles(const ModelFolder& fold
                      .config = boost::json::object{{"vision_config", *vision_config}},
                      .preprocessor_file = std::string(kPreprocessorFile),
                      .preprocessor = {}};
-    CONCLAVE_ASSIGN_OR_RETURN(files.preprocessor, ReadJson(folder, files.preprocessor_file));
+    // Without weights nothing is normalised: sizes are all that is asked of such a folder.
+    const bool has_weights = folder.Has("model.safetensors") || folder.Has("model.safetensors.index.json");
+    if (has_weights || folder.Has(kPreprocessorFile)) {
+      CONCLAVE_ASSIGN_OR_RETURN(files.preprocessor, ReadJson(folder, files.preprocessor_file));
+    }
     return files;
   }
   const fs::path relative(name);
@@ -252,6 +256,10 @@ absl::Status ReadFiles(const TowerFiles& files, const std::string& name, VisionS
   SetKind(kind, vision);
   ReadGeometry(config, vision);
   CONCLAVE_RETURN_IF_ERROR(status);
+  if (files.preprocessor.is_null()) {
+    SetMeanStd(kind, vision);
+    return absl::OkStatus();
+  }
   ConfigReader preprocessor(files.preprocessor_file, files.preprocessor.get_object(), kReason,
                             &status);
   ReadPreprocessor(preprocessor, vision);

@@ -40,6 +40,7 @@ std::vector<Metrics::Sample> PerLayer(const std::vector<ExpertTokens>& all, Laye
     layers[entry.layer].tokens_by_expert[entry.expert] += entry.tokens;
   }
   std::vector<Metrics::Sample> samples;
+  samples.reserve(layers.size());
   for (const auto& [layer, load] : layers) {
     samples.push_back({{{"layer", std::to_string(layer)}}, figure(load)});
   }

@@ -1,12 +1,13 @@
 // What this process uses, read from /proc at every scrape. A figure that cannot be read is left out
 // of the page.
-#include <dirent.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
 #include <chrono>
-#include <cstdio>
+#include <filesystem>
 #include <fstream>
+#include <iterator>
+#include <system_error>
 
 #include "conclave/observability/metrics.h"
 
@@ -39,18 +40,13 @@ Samples CpuSeconds() {
 }
 
 Samples OpenFiles() {
-  DIR* folder = ::opendir("/proc/self/fd");
-  if (folder == nullptr) {
+  std::error_code error;
+  const std::filesystem::directory_iterator files("/proc/self/fd", error);
+  if (error) {
     return {};
   }
-  int count = 0;
-  // NOLINTNEXTLINE(concurrency-mt-unsafe): glibc's readdir is safe on a stream that no other thread
-  // has.
-  while (const dirent* entry = ::readdir(folder)) {
-    count += entry->d_name[0] != '.' ? 1 : 0;
-  }
-  ::closedir(folder);
-  return One(count - 1);  // Without the folder itself.
+  // Without the folder itself, which is open while it is read.
+  return One(static_cast<double>(std::distance(begin(files), end(files))) - 1);
 }
 
 Samples OpenFilesMax() {

@@ -69,8 +69,8 @@ uint32_t ExtendPortable(const std::byte* p, size_t n, uint32_t state) {
 }  // namespace
 
 uint32_t Crc32c(std::span<const std::byte> bytes, uint32_t crc) {
-  static const bool kHasInstruction = __builtin_cpu_supports("sse4.2") != 0;
-  if (!kHasInstruction) {
+  static const bool has_instruction = __builtin_cpu_supports("sse4.2") != 0;
+  if (!has_instruction) {
     return Crc32cPortable(bytes, crc);
   }
   return ~ExtendSse42(bytes.data(), bytes.size(), ~crc);

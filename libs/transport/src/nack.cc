@@ -11,24 +11,24 @@ namespace conclave::transport {
 namespace {
 
 struct NackMeaning {
-  NackCode code;
   const char* reason;
   absl::StatusCode status;
+  NackCode code;
 };
 
 constexpr NackMeaning kMeanings[] = {
-    {NackCode::kNotHeld, "not_held", absl::StatusCode::kNotFound},
-    {NackCode::kNoSuchLayer, "no_such_layer", absl::StatusCode::kInvalidArgument},
-    {NackCode::kBadItems, "bad_items", absl::StatusCode::kInvalidArgument},
-    {NackCode::kShapeMismatch, "shape_mismatch", absl::StatusCode::kInvalidArgument},
-    {NackCode::kBadGate, "bad_gate", absl::StatusCode::kInvalidArgument},
-    {NackCode::kNonfiniteInput, "nonfinite_input", absl::StatusCode::kInvalidArgument},
-    {NackCode::kCorruptPayload, "corrupt_payload", absl::StatusCode::kDataLoss},
-    {NackCode::kBadLength, "bad_length", absl::StatusCode::kInvalidArgument},
-    {NackCode::kClusterMismatch, "cluster_mismatch", absl::StatusCode::kInvalidArgument},
-    {NackCode::kDeadline, "deadline", absl::StatusCode::kDeadlineExceeded},
-    {NackCode::kNumericError, "numeric_error", absl::StatusCode::kInternal},
-    {NackCode::kInternal, "internal", absl::StatusCode::kInternal},
+    {"not_held", absl::StatusCode::kNotFound, NackCode::kNotHeld},
+    {"no_such_layer", absl::StatusCode::kInvalidArgument, NackCode::kNoSuchLayer},
+    {"bad_items", absl::StatusCode::kInvalidArgument, NackCode::kBadItems},
+    {"shape_mismatch", absl::StatusCode::kInvalidArgument, NackCode::kShapeMismatch},
+    {"bad_gate", absl::StatusCode::kInvalidArgument, NackCode::kBadGate},
+    {"nonfinite_input", absl::StatusCode::kInvalidArgument, NackCode::kNonfiniteInput},
+    {"corrupt_payload", absl::StatusCode::kDataLoss, NackCode::kCorruptPayload},
+    {"bad_length", absl::StatusCode::kInvalidArgument, NackCode::kBadLength},
+    {"cluster_mismatch", absl::StatusCode::kInvalidArgument, NackCode::kClusterMismatch},
+    {"deadline", absl::StatusCode::kDeadlineExceeded, NackCode::kDeadline},
+    {"numeric_error", absl::StatusCode::kInternal, NackCode::kNumericError},
+    {"internal", absl::StatusCode::kInternal, NackCode::kInternal},
 };
 
 const NackMeaning* Find(NackCode code) {

@@ -337,13 +337,23 @@ TEST(BadConfigFile, UnknownTowerNamesTheWaysToGiveIt) {
   }
 }
 
-TEST(BadConfigFile, VisionConfigNeedsThePreprocessorBesideIt) {
+TEST(BadConfigFile, VisionConfigNeedsThePreprocessorBesideItsWeights) {
   const TemporaryFolder folder;
   SmallModel().WriteConfigs(folder.path());
   std::filesystem::remove(folder / "preprocessor_config.json");
+  WriteFile(folder / "model.safetensors", "");
   const absl::Status status = ReadModelDesc(folder.path()).status();
   EXPECT_EQ(ReasonOf(status), "model_file_missing");
   EXPECT_THAT(MessageOf(status), HasSubstr("preprocessor_config.json"));
+}
+
+TEST(BadConfigFile, AConfigAloneIsEnoughToMeasureTheModel) {
+  const TemporaryFolder folder;
+  SmallModel().WriteConfigs(folder.path());
+  std::filesystem::remove(folder / "preprocessor_config.json");
+  const absl::StatusOr<ModelDesc> desc = ReadModelDesc(folder.path());
+  ASSERT_TRUE(desc.ok()) << desc.status();
+  EXPECT_GT(desc->vision.num_patches(), 0);
 }
 
 }  // namespace

@@ -25,7 +25,7 @@ class ScriptedBackend final : public frontend::ChatBackend {
  public:
   ~ScriptedBackend() override { Join(); }
 
-  absl::StatusOr<frontend::ChatId> Submit(ChatRequest request,
+  absl::StatusOr<frontend::ChatId> Submit(ChatRequest submitted,
                                           std::shared_ptr<ChatSink> sink) override {
     if (!submit_status.ok()) {
       return submit_status;

@@ -13,7 +13,7 @@ namespace conclave::cli {
 class TempFolder {
  public:
   TempFolder() {
-    std::string name = testing::TempDir() + "/conclave-XXXXXX";
+    std::string name = (std::filesystem::path(testing::TempDir()) / "conclave-XXXXXX").string();
     if (::mkdtemp(name.data()) == nullptr) {
       std::abort();
     }

@@ -13,9 +13,9 @@ namespace conclave::text {
 namespace {
 
 const boost::json::object& Recorded() {
-  static const boost::json::object kRecorded =
+  static const boost::json::object recorded =
       ReadJson(SourcePath("tests/golden/data/templates.json")).as_object();
-  return kRecorded;
+  return recorded;
 }
 
 std::string StringOrEmpty(const boost::json::value& value) {

@@ -20,6 +20,7 @@ const PromptTemplate& Stablelm() { return *FindTemplate("stablelm"); }
 
 std::vector<Kind> Kinds(const std::vector<PromptSpan>& spans) {
   std::vector<Kind> kinds;
+  kinds.reserve(spans.size());
   for (const PromptSpan& span : spans) kinds.push_back(span.kind);
   return kinds;
 }

@@ -204,6 +204,7 @@ TEST_P(TokenizerTest, ManyThreadsShareOneTokenizer) {
   std::vector<std::vector<int32_t>> results(4);
   {
     std::vector<std::jthread> threads;
+    threads.reserve(results.size());
     for (std::vector<int32_t>& result : results) {
       threads.emplace_back([&] { result = tokenizer->Encode(text); });
     }

@@ -63,7 +63,7 @@ TEST_P(InprocChannelTest, AnswersWithTheHandlersRows) {
     ASSERT_TRUE(channel->Dispatch(slot).ok());
     ASSERT_TRUE(channel->Await(slot).ok());
     ASSERT_EQ(slot->reply.rows.size(), 5u * kWidth * (dtype == WireDtype::kF32 ? 4 : 2));
-    for (size_t i = 0; i < 5u * kWidth; ++i) {
+    for (size_t i = 0; i < size_t{5} * kWidth; ++i) {
       const float y = dtype == WireDtype::kF32
                           ? reinterpret_cast<const float*>(slot->reply.rows.data())[i]
                           : ToFloat(reinterpret_cast<const Bf16*>(slot->reply.rows.data())[i]);
@@ -257,7 +257,7 @@ TEST_P(InprocChannelTest, AHandlerThatAnswersDifferentlyIsFoundOut) {
 class LazyHandler final : public CallHandler {
  public:
   absl::Status Execute(const CallView& call, ReplyView& reply) override {
-    std::memset(reply.rows.data(), 0, reply.rows.size() - call.row_width * 2);
+    std::memset(reply.rows.data(), 0, reply.rows.size() - size_t{2} * call.row_width);
     return absl::OkStatus();
   }
 };

@@ -11,6 +11,9 @@
 #include <cstdint>
 
 #define CONCLAVE_KERNEL_INLINE inline __attribute__((always_inline))
+// Lanes in memory gain little from inlining, and sixteen unrolled lanes in every place that uses
+// them take a sanitizer build minutes to compile.
+#define CONCLAVE_LANES inline __attribute__((noinline))
 
 namespace conclave::kernels {
 namespace {
@@ -34,24 +37,24 @@ CONCLAVE_KERNEL_INLINE V16 EachLane(const Fn& fn) {
   return out;
 }
 
-CONCLAVE_KERNEL_INLINE V16 Zero() {
+CONCLAVE_LANES V16 Zero() {
   return EachLane([](int) { return 0.0f; });
 }
-CONCLAVE_KERNEL_INLINE V16 Set1(float value) {
+CONCLAVE_LANES V16 Set1(float value) {
   return EachLane([&](int) { return value; });
 }
-CONCLAVE_KERNEL_INLINE V16 Load(const float* p) {
+CONCLAVE_LANES V16 Load(const float* p) {
   return EachLane([&](int l) { return p[l]; });
 }
-CONCLAVE_KERNEL_INLINE V16 LoadN(const float* p, int64_t n) {
+CONCLAVE_LANES V16 LoadN(const float* p, int64_t n) {
   return EachLane([&](int l) { return l < n ? p[l] : 0.0f; });
 }
-CONCLAVE_KERNEL_INLINE void Store(float* p, V16 a) {
+CONCLAVE_LANES void Store(float* p, const V16& a) {
   for (int l = 0; l < 16; ++l) {
     p[l] = a.v[l];
   }
 }
-CONCLAVE_KERNEL_INLINE void StoreN(float* p, V16 a, int64_t n) {
+CONCLAVE_LANES void StoreN(float* p, const V16& a, int64_t n) {
   for (int l = 0; l < 16; ++l) {
     if (l < n) {
       p[l] = a.v[l];
@@ -59,35 +62,35 @@ CONCLAVE_KERNEL_INLINE void StoreN(float* p, V16 a, int64_t n) {
   }
 }
 
-CONCLAVE_KERNEL_INLINE V16 Add(V16 a, V16 b) {
+CONCLAVE_LANES V16 Add(const V16& a, const V16& b) {
   return EachLane([&](int l) { return a.v[l] + b.v[l]; });
 }
-CONCLAVE_KERNEL_INLINE V16 Sub(V16 a, V16 b) {
+CONCLAVE_LANES V16 Sub(const V16& a, const V16& b) {
   return EachLane([&](int l) { return a.v[l] - b.v[l]; });
 }
-CONCLAVE_KERNEL_INLINE V16 Mul(V16 a, V16 b) {
+CONCLAVE_LANES V16 Mul(const V16& a, const V16& b) {
   return EachLane([&](int l) { return a.v[l] * b.v[l]; });
 }
-CONCLAVE_KERNEL_INLINE V16 Div(V16 a, V16 b) {
+CONCLAVE_LANES V16 Div(const V16& a, const V16& b) {
   return EachLane([&](int l) { return a.v[l] / b.v[l]; });
 }
-CONCLAVE_KERNEL_INLINE V16 Fma(V16 a, V16 b, V16 c) {
+CONCLAVE_LANES V16 Fma(const V16& a, const V16& b, const V16& c) {
   return EachLane([&](int l) { return __builtin_fmaf(a.v[l], b.v[l], c.v[l]); });
 }
-CONCLAVE_KERNEL_INLINE V16 Max(V16 a, V16 b) {
+CONCLAVE_LANES V16 Max(const V16& a, const V16& b) {
   return EachLane([&](int l) { return a.v[l] > b.v[l] ? a.v[l] : b.v[l]; });
 }
-CONCLAVE_KERNEL_INLINE V16 Min(V16 a, V16 b) {
+CONCLAVE_LANES V16 Min(const V16& a, const V16& b) {
   return EachLane([&](int l) { return a.v[l] < b.v[l] ? a.v[l] : b.v[l]; });
 }
-CONCLAVE_KERNEL_INLINE V16 Abs(V16 a) {
+CONCLAVE_LANES V16 Abs(const V16& a) {
   return EachLane([&](int l) { return FloatOf(BitsOf(a.v[l]) & 0x7fffffffu); });
 }
-CONCLAVE_KERNEL_INLINE V16 Neg(V16 a) {
+CONCLAVE_LANES V16 Neg(const V16& a) {
   return EachLane([&](int l) { return FloatOf(BitsOf(a.v[l]) ^ 0x80000000u); });
 }
 
-CONCLAVE_KERNEL_INLINE M16 Less(V16 a, V16 b) {
+CONCLAVE_LANES M16 Less(const V16& a, const V16& b) {
   M16 out;
   for (int l = 0; l < 16; ++l) {
     out.v[l] = a.v[l] < b.v[l];
@@ -95,28 +98,28 @@ CONCLAVE_KERNEL_INLINE M16 Less(V16 a, V16 b) {
   return out;
 }
 // Lanes lo <= l < hi.
-CONCLAVE_KERNEL_INLINE M16 LaneRange(int64_t lo, int64_t hi) {
+CONCLAVE_LANES M16 LaneRange(int64_t lo, int64_t hi) {
   M16 out;
   for (int l = 0; l < 16; ++l) {
     out.v[l] = l >= lo && l < hi;
   }
   return out;
 }
-CONCLAVE_KERNEL_INLINE V16 Select(M16 mask, V16 yes, V16 no) {
+CONCLAVE_LANES V16 Select(const M16& mask, const V16& yes, const V16& no) {
   return EachLane([&](int l) { return mask.v[l] ? yes.v[l] : no.v[l]; });
 }
 
 // 2^n where `biased` = 1.5·2^23 + n, exact for -126 <= n <= 127.
-CONCLAVE_KERNEL_INLINE V16 Pow2FromBiased(V16 biased) {
+CONCLAVE_LANES V16 Pow2FromBiased(const V16& biased) {
   return EachLane([&](int l) { return FloatOf((BitsOf(biased.v[l]) << 23) + 0x3f800000u); });
 }
 
-CONCLAVE_KERNEL_INLINE V16 LoadBf16N(const uint16_t* p, int64_t n) {
+CONCLAVE_LANES V16 LoadBf16N(const uint16_t* p, int64_t n) {
   return EachLane([&](int l) { return FloatOf(l < n ? uint32_t{p[l]} << 16 : 0u); });
 }
-CONCLAVE_KERNEL_INLINE V16 LoadBf16(const uint16_t* p) { return LoadBf16N(p, 16); }
+CONCLAVE_LANES V16 LoadBf16(const uint16_t* p) { return LoadBf16N(p, 16); }
 // Rounds as ToBf16 of tensor/dtype.h.
-CONCLAVE_KERNEL_INLINE void StoreBf16N(uint16_t* p, V16 a, int64_t n) {
+CONCLAVE_LANES void StoreBf16N(uint16_t* p, const V16& a, int64_t n) {
   for (int64_t l = 0; l < n; ++l) {
     const uint32_t bits = BitsOf(a.v[l]);
     const uint32_t magnitude = bits & 0x7fffffffu;
@@ -130,7 +133,7 @@ CONCLAVE_KERNEL_INLINE void StoreBf16N(uint16_t* p, V16 a, int64_t n) {
   }
 }
 
-CONCLAVE_KERNEL_INLINE float ReduceAdd(V16 a) {
+CONCLAVE_LANES float ReduceAdd(V16 a) {
   for (int half = 8; half > 0; half /= 2) {
     for (int l = 0; l < half; ++l) {
       a.v[l] = a.v[l] + a.v[l + half];
@@ -138,7 +141,7 @@ CONCLAVE_KERNEL_INLINE float ReduceAdd(V16 a) {
   }
   return a.v[0];
 }
-CONCLAVE_KERNEL_INLINE float ReduceMax(V16 a) {
+CONCLAVE_LANES float ReduceMax(V16 a) {
   for (int half = 8; half > 0; half /= 2) {
     for (int l = 0; l < half; ++l) {
       a.v[l] = a.v[l] > a.v[l + half] ? a.v[l] : a.v[l + half];
@@ -157,18 +160,18 @@ constexpr int TileVecs(int /*rows*/) { return 4; }
 inline constexpr int kAttendItems = 1;
 inline constexpr int kAttendAccumulators = 4;
 
-CONCLAVE_KERNEL_INLINE Vec VecZero() { return Zero(); }
-CONCLAVE_KERNEL_INLINE Vec VecSet1(float value) { return Set1(value); }
-CONCLAVE_KERNEL_INLINE Vec VecLoad(const float* p) { return Load(p); }
-CONCLAVE_KERNEL_INLINE Vec VecLoadN(const float* p, int64_t n) { return LoadN(p, n); }
-CONCLAVE_KERNEL_INLINE void VecStoreN(float* p, Vec a, int64_t n) { StoreN(p, a, n); }
-CONCLAVE_KERNEL_INLINE Vec VecAdd(Vec a, Vec b) { return Add(a, b); }
-CONCLAVE_KERNEL_INLINE Vec VecFma(Vec a, Vec b, Vec c) { return Fma(a, b, c); }
+CONCLAVE_LANES Vec VecZero() { return Zero(); }
+CONCLAVE_LANES Vec VecSet1(float value) { return Set1(value); }
+CONCLAVE_LANES Vec VecLoad(const float* p) { return Load(p); }
+CONCLAVE_LANES Vec VecLoadN(const float* p, int64_t n) { return LoadN(p, n); }
+CONCLAVE_LANES void VecStoreN(float* p, const Vec& a, int64_t n) { StoreN(p, a, n); }
+CONCLAVE_LANES Vec VecAdd(const Vec& a, const Vec& b) { return Add(a, b); }
+CONCLAVE_LANES Vec VecFma(const Vec& a, const Vec& b, const Vec& c) { return Fma(a, b, c); }
 // The first and the second elements of kVecLanes bf16 pairs.
-CONCLAVE_KERNEL_INLINE Vec VecEven(const uint16_t* pairs) {
+CONCLAVE_LANES Vec VecEven(const uint16_t* pairs) {
   return EachLane([&](int64_t l) { return FloatOf(uint32_t{pairs[2 * l]} << 16); });
 }
-CONCLAVE_KERNEL_INLINE Vec VecOdd(const uint16_t* pairs) {
+CONCLAVE_LANES Vec VecOdd(const uint16_t* pairs) {
   return EachLane([&](int64_t l) { return FloatOf(uint32_t{pairs[2 * l + 1]} << 16); });
 }
 
