@@ -70,7 +70,8 @@ double Bf16PeakGflops(int threads) {
   for (int round = 0; round < 5; ++round) {
     const auto start = std::chrono::steady_clock::now();
     std::vector<double> flops(static_cast<size_t>(threads));
-    pool.ParallelFor(threads, [&](int64_t t) { flops[static_cast<size_t>(t)] = Bf16LoopFlops(5'000'000); });
+    pool.ParallelFor(threads,
+                     [&](int64_t t) { flops[static_cast<size_t>(t)] = Bf16LoopFlops(5'000'000); });
     double total = 0;
     for (const double f : flops) {
       total += f;
@@ -86,7 +87,8 @@ class Times : public frontend::SequenceSink {
     at.push_back(std::chrono::steady_clock::now());
     return true;
   }
-  void OnEnd(frontend::FinishReason /*reason*/, const absl::Status& end, const frontend::SequenceStats&) override {
+  void OnEnd(frontend::FinishReason /*reason*/, const absl::Status& end,
+             const frontend::SequenceStats&) override {
     status = end;
   }
 
@@ -136,10 +138,12 @@ int Run(const Options& options) {
   double bandwidth = 0;
   {
     ThreadPool reading(options.threads);
-    bandwidth = cli::MeasureReadBandwidth(reading, int64_t{1} << 30, std::chrono::milliseconds(1500));
+    bandwidth =
+        cli::MeasureReadBandwidth(reading, int64_t{1} << 30, std::chrono::milliseconds(1500));
   }
   const double peak = Bf16PeakGflops(options.threads);
-  std::printf("machine, %d threads: read %.1f GB/s, bf16 peak %.0f GFLOP/s\n", options.threads, bandwidth / 1e9, peak);
+  std::printf("machine, %d threads: read %.1f GB/s, bf16 peak %.0f GFLOP/s\n", options.threads,
+              bandwidth / 1e9, peak);
 
   ThreadPool pool(options.threads);
   const auto start = std::chrono::steady_clock::now();
@@ -180,8 +184,8 @@ int Run(const Options& options) {
     }
   }
 
-  frontend::Engine engine(engine_options, *(*model)->decoder, *(*model)->dispatcher, (*model)->tokenizer->size(),
-                          Clock::Real(), nullptr);
+  frontend::Engine engine(engine_options, *(*model)->decoder, *(*model)->dispatcher,
+                          (*model)->tokenizer->size(), Clock::Real(), nullptr);
   for (int round = 0; round < 2; ++round) {
     frontend::SequenceRequest request;
     for (int i = 0; i < options.prompt; ++i) {
@@ -199,17 +203,23 @@ int Run(const Options& options) {
       return 70;
     }
     const double prefill = Seconds(sink->at.front() - before).count();
-    const double per_token = Seconds(sink->at.back() - sink->at.front()).count() / (options.generate - 1);
+    const double per_token =
+        Seconds(sink->at.back() - sink->at.front()).count() / (options.generate - 1);
     const double read = DecodeBytes(**model, options.dtype) / per_token;
-    std::printf("round %d: prefill %d tokens %.1f t/s; decode %.2f t/s, %.1f GB/s = %.0f %% of read bandwidth\n",
-                round + 1, options.prompt, options.prompt / prefill, 1.0 / per_token, read / 1e9,
-                100.0 * read / bandwidth);
+    std::printf(
+        "round %d: prefill %d tokens %.1f t/s; decode %.2f t/s, %.1f GB/s = %.0f %% of read "
+        "bandwidth\n",
+        round + 1, options.prompt, options.prompt / prefill, 1.0 / per_token, read / 1e9,
+        100.0 * read / bandwidth);
   }
   const auto kv = static_cast<double>(
       model::KvPool::BlockBytes((*model)->decoder->kv_layout(), (*model)->desc().num_layers) *
       static_cast<size_t>((engine_options.max_model_len + 31) / 32));
-  std::printf("load %.1f s; weights in use %.2f GB, KV %.2f GB, peak resident %.2f GB = %.2f x (weights + KV)\n",
-              load_seconds, weights / 1e9, kv / 1e9, PeakResidentGb(), PeakResidentGb() * 1e9 / (weights + kv));
+  std::printf(
+      "load %.1f s; weights in use %.2f GB, KV %.2f GB, peak resident %.2f GB = %.2f x (weights + "
+      "KV)\n",
+      load_seconds, weights / 1e9, kv / 1e9, PeakResidentGb(),
+      PeakResidentGb() * 1e9 / (weights + kv));
   return 0;
 }
 
@@ -219,8 +229,10 @@ int Run(const Options& options) {
 int main(int argc, char** argv) {
   const conclave::Options options = conclave::Parse(argc, argv);
   if (options.folder.empty()) {
-    std::fprintf(stderr, "usage: model_bench DIR [--dtype f32|bf16] [--threads N] [--workers N] [--prompt N] "
-                         "[--generate N]\n");
+    std::fprintf(
+        stderr,
+        "usage: model_bench DIR [--dtype f32|bf16] [--threads N] [--workers N] [--prompt N] "
+        "[--generate N]\n");
     return 2;
   }
   return conclave::Run(options);

@@ -50,11 +50,14 @@ transport::InprocOptions ChannelOptions(const ModelDesc& desc, const AssemblyOpt
 absl::StatusOr<std::unique_ptr<Assembly>> Assembly::Open(const std::string& model_dir,
                                                          const std::string& vision_tower) {
   auto assembly = std::make_unique<Assembly>();
-  CONCLAVE_ASSIGN_OR_RETURN(assembly->checkpoint, checkpoint::Checkpoint::Open(model_dir, {vision_tower}));
+  CONCLAVE_ASSIGN_OR_RETURN(assembly->checkpoint,
+                            checkpoint::Checkpoint::Open(model_dir, {vision_tower}));
   const ModelDesc& desc = assembly->desc();
   CONCLAVE_ASSIGN_OR_RETURN(
-      assembly->tokenizer, text::LoadTokenizerFromFolder(assembly->checkpoint->folder(), desc.tokenizer.file));
-  CONCLAVE_RETURN_IF_ERROR(text::CheckTokenizer(*assembly->tokenizer, desc.vocab_rows, desc.eos_token));
+      assembly->tokenizer,
+      text::LoadTokenizerFromFolder(assembly->checkpoint->folder(), desc.tokenizer.file));
+  CONCLAVE_RETURN_IF_ERROR(
+      text::CheckTokenizer(*assembly->tokenizer, desc.vocab_rows, desc.eos_token));
   return assembly;
 }
 
@@ -63,7 +66,8 @@ absl::Status Assembly::LoadExperts(const AssemblyOptions& options, const Progres
   for (const checkpoint::MoeLayerSpec& layer : desc().moe.layers) {
     layers.push_back({LayerId(layer.layer), layer.num_experts});
   }
-  CONCLAVE_ASSIGN_OR_RETURN(placement::Placement planned, router_service::PlanEmbedded(layers, options.num_workers));
+  CONCLAVE_ASSIGN_OR_RETURN(placement::Placement planned,
+                            router_service::PlanEmbedded(layers, options.num_workers));
   placement = std::make_shared<const placement::Placement>(std::move(planned));
   const auto num_units = static_cast<double>(std::max<size_t>(placement->units().size(), 1));
   double done_before = 0;
@@ -121,16 +125,18 @@ absl::Status Assembly::Load(const AssemblyOptions& options, const Progress& prog
   }));
   const double rest = 1.0 - expert_share;
   if (desc().vision.kind != checkpoint::TowerKind::kNone) {
-    CONCLAVE_ASSIGN_OR_RETURN(tower, model::VisionTower::Load(*checkpoint, options.dtype, options.compute,
-                                                              part(expert_share, 0.2 * rest, "vision tower")));
+    CONCLAVE_ASSIGN_OR_RETURN(
+        tower, model::VisionTower::Load(*checkpoint, options.dtype, options.compute,
+                                        part(expert_share, 0.2 * rest, "vision tower")));
   }
   model::DecoderOptions decoder_options;
   decoder_options.dtype = options.dtype;
   decoder_options.compute = options.compute;
   decoder_options.max_rows = options.max_rows;
   decoder_options.max_logit_rows = options.max_logit_rows;
-  CONCLAVE_ASSIGN_OR_RETURN(decoder, model::Decoder::Load(*checkpoint, decoder_options,
-                                                          part(expert_share + 0.2 * rest, 0.8 * rest, "decoder")));
+  CONCLAVE_ASSIGN_OR_RETURN(
+      decoder, model::Decoder::Load(*checkpoint, decoder_options,
+                                    part(expert_share + 0.2 * rest, 0.8 * rest, "decoder")));
   CONCLAVE_RETURN_IF_ERROR(checkpoint->VerifyUnchanged());
   Connect(options);
   return absl::OkStatus();

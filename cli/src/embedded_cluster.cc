@@ -23,15 +23,21 @@ namespace {
 using checkpoint::ModelDesc;
 using expert_worker::WorkerCore;
 
-double Seconds(std::chrono::nanoseconds duration) { return std::chrono::duration<double>(duration).count(); }
+double Seconds(std::chrono::nanoseconds duration) {
+  return std::chrono::duration<double>(duration).count();
+}
 double SecondsOfMs(double milliseconds) { return milliseconds / 1000.0; }
 
 observability::Finished FinishedOf(frontend::FinishReason reason) {
   switch (reason) {
-    case frontend::FinishReason::kStop: return observability::Finished::kStop;
-    case frontend::FinishReason::kLength: return observability::Finished::kLength;
-    case frontend::FinishReason::kCancelled: return observability::Finished::kAbort;
-    case frontend::FinishReason::kError: return observability::Finished::kError;
+    case frontend::FinishReason::kStop:
+      return observability::Finished::kStop;
+    case frontend::FinishReason::kLength:
+      return observability::Finished::kLength;
+    case frontend::FinishReason::kCancelled:
+      return observability::Finished::kAbort;
+    case frontend::FinishReason::kError:
+      return observability::Finished::kError;
   }
   return observability::Finished::kError;
 }
@@ -52,7 +58,8 @@ class MetricsBridge : public frontend::EngineObserver, public frontend::ChatObse
   void OnTokenGap(std::chrono::nanoseconds since_last_token) override {
     metrics_.inter_token.Observe(Seconds(since_last_token));
   }
-  void OnSequenceEnd(frontend::FinishReason /*reason*/, const frontend::SequenceStats& stats) override {
+  void OnSequenceEnd(frontend::FinishReason /*reason*/,
+                     const frontend::SequenceStats& stats) override {
     metrics_.prompt_tokens.Add(stats.prompt_rows);
     metrics_.prompt_tokens_cached.Add(stats.cached_rows);
     metrics_.prefix_cache_queries.Add(stats.prompt_rows);
@@ -64,7 +71,8 @@ class MetricsBridge : public frontend::EngineObserver, public frontend::ChatObse
     }
   }
   void OnPreemption() override { metrics_.num_preemptions.Add(); }
-  void OnImage(std::chrono::nanoseconds decode, std::chrono::nanoseconds encode, bool was_cached) override {
+  void OnImage(std::chrono::nanoseconds decode, std::chrono::nanoseconds encode,
+               bool was_cached) override {
     metrics_.image_cache_queries.Add();
     metrics_.image_preprocess.Observe(Seconds(decode));
     if (was_cached) {
@@ -108,8 +116,10 @@ struct LoadSource {
             observability::ExpertTokens sample;
             sample.layer = load.unit.layer.value();
             sample.expert = load.unit.expert.value();
-            sample.phase = phase == 0 ? observability::Phase::kDecode : observability::Phase::kPrefill;
-            sample.modality = modality == 0 ? observability::Modality::kText : observability::Modality::kImage;
+            sample.phase =
+                phase == 0 ? observability::Phase::kDecode : observability::Phase::kPrefill;
+            sample.modality =
+                modality == 0 ? observability::Modality::kText : observability::Modality::kImage;
             sample.worker = static_cast<int32_t>(w);
             sample.tokens = load.rows[phase][modality];
             out.push_back(sample);
@@ -120,7 +130,6 @@ struct LoadSource {
     return out;
   }
 };
-
 
 }  // namespace
 
@@ -156,28 +165,32 @@ absl::Status EmbeddedCluster::State::Plan() {
   engine_options.max_num_seqs = options.max_num_seqs;
   engine_options.prefill_chunk = options.prefill_chunk;
   engine_options.prefill_chunk_mixed = std::max(1, options.prefill_chunk / 4);
-  engine_options.max_model_len = options.max_model_len > 0 ? options.max_model_len : desc.max_positions;
+  engine_options.max_model_len =
+      options.max_model_len > 0 ? options.max_model_len : desc.max_positions;
   if (engine_options.max_model_len > desc.max_positions) {
-    return InvalidArgument("config_range", "--max-model-len: the model has fewer positions; expected at most " +
-                                               std::to_string(desc.max_positions) + ", found " +
-                                               std::to_string(engine_options.max_model_len));
+    return InvalidArgument("config_range",
+                           "--max-model-len: the model has fewer positions; expected at most " +
+                               std::to_string(desc.max_positions) + ", found " +
+                               std::to_string(engine_options.max_model_len));
   }
-  CONCLAVE_ASSIGN_OR_RETURN(engine_options.kv_bytes,
-                            PlanMemory(*assembly->checkpoint, {options.dtype, options.kv_bytes, options.max_num_seqs,
-                                                               engine_options.max_model_len}));
+  CONCLAVE_ASSIGN_OR_RETURN(
+      engine_options.kv_bytes,
+      PlanMemory(*assembly->checkpoint, {options.dtype, options.kv_bytes, options.max_num_seqs,
+                                         engine_options.max_model_len}));
   return absl::OkStatus();
 }
 
 frontend::ModelCard EmbeddedCluster::State::Card() const {
   frontend::ModelCard card;
-  card.id = options.served_model_name.empty() ? assembly->desc().served_name : options.served_model_name;
+  card.id =
+      options.served_model_name.empty() ? assembly->desc().served_name : options.served_model_name;
   card.max_model_len = engine_options.max_model_len;
   card.vocab_size = assembly->tokenizer->size();
   card.has_vision = assembly->tower != nullptr;
   card.created = static_cast<int64_t>(std::time(nullptr));
   card.numeric_mode = std::string(NameOf(options.dtype));
-  card.fingerprint = checkpoint::ManifestHash(*assembly->checkpoint).substr(0, 12) + "-" + card.numeric_mode + "-" +
-                     std::string(kernels::NameOf(options.isa));
+  card.fingerprint = checkpoint::ManifestHash(*assembly->checkpoint).substr(0, 12) + "-" +
+                     card.numeric_mode + "-" + std::string(kernels::NameOf(options.isa));
   return card;
 }
 
@@ -186,28 +199,33 @@ void EmbeddedCluster::State::StartEngine() {
   chat_options.model = Card();
   observability::EngineMetrics metrics;
   if (options.metrics != nullptr) {
-    metrics = observability::EngineMetrics(*options.metrics, chat_options.model.id, "0", engine_options.max_model_len);
+    metrics = observability::EngineMetrics(*options.metrics, chat_options.model.id, "0",
+                                           engine_options.max_model_len);
     {
       MutexLock lock(loads->mu);
       loads->workers = &assembly->workers;
     }
-    observability::AddExpertTokens(*options.metrics, [source = loads] { return source->Collect(); });
+    observability::AddExpertTokens(*options.metrics,
+                                   [source = loads] { return source->Collect(); });
   }
   bridge = std::make_unique<MetricsBridge>(std::move(metrics));
-  engine = std::make_unique<frontend::Engine>(engine_options, *assembly->decoder, *assembly->dispatcher,
-                                              assembly->tokenizer->size(), Clock::Real(), bridge.get());
+  engine =
+      std::make_unique<frontend::Engine>(engine_options, *assembly->decoder, *assembly->dispatcher,
+                                         assembly->tokenizer->size(), Clock::Real(), bridge.get());
   engine->Start();
-  chat = std::make_unique<frontend::ChatService>(std::move(chat_options), assembly->desc(), *assembly->tokenizer,
-                                                 assembly->tower.get(), *engine, bridge.get());
+  chat = std::make_unique<frontend::ChatService>(std::move(chat_options), assembly->desc(),
+                                                 *assembly->tokenizer, assembly->tower.get(),
+                                                 *engine, bridge.get());
 }
 
 EmbeddedCluster::EmbeddedCluster(std::unique_ptr<State> state) : state_(std::move(state)) {}
 EmbeddedCluster::~EmbeddedCluster() = default;
 
-absl::StatusOr<std::unique_ptr<EmbeddedCluster>> EmbeddedCluster::Start(const EmbeddedOptions& options,
-                                                                        const Progress& on_progress) {
+absl::StatusOr<std::unique_ptr<EmbeddedCluster>> EmbeddedCluster::Start(
+    const EmbeddedOptions& options, const Progress& on_progress) {
   auto state = std::make_unique<State>(options);
-  CONCLAVE_ASSIGN_OR_RETURN(state->assembly, Assembly::Open(options.model_dir, options.vision_tower));
+  CONCLAVE_ASSIGN_OR_RETURN(state->assembly,
+                            Assembly::Open(options.model_dir, options.vision_tower));
   CONCLAVE_RETURN_IF_ERROR(state->Plan());
   AssemblyOptions load;
   load.dtype = options.dtype;

@@ -36,7 +36,8 @@ int64_t MemAvailable() {
 
 std::string Gib(int64_t bytes) {
   char text[32];
-  std::snprintf(text, sizeof text, "%.1f GiB", static_cast<double>(bytes) / static_cast<double>(int64_t{1} << 30));
+  std::snprintf(text, sizeof text, "%.1f GiB",
+                static_cast<double>(bytes) / static_cast<double>(int64_t{1} << 30));
   return text;
 }
 
@@ -61,19 +62,22 @@ int64_t AvailableBytes() {
   return available;
 }
 
-absl::StatusOr<int64_t> PlanMemory(const checkpoint::Checkpoint& checkpoint, const MemoryRequest& request) {
+absl::StatusOr<int64_t> PlanMemory(const checkpoint::Checkpoint& checkpoint,
+                                   const MemoryRequest& request) {
   const checkpoint::ModelDesc& desc = checkpoint.desc();
-  const kernels::KvLayout layout{desc.attention.num_kv_heads, desc.attention.head_dim, request.dtype};
+  const kernels::KvLayout layout{desc.attention.num_kv_heads, desc.attention.head_dim,
+                                 request.dtype};
   const int64_t block_bytes = static_cast<int64_t>(layout.block_bytes()) * desc.num_layers;
-  const int64_t blocks = (request.max_model_len + kernels::kKvBlockTokens - 1) / kernels::kKvBlockTokens;
+  const int64_t blocks =
+      (request.max_model_len + kernels::kKvBlockTokens - 1) / kernels::kKvBlockTokens;
   const int64_t sequence_bytes = blocks * block_bytes;
   const int64_t weights = WeightBytes(desc, request.dtype);
   const int64_t available = AvailableBytes();
   const int64_t least = weights + std::max(sequence_bytes, request.kv_bytes);
   if (least > available) {
     return Error(absl::StatusCode::kResourceExhausted, "model_needs_memory",
-                 checkpoint.folder() + ": weights and KV do not fit; needs " + Gib(least) + ", budget " +
-                     Gib(available));
+                 checkpoint.folder() + ": weights and KV do not fit; needs " + Gib(least) +
+                     ", budget " + Gib(available));
   }
   if (request.kv_bytes > 0) {
     return std::max(request.kv_bytes, sequence_bytes);

@@ -22,6 +22,7 @@ int64_t AvailableBytes();
 // Bytes for the KV pool. Chosen: a quarter of what the weights leave, at most what `max_num_seqs` sequences of
 // `max_model_len` fill, at least one such sequence. kResourceExhausted ("model_needs_memory") before anything is
 // allocated when weights and one sequence do not fit.
-absl::StatusOr<int64_t> PlanMemory(const checkpoint::Checkpoint& checkpoint, const MemoryRequest& request);
+absl::StatusOr<int64_t> PlanMemory(const checkpoint::Checkpoint& checkpoint,
+                                   const MemoryRequest& request);
 
 }  // namespace conclave::cli

@@ -29,7 +29,10 @@ double Milliseconds(std::chrono::nanoseconds duration) {
 class OpenRequest : public ChatSink {
  public:
   OpenRequest(ChatId chat_id, ChatRequest chat, std::shared_ptr<ChatSink> chat_sink)
-      : id(chat_id), request(std::move(chat)), remaining(request.num_choices), sink_(std::move(chat_sink)) {}
+      : id(chat_id),
+        request(std::move(chat)),
+        remaining(request.num_choices),
+        sink_(std::move(chat_sink)) {}
 
   void OnDelta(ChatDelta delta) override {
     MutexLock lock(sink_mu_);
@@ -78,8 +81,9 @@ model::SamplerParams ToSampler(const SamplingParams& params, int32_t choice) {
 
 bool HasImages(const ChatRequest& request) {
   return std::any_of(request.messages.begin(), request.messages.end(), [](const Message& message) {
-    return std::any_of(message.parts.begin(), message.parts.end(),
-                       [](const ContentPart& part) { return part.kind == ContentPart::Kind::kImage; });
+    return std::any_of(message.parts.begin(), message.parts.end(), [](const ContentPart& part) {
+      return part.kind == ContentPart::Kind::kImage;
+    });
   });
 }
 
@@ -114,7 +118,7 @@ struct ChatService::State {
   ChatObserver* const observer;
   std::unique_ptr<ImageEncoder> encoder;  // the image lane's thread only
   std::vector<int32_t> stop_tokens;
-  std::vector<std::string> stop_texts;    // of a template whose stop string is no single token
+  std::vector<std::string> stop_texts;  // of a template whose stop string is no single token
 
   mutable Mutex mu;
   CondVar all_done;
@@ -128,7 +132,8 @@ struct ChatService::State {
   std::thread text_thread, image_thread;  // Last.
 };
 
-ChatService::State::State(ChatServiceOptions service_options, const checkpoint::ModelDesc& model_desc,
+ChatService::State::State(ChatServiceOptions service_options,
+                          const checkpoint::ModelDesc& model_desc,
                           const text::Tokenizer& text_tokenizer, model::VisionTower* vision,
                           Engine& serving_engine, ChatObserver* chat_observer)
     : options(std::move(service_options)),
@@ -138,7 +143,8 @@ ChatService::State::State(ChatServiceOptions service_options, const checkpoint::
       engine(serving_engine),
       observer(chat_observer) {
   if (vision != nullptr) {
-    encoder = std::make_unique<ImageEncoder>(*vision, desc.vision, options.image_limits, options.image_cache_bytes);
+    encoder = std::make_unique<ImageEncoder>(*vision, desc.vision, options.image_limits,
+                                             options.image_cache_bytes);
   }
   const std::string_view stop = text::StopString(prompt_template);
   if (const int32_t id = tokenizer.SpecialId(stop); id >= 0) {
@@ -146,7 +152,8 @@ ChatService::State::State(ChatServiceOptions service_options, const checkpoint::
   } else if (!stop.empty()) {
     stop_texts.emplace_back(stop);
   }
-  if (tokenizer.eos() >= 0 && std::find(stop_tokens.begin(), stop_tokens.end(), tokenizer.eos()) == stop_tokens.end()) {
+  if (tokenizer.eos() >= 0 &&
+      std::find(stop_tokens.begin(), stop_tokens.end(), tokenizer.eos()) == stop_tokens.end()) {
     stop_tokens.push_back(tokenizer.eos());
   }
 }
@@ -210,7 +217,8 @@ absl::Status ChatService::State::EncodeImages(OpenRequest& request, SequenceRequ
         continue;
       }
       const std::span<const std::byte> encoded = std::as_bytes(std::span(part.bytes));
-      absl::StatusOr<ImageEncoder::Result> result = encoder->Encode(encoded, request.request.image_mode);
+      absl::StatusOr<ImageEncoder::Result> result =
+          encoder->Encode(encoded, request.request.image_mode);
       if (!result.ok()) {
         return WithParam(result.status(), part.param);
       }
@@ -226,25 +234,31 @@ absl::Status ChatService::State::EncodeImages(OpenRequest& request, SequenceRequ
   return absl::OkStatus();
 }
 
-absl::Status ChatService::State::FitContext(const ChatRequest& request, SequenceRequest& sequence) const {
-  const auto num_images =
-      static_cast<int32_t>(std::count(sequence.tokens.begin(), sequence.tokens.end(), text::kImageToken));
+absl::Status ChatService::State::FitContext(const ChatRequest& request,
+                                            SequenceRequest& sequence) const {
+  const auto num_images = static_cast<int32_t>(
+      std::count(sequence.tokens.begin(), sequence.tokens.end(), text::kImageToken));
   if (num_images > 0 && encoder == nullptr) {
-    return WithParam(InvalidArgument("image_not_allowed", "this model takes no images; send text only"), "messages");
+    return WithParam(
+        InvalidArgument("image_not_allowed", "this model takes no images; send text only"),
+        "messages");
   }
   const int64_t image_rows = num_images > 0 ? int64_t{num_images} * desc.vision.num_features() : 0;
-  const int64_t prompt_rows = static_cast<int64_t>(sequence.tokens.size()) - num_images + image_rows;
+  const int64_t prompt_rows =
+      static_cast<int64_t>(sequence.tokens.size()) - num_images + image_rows;
   const int64_t length_max = engine.options().max_model_len;
   const int64_t wanted = std::max<int64_t>(request.max_tokens, 1);
   if (prompt_rows + wanted > length_max) {
     return WithParam(
         InvalidArgument("context_length_exceeded",
                         "the context holds " + std::to_string(length_max) + " tokens; found " +
-                            std::to_string(prompt_rows) + " in the prompt (" + std::to_string(image_rows) +
-                            " of images) and " + std::to_string(wanted) + " to generate"),
+                            std::to_string(prompt_rows) + " in the prompt (" +
+                            std::to_string(image_rows) + " of images) and " +
+                            std::to_string(wanted) + " to generate"),
         "messages");
   }
-  sequence.max_tokens = static_cast<int32_t>(request.max_tokens > 0 ? wanted : length_max - prompt_rows);
+  sequence.max_tokens =
+      static_cast<int32_t>(request.max_tokens > 0 ? wanted : length_max - prompt_rows);
   return absl::OkStatus();
 }
 
@@ -254,9 +268,11 @@ void ChatService::State::SubmitChoices(const Request& request, const SequenceReq
   for (int32_t choice = 0; choice < request->request.num_choices; ++choice) {
     SequenceRequest copy = sequence;
     copy.sampling = ToSampler(request->request.sampling, choice);
-    auto answer = std::make_shared<Answer>(
-        choice, request->request, tokenizer, stops, request,
-        [this, request](const ChoiceEnd& end, const SequenceStats& stats) { EndChoice(request, end.reason, stats); });
+    auto answer =
+        std::make_shared<Answer>(choice, request->request, tokenizer, stops, request,
+                                 [this, request](const ChoiceEnd& end, const SequenceStats& stats) {
+                                   EndChoice(request, end.reason, stats);
+                                 });
     const absl::StatusOr<SequenceId> id = engine.Submit(std::move(copy), answer);
     if (!id.ok()) {
       request->OnChoiceEnd({choice, FinishReason::kError, id.status(), {}});
@@ -276,7 +292,8 @@ void ChatService::State::SubmitChoices(const Request& request, const SequenceReq
   }
 }
 
-void ChatService::State::Fail(const Request& request, FinishReason reason, const absl::Status& status) {
+void ChatService::State::Fail(const Request& request, FinishReason reason,
+                              const absl::Status& status) {
   request->OnChoiceEnd({0, reason, status, {}});
   {
     MutexLock lock(request->mu);
@@ -286,7 +303,8 @@ void ChatService::State::Fail(const Request& request, FinishReason reason, const
   Finish(request);
 }
 
-void ChatService::State::EndChoice(const Request& request, FinishReason reason, const SequenceStats& stats) {
+void ChatService::State::EndChoice(const Request& request, FinishReason reason,
+                                   const SequenceStats& stats) {
   {
     MutexLock lock(request->mu);
     Usage& usage = request->usage;
@@ -299,8 +317,8 @@ void ChatService::State::EndChoice(const Request& request, FinishReason reason, 
     timings.prefill_ms = std::max(0.0, Milliseconds(stats.first_token - stats.queue));
     timings.decode_ms = std::max(0.0, Milliseconds(stats.total - stats.first_token));
     // From the request's own start, pictures included.
-    timings.first_token_ms =
-        Milliseconds(steady_clock::now() - request->submitted) - Milliseconds(stats.total - stats.first_token);
+    timings.first_token_ms = Milliseconds(steady_clock::now() - request->submitted) -
+                             Milliseconds(stats.total - stats.first_token);
     if (reason != FinishReason::kStop) {
       request->reason = reason;
     }
@@ -333,12 +351,15 @@ void ChatService::State::Finish(const Request& request) {
 }
 
 ChatService::ChatService(ChatServiceOptions options, const checkpoint::ModelDesc& desc,
-                         const text::Tokenizer& tokenizer, model::VisionTower* tower, Engine& engine,
-                         ChatObserver* observer)
-    : state_(std::make_unique<State>(std::move(options), desc, tokenizer, tower, engine, observer)) {
+                         const text::Tokenizer& tokenizer, model::VisionTower* tower,
+                         Engine& engine, ChatObserver* observer)
+    : state_(
+          std::make_unique<State>(std::move(options), desc, tokenizer, tower, engine, observer)) {
   State* state = state_.get();
-  state->text_thread = std::thread([state] { state->PrepareLoop(state->text_lane, "prepare-text"); });
-  state->image_thread = std::thread([state] { state->PrepareLoop(state->image_lane, "prepare-image"); });
+  state->text_thread =
+      std::thread([state] { state->PrepareLoop(state->text_lane, "prepare-text"); });
+  state->image_thread =
+      std::thread([state] { state->PrepareLoop(state->image_lane, "prepare-image"); });
 }
 
 ChatService::~ChatService() {
@@ -384,12 +405,14 @@ absl::StatusOr<ChatId> ChatService::Submit(ChatRequest request, std::shared_ptr<
   const bool has_images = HasImages(request);
   MutexLock lock(s.mu);
   if (s.is_draining || s.is_stopping) {
-    return Error(absl::StatusCode::kUnavailable, "draining", "the server is shutting down and takes no new requests");
+    return Error(absl::StatusCode::kUnavailable, "draining",
+                 "the server is shutting down and takes no new requests");
   }
   State::Lane& lane = has_images ? s.image_lane : s.text_lane;
   if (static_cast<int32_t>(lane.queue.size()) >= s.options.max_preparing) {
-    return Error(absl::StatusCode::kUnavailable, "overloaded",
-                 "the queue is full: " + std::to_string(s.options.max_preparing) + " requests wait already");
+    return Error(
+        absl::StatusCode::kUnavailable, "overloaded",
+        "the queue is full: " + std::to_string(s.options.max_preparing) + " requests wait already");
   }
   const ChatId id = s.next_id++;
   const auto open = std::make_shared<OpenRequest>(id, std::move(request), std::move(sink));
@@ -430,7 +453,9 @@ absl::Status ChatService::Readiness() const {
   return absl::OkStatus();
 }
 
-std::vector<int32_t> ChatService::Tokenize(const std::string& text) const { return state_->tokenizer.Encode(text); }
+std::vector<int32_t> ChatService::Tokenize(const std::string& text) const {
+  return state_->tokenizer.Encode(text);
+}
 
 std::string ChatService::Detokenize(const std::vector<int32_t>& tokens) const {
   return state_->tokenizer.Decode(tokens, /*keep_special=*/true);

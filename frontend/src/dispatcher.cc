@@ -40,28 +40,30 @@ struct Dispatcher::State {
   std::shared_ptr<const placement::Placement> placement;
   std::vector<Link> links;
 
-  AlignedBuffer wire_rows;           // [max_rows, io_dim] in the wire dtype
-  std::vector<size_t> pair_link;     // [max_rows · top_k] index into links
-  std::vector<int32_t> call_rows;    // step rows of all calls of the layer, call after call
-  std::vector<uint8_t> terms_seen;   // per step row
-  std::vector<Pair> pairs;           // of the call being built
-  std::vector<Pending> pending;      // dispatched and not combined, oldest first
+  AlignedBuffer wire_rows;          // [max_rows, io_dim] in the wire dtype
+  std::vector<size_t> pair_link;    // [max_rows · top_k] index into links
+  std::vector<int32_t> call_rows;   // step rows of all calls of the layer, call after call
+  std::vector<uint8_t> terms_seen;  // per step row
+  std::vector<Pair> pairs;          // of the call being built
+  std::vector<Pending> pending;     // dispatched and not combined, oldest first
   size_t row_bytes = 0;
 
   absl::Status ChooseWorkers(int32_t layer, const GateChoice& choice);
   size_t LinkOf(WorkerId worker) const;
   // Appends the step rows that have a pair on `link` in `phase`, image rows first, to call_rows.
   void CollectRows(size_t link, bool is_prefill, std::span<const StepRow> rows);
-  absl::Status Send(int32_t layer, size_t link, int64_t first, int64_t count, std::span<const StepRow> rows,
-                    const GateChoice& choice, MatView<float> out);
-  void FillPairs(size_t link, int64_t first, int64_t count, const GateChoice& choice, CallSlot& slot);
+  absl::Status Send(int32_t layer, size_t link, int64_t first, int64_t count,
+                    std::span<const StepRow> rows, const GateChoice& choice, MatView<float> out);
+  void FillPairs(size_t link, int64_t first, int64_t count, const GateChoice& choice,
+                 CallSlot& slot);
   // Awaits the oldest call and adds its rows to `out`.
   absl::Status Finish(MatView<float> out);
   void Combine(const Pending& call, MatView<float> out);
   void AbandonAll();
 };
 
-Dispatcher::Dispatcher(const DispatcherOptions& options, std::shared_ptr<const placement::Placement> placement,
+Dispatcher::Dispatcher(const DispatcherOptions& options,
+                       std::shared_ptr<const placement::Placement> placement,
                        std::vector<Link> links)
     : state_(std::make_unique<State>()) {
   CONCLAVE_CHECK(options.top_k == 1 || options.top_k == 2);
@@ -78,7 +80,8 @@ Dispatcher::Dispatcher(const DispatcherOptions& options, std::shared_ptr<const p
   size_t slots = 0;
   for (const Link& link : s.links) {
     CONCLAVE_CHECK(link.channel->limits().row_width == options.io_dim);
-    CONCLAVE_CHECK(link.channel->limits().max_pairs >= link.channel->limits().max_rows * options.top_k);
+    CONCLAVE_CHECK(link.channel->limits().max_pairs >=
+                   link.channel->limits().max_rows * options.top_k);
     s.pairs.reserve(std::max<size_t>(s.pairs.capacity(), link.channel->limits().max_pairs));
     slots += link.channel->limits().num_slots;
   }
@@ -88,7 +91,8 @@ Dispatcher::Dispatcher(const DispatcherOptions& options, std::shared_ptr<const p
 Dispatcher::~Dispatcher() = default;
 
 size_t Dispatcher::State::LinkOf(WorkerId worker) const {
-  const auto it = std::find_if(links.begin(), links.end(), [worker](const Link& link) { return link.worker == worker; });
+  const auto it = std::find_if(links.begin(), links.end(),
+                               [worker](const Link& link) { return link.worker == worker; });
   return static_cast<size_t>(it - links.begin());
 }
 
@@ -111,7 +115,8 @@ absl::Status Dispatcher::State::ChooseWorkers(int32_t layer, const GateChoice& c
       }
       if (chosen == links.size()) {
         return Error(absl::StatusCode::kUnavailable, "expert_unserved",
-                     "layer " + std::to_string(layer) + " expert " + std::to_string(unit.expert.value()) +
+                     "layer " + std::to_string(layer) + " expert " +
+                         std::to_string(unit.expert.value()) +
                          ": no worker serves it; expected at least one replica");
       }
       pair_link[static_cast<size_t>(r * options.top_k + k)] = chosen;
@@ -134,8 +139,8 @@ void Dispatcher::State::CollectRows(size_t link, bool is_prefill, std::span<cons
   }
 }
 
-void Dispatcher::State::FillPairs(size_t link, int64_t first, int64_t count, const GateChoice& choice,
-                                  CallSlot& slot) {
+void Dispatcher::State::FillPairs(size_t link, int64_t first, int64_t count,
+                                  const GateChoice& choice, CallSlot& slot) {
   pairs.clear();
   for (int64_t i = 0; i < count; ++i) {
     const int32_t r = call_rows[static_cast<size_t>(first + i)];
@@ -146,8 +151,9 @@ void Dispatcher::State::FillPairs(size_t link, int64_t first, int64_t count, con
       }
     }
   }
-  std::sort(pairs.begin(), pairs.end(),
-            [](const Pair& a, const Pair& b) { return std::tie(a.expert, a.row) < std::tie(b.expert, b.row); });
+  std::sort(pairs.begin(), pairs.end(), [](const Pair& a, const Pair& b) {
+    return std::tie(a.expert, a.row) < std::tie(b.expert, b.row);
+  });
   for (size_t i = 0; i < pairs.size(); ++i) {
     slot.pair_weight[i] = pairs[i].weight;
     slot.pair_row[i] = pairs[i].row;
@@ -156,7 +162,8 @@ void Dispatcher::State::FillPairs(size_t link, int64_t first, int64_t count, con
 }
 
 absl::Status Dispatcher::State::Send(int32_t layer, size_t link, int64_t first, int64_t count,
-                                     std::span<const StepRow> rows, const GateChoice& choice, MatView<float> out) {
+                                     std::span<const StepRow> rows, const GateChoice& choice,
+                                     MatView<float> out) {
   transport::ExpertChannel& channel = *links[link].channel;
   CallSlot* slot = channel.Acquire();
   while (slot == nullptr) {
@@ -168,7 +175,8 @@ absl::Status Dispatcher::State::Send(int32_t layer, size_t link, int64_t first, 
   uint16_t image_rows = 0;
   for (int64_t i = 0; i < count; ++i) {
     const int32_t r = call_rows[static_cast<size_t>(first + i)];
-    image_rows = static_cast<uint16_t>(image_rows + (rows[static_cast<size_t>(r)].is_image ? 1 : 0));
+    image_rows =
+        static_cast<uint16_t>(image_rows + (rows[static_cast<size_t>(r)].is_image ? 1 : 0));
     std::memcpy(slot->rows.data() + static_cast<size_t>(i) * row_bytes,
                 wire_rows.As<std::byte>() + static_cast<size_t>(r) * row_bytes, row_bytes);
   }
@@ -204,7 +212,8 @@ absl::Status Dispatcher::State::Finish(MatView<float> out) {
   if (status.ok()) {
     Combine(call, out);
   } else {
-    status = Annotate(std::move(status), "layer " + std::to_string(call.slot->call.layer.value()) + " on worker " +
+    status = Annotate(std::move(status), "layer " + std::to_string(call.slot->call.layer.value()) +
+                                             " on worker " +
                                              std::to_string(links[call.link].worker.value()));
   }
   channel.Release(call.slot);
@@ -224,7 +233,8 @@ void Dispatcher::State::Combine(const Pending& call, MatView<float> out) {
       if (is_first) {
         std::transform(term, term + dim, sum, [](Bf16 t) { return ToFloat(t); });
       } else {
-        std::transform(term, term + dim, sum, sum, [](Bf16 t, float s) { return ToFloat(ToBf16(ToFloat(t) + s)); });
+        std::transform(term, term + dim, sum, sum,
+                       [](Bf16 t, float s) { return ToFloat(ToBf16(ToFloat(t) + s)); });
       }
     } else {
       const auto* term = reinterpret_cast<const float*>(reply);
@@ -250,7 +260,8 @@ absl::Status Dispatcher::Run(int32_t layer, MatView<const float> n, std::span<co
                              const GateChoice& choice, MatView<float> out) {
   State& s = *state_;
   const auto num_rows = static_cast<int64_t>(rows.size());
-  CONCLAVE_CHECK(num_rows <= s.options.max_rows && n.rows == num_rows && n.cols == s.options.io_dim);
+  CONCLAVE_CHECK(num_rows <= s.options.max_rows && n.rows == num_rows &&
+                 n.cols == s.options.io_dim);
   if (s.options.wire == WireDtype::kBf16) {
     kernels::RoundToBf16(s.options.compute, n,
                          MatView<Bf16>(s.wire_rows.As<Bf16>(), num_rows, n.cols, n.cols));
@@ -270,7 +281,8 @@ absl::Status Dispatcher::Run(int32_t layer, MatView<const float> n, std::span<co
       s.CollectRows(link, is_prefill, rows);
       const auto end = static_cast<int64_t>(s.call_rows.size());
       while (first < end && status.ok()) {
-        const int64_t count = std::min<int64_t>(end - first, s.links[link].channel->limits().max_rows);
+        const int64_t count =
+            std::min<int64_t>(end - first, s.links[link].channel->limits().max_rows);
         status = s.Send(layer, link, first, count, rows, choice, out);
         first += count;
       }

@@ -21,7 +21,8 @@ namespace {
 constexpr int32_t kBlockTokens = static_cast<int32_t>(kernels::kKvBlockTokens);
 
 int32_t NumKvBlocks(const EngineOptions& options, const model::Decoder& decoder) {
-  const size_t block_bytes = model::KvPool::BlockBytes(decoder.kv_layout(), decoder.desc().num_layers);
+  const size_t block_bytes =
+      model::KvPool::BlockBytes(decoder.kv_layout(), decoder.desc().num_layers);
   const int64_t wanted = options.kv_bytes / static_cast<int64_t>(block_bytes);
   const int64_t least = (options.max_model_len + kBlockTokens - 1) / kBlockTokens;
   // Fewer blocks than one sequence may need would let it wait for itself for ever.
@@ -38,15 +39,16 @@ bool IsFinite(std::span<const float> values) {
 
 }  // namespace
 
-void EngineObserver::OnLogits(SequenceId /*sequence*/, int32_t /*position*/, std::span<const float> /*logits*/) {}
+void EngineObserver::OnLogits(SequenceId /*sequence*/, int32_t /*position*/,
+                              std::span<const float> /*logits*/) {}
 
 int32_t MaxStepRows(const EngineOptions& options) {
   return options.max_num_seqs + std::max(options.prefill_chunk, options.prefill_chunk_mixed);
 }
 
 struct Engine::State : public model::StepObserver {
-  State(const EngineOptions& engine_options, model::Decoder& model, model::MoeExecutor& moe, int32_t vocab,
-        const Clock& time, EngineObserver* engine_observer);
+  State(const EngineOptions& engine_options, model::Decoder& model, model::MoeExecutor& moe,
+        int32_t vocab, const Clock& time, EngineObserver* engine_observer);
 
   bool Step();
   // Adds the state of the queues to `step` and tells the observer.
@@ -104,8 +106,9 @@ struct Engine::State : public model::StepObserver {
   std::thread thread;  // Last: it uses all of the above.
 };
 
-Engine::State::State(const EngineOptions& engine_options, model::Decoder& model, model::MoeExecutor& moe,
-                     int32_t vocab, const Clock& time, EngineObserver* engine_observer)
+Engine::State::State(const EngineOptions& engine_options, model::Decoder& model,
+                     model::MoeExecutor& moe, int32_t vocab, const Clock& time,
+                     EngineObserver* engine_observer)
     : options(engine_options),
       decoder(model),
       experts(moe),
@@ -113,8 +116,10 @@ Engine::State::State(const EngineOptions& engine_options, model::Decoder& model,
       clock(time),
       observer(engine_observer),
       kv(decoder.kv_layout(), decoder.desc().num_layers, NumKvBlocks(options, decoder)) {
-  CONCLAVE_CHECK(options.max_num_seqs >= 1 && options.prefill_chunk >= 1 && options.prefill_chunk_mixed >= 1);
-  CONCLAVE_CHECK(options.max_model_len >= 1 && options.max_model_len <= decoder.desc().max_positions);
+  CONCLAVE_CHECK(options.max_num_seqs >= 1 && options.prefill_chunk >= 1 &&
+                 options.prefill_chunk_mixed >= 1);
+  CONCLAVE_CHECK(options.max_model_len >= 1 &&
+                 options.max_model_len <= decoder.desc().max_positions);
   const auto max_rows = static_cast<size_t>(MaxStepRows(options));
   rows.reserve(max_rows);
   row_sequence.reserve(max_rows);
@@ -166,11 +171,14 @@ void Engine::State::TakeInbox() {
     to_cancel.swap(cancelled);
   }
   for (const SequenceId id : to_cancel) {
-    const auto has_id = [id](const std::unique_ptr<Sequence>& sequence) { return sequence->id == id; };
+    const auto has_id = [id](const std::unique_ptr<Sequence>& sequence) {
+      return sequence->id == id;
+    };
     if (const auto it = std::find_if(running.begin(), running.end(), has_id); it != running.end()) {
       End(**it, FinishReason::kCancelled, absl::OkStatus());
       running.erase(it);
-    } else if (const auto at = std::find_if(waiting.begin(), waiting.end(), has_id); at != waiting.end()) {
+    } else if (const auto at = std::find_if(waiting.begin(), waiting.end(), has_id);
+               at != waiting.end()) {
       End(**at, FinishReason::kCancelled, absl::OkStatus());
       waiting.erase(at);
     }
@@ -186,7 +194,8 @@ void Engine::State::Admit() {
     sequence.num_published = static_cast<int32_t>(sequence.blocks.size());
     sequence.num_computed = sequence.num_published * kBlockTokens;
     const int32_t needed =
-        (static_cast<int32_t>(sequence.keys.size()) + kBlockTokens) / kBlockTokens - sequence.num_published;
+        (static_cast<int32_t>(sequence.keys.size()) + kBlockTokens) / kBlockTokens -
+        sequence.num_published;
     if (!running.empty() && kv.num_free() < needed) {
       // Admitting it now would only preempt somebody.
       ReleaseBlocks(sequence);
@@ -226,7 +235,8 @@ void Engine::State::Preempt(Sequence& sequence) {
     }
   }
   ReleaseBlocks(sequence);
-  const auto it = std::find_if(running.begin(), running.end(), [&](const auto& s) { return s.get() == &sequence; });
+  const auto it = std::find_if(running.begin(), running.end(),
+                               [&](const auto& s) { return s.get() == &sequence; });
   waiting.push_front(std::move(*it));
   running.erase(it);
   if (observer != nullptr) {
@@ -247,8 +257,10 @@ void Engine::State::FillInput() {
     const model::PositionKey& key = sequence.keys[position];
     const std::span<float> out = input.RowSpan(static_cast<int64_t>(r));
     if (rows[r].is_image) {
-      const ImageFeatures& features = *sequence.request.images[static_cast<size_t>(sequence.image_index[position])];
-      std::copy_n(features.rows.begin() + static_cast<ptrdiff_t>(key.row) * input.cols, input.cols, out.begin());
+      const ImageFeatures& features =
+          *sequence.request.images[static_cast<size_t>(sequence.image_index[position])];
+      std::copy_n(features.rows.begin() + static_cast<ptrdiff_t>(key.row) * input.cols, input.cols,
+                  out.begin());
     } else {
       decoder.Embed(static_cast<int32_t>(key.content), out);
     }
@@ -259,7 +271,8 @@ void Engine::State::PlanDecode() {
   // By index: preemption removes sequences from the back.
   for (size_t i = 0; i < running.size(); ++i) {
     Sequence& sequence = *running[i];
-    if (sequence.is_decoding() && !EnsureBlocks(sequence, static_cast<int32_t>(sequence.keys.size()))) {
+    if (sequence.is_decoding() &&
+        !EnsureBlocks(sequence, static_cast<int32_t>(sequence.keys.size()))) {
       Preempt(sequence);
     }
   }
@@ -290,11 +303,13 @@ void Engine::State::PlanPrefill() {
 }
 
 void Engine::State::OnGate(int32_t layer, MatView<const float> /*logits*/,
-                           MatView<const float> /*probabilities*/, const model::GateChoice& choice) {
+                           MatView<const float> /*probabilities*/,
+                           const model::GateChoice& choice) {
   const std::vector<checkpoint::MoeLayerSpec>& layers = decoder.desc().moe.layers;
-  const auto index = static_cast<size_t>(
-      std::find_if(layers.begin(), layers.end(), [layer](const auto& spec) { return spec.layer == layer; }) -
-      layers.begin());
+  const auto index =
+      static_cast<size_t>(std::find_if(layers.begin(), layers.end(),
+                                       [layer](const auto& spec) { return spec.layer == layer; }) -
+                          layers.begin());
   const auto top_k = static_cast<size_t>(choice.experts.cols);
   const size_t stride = layers.size() * top_k;
   for (size_t r = 0; r < rows.size(); ++r) {
@@ -330,8 +345,8 @@ void Engine::State::Run() {
   if (!logits.ok()) {
     // Nothing of the step may be used. Sequences outside it go on.
     for (Sequence* sequence : row_sequence) {
-      const auto it =
-          std::find_if(running.begin(), running.end(), [&](const auto& s) { return s.get() == sequence; });
+      const auto it = std::find_if(running.begin(), running.end(),
+                                   [&](const auto& s) { return s.get() == sequence; });
       if (it != running.end()) {
         End(*sequence, FinishReason::kError, logits.status());
         running.erase(it);
@@ -341,9 +356,11 @@ void Engine::State::Run() {
   }
   Advance();
   for (size_t i = 0; i < logit_rows.size(); ++i) {
-    Emit(*row_sequence[static_cast<size_t>(logit_rows[i])], logits->RowSpan(static_cast<int64_t>(i)));
+    Emit(*row_sequence[static_cast<size_t>(logit_rows[i])],
+         logits->RowSpan(static_cast<int64_t>(i)));
   }
-  std::erase_if(running, [](const std::unique_ptr<Sequence>& sequence) { return sequence->sink == nullptr; });
+  std::erase_if(
+      running, [](const std::unique_ptr<Sequence>& sequence) { return sequence->sink == nullptr; });
 }
 
 void Engine::State::Advance() {
@@ -370,12 +387,14 @@ void Engine::State::Emit(Sequence& sequence, std::span<const float> logits) {
   }
   if (!IsFinite(logits.first(static_cast<size_t>(vocab_size)))) {
     End(sequence, FinishReason::kError,
-        Error(absl::StatusCode::kInternal, "numeric_error", "the model produced a value that is not finite"));
+        Error(absl::StatusCode::kInternal, "numeric_error",
+              "the model produced a value that is not finite"));
     return;
   }
   SequenceToken token;
-  token.choice = model::Sample(logits, vocab_size, sequence.request.sampling, sequence.prompt_tokens,
-                               sequence.generated, sequence.generated.size(), sampler_scratch);
+  token.choice =
+      model::Sample(logits, vocab_size, sequence.request.sampling, sequence.prompt_tokens,
+                    sequence.generated, sequence.generated.size(), sampler_scratch);
   token.token = token.choice.token;
   const MonotonicTime now = clock.Now();
   if (sequence.generated.empty()) {
@@ -437,8 +456,8 @@ bool Engine::State::Step() {
   PlanDecode();
   PlanPrefill();
   EngineObserver::Step step;
-  step.decode_rows = static_cast<int32_t>(
-      std::count_if(rows.begin(), rows.end(), [](const model::StepRow& row) { return !row.is_prefill; }));
+  step.decode_rows = static_cast<int32_t>(std::count_if(
+      rows.begin(), rows.end(), [](const model::StepRow& row) { return !row.is_prefill; }));
   step.prefill_rows = static_cast<int32_t>(rows.size()) - step.decode_rows;
   if (!rows.empty()) {
     Run();
@@ -497,18 +516,21 @@ void Engine::Start() {
   state_->thread = std::thread([state = state_.get()] { state->Loop(); });
 }
 
-absl::StatusOr<SequenceId> Engine::Submit(SequenceRequest request, std::shared_ptr<SequenceSink> sink) {
+absl::StatusOr<SequenceId> Engine::Submit(SequenceRequest request,
+                                          std::shared_ptr<SequenceSink> sink) {
   if (state_->num_open.fetch_add(1) >= state_->options.max_num_seqs + state_->options.max_queued) {
     state_->num_open.fetch_sub(1);
     return Error(absl::StatusCode::kUnavailable, "overloaded",
-                 "the queue is full: " + std::to_string(state_->options.max_queued) + " sequences wait already");
+                 "the queue is full: " + std::to_string(state_->options.max_queued) +
+                     " sequences wait already");
   }
   SequenceId id;
   {
     MutexLock lock(state_->mu);
     id = SequenceId(state_->next_id++);
   }
-  std::unique_ptr<Sequence> sequence = state_->MakeSequence(id, std::move(request), std::move(sink));
+  std::unique_ptr<Sequence> sequence =
+      state_->MakeSequence(id, std::move(request), std::move(sink));
   {
     MutexLock lock(state_->mu);
     state_->inbox.push_back(std::move(sequence));

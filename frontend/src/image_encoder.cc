@@ -13,9 +13,12 @@ namespace {
 
 image::Fit FitOf(checkpoint::ImageFit fit) {
   switch (fit) {
-    case checkpoint::ImageFit::kPad: return image::Fit::kPad;
-    case checkpoint::ImageFit::kCrop: return image::Fit::kCrop;
-    case checkpoint::ImageFit::kStretch: return image::Fit::kStretch;
+    case checkpoint::ImageFit::kPad:
+      return image::Fit::kPad;
+    case checkpoint::ImageFit::kCrop:
+      return image::Fit::kCrop;
+    case checkpoint::ImageFit::kStretch:
+      return image::Fit::kStretch;
   }
   CONCLAVE_CHECK(false);
 }
@@ -24,10 +27,18 @@ image::PreprocessSpec SpecFor(const checkpoint::VisionSpec& vision, ImageMode mo
   image::PreprocessSpec spec;
   spec.size = vision.image_size;
   switch (mode) {
-    case ImageMode::kModelDefault: spec.fit = FitOf(vision.fit); break;
-    case ImageMode::kPad: spec.fit = image::Fit::kPad; break;
-    case ImageMode::kCrop: spec.fit = image::Fit::kCrop; break;
-    case ImageMode::kStretch: spec.fit = image::Fit::kStretch; break;
+    case ImageMode::kModelDefault:
+      spec.fit = FitOf(vision.fit);
+      break;
+    case ImageMode::kPad:
+      spec.fit = image::Fit::kPad;
+      break;
+    case ImageMode::kCrop:
+      spec.fit = image::Fit::kCrop;
+      break;
+    case ImageMode::kStretch:
+      spec.fit = image::Fit::kStretch;
+      break;
   }
   std::copy_n(vision.mean, 3, spec.mean);
   std::copy_n(vision.std, 3, spec.std);
@@ -56,7 +67,8 @@ ImageEncoder::ImageEncoder(model::VisionTower& tower, const checkpoint::VisionSp
                            const image::DecodeLimits& limits, int64_t cache_bytes)
     : tower_(tower), spec_(spec), limits_(limits), cache_bytes_max_(cache_bytes) {}
 
-absl::StatusOr<ImageEncoder::Result> ImageEncoder::Encode(std::span<const std::byte> encoded, ImageMode mode) {
+absl::StatusOr<ImageEncoder::Result> ImageEncoder::Encode(std::span<const std::byte> encoded,
+                                                          ImageMode mode) {
   const auto start = std::chrono::steady_clock::now();
   const image::PreprocessSpec spec = SpecFor(spec_, mode);
   CONCLAVE_ASSIGN_OR_RETURN(const image::RgbImage picture, image::Decode(encoded, limits_));

@@ -22,8 +22,8 @@ namespace conclave::frontend {
 class ImageEncoder {
  public:
   // `tower` outlives the encoder.
-  ImageEncoder(model::VisionTower& tower, const checkpoint::VisionSpec& spec, const image::DecodeLimits& limits,
-               int64_t cache_bytes);
+  ImageEncoder(model::VisionTower& tower, const checkpoint::VisionSpec& spec,
+               const image::DecodeLimits& limits, int64_t cache_bytes);
 
   struct Result {
     std::shared_ptr<const ImageFeatures> features;

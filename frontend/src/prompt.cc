@@ -49,7 +49,8 @@ absl::StatusOr<std::vector<int32_t>> BuildPrompt(std::span<const Message> messag
     }
   }
   if (turns.empty() || !turns.back().is_user) {
-    return WithParam(InvalidArgument("invalid_role", "the last message must be the user's"), "messages");
+    return WithParam(InvalidArgument("invalid_role", "the last message must be the user's"),
+                     "messages");
   }
   turns.push_back({false, std::nullopt});
   return text::EncodePrompt(tokenizer, text::Render(prompt_template, turns, system, tokenizer));

@@ -23,9 +23,9 @@ struct Sequence {
   std::vector<int32_t> prompt_tokens;  // ids without images, for penalties
   std::vector<int32_t> generated;
 
-  int32_t num_computed = 0;      // positions whose K and V are in the pool
-  std::vector<int32_t> blocks;   // KV blocks of positions [0, ...)
-  int32_t num_published = 0;     // leading blocks offered for reuse
+  int32_t num_computed = 0;     // positions whose K and V are in the pool
+  std::vector<int32_t> blocks;  // KV blocks of positions [0, ...)
+  int32_t num_published = 0;    // leading blocks offered for reuse
 
   SequenceStats stats;
   MonotonicTime submitted;

@@ -85,8 +85,8 @@ class EngineTest : public ::testing::Test {
     load.max_logit_rows = options.max_num_seqs;
     ASSERT_TRUE(model_->Load(load, nullptr).ok());
     experts_ = std::make_unique<FaultyExperts>(*model_->dispatcher);
-    engine_ = std::make_unique<Engine>(options, *model_->decoder, *experts_, model_->tokenizer->size(),
-                                       Clock::Real(), &log_);
+    engine_ = std::make_unique<Engine>(options, *model_->decoder, *experts_,
+                                       model_->tokenizer->size(), Clock::Real(), &log_);
   }
 
   SequenceRequest Request(const std::string& text, int32_t max_tokens) {
@@ -198,7 +198,8 @@ TEST_F(EngineTest, RefusesWhenTheQueueIsFull) {
 }
 
 TEST_F(EngineTest, PreemptionIsInvisibleInTheTokens) {
-  const std::string text = "Scene: a red circle at the top and a blue star at the left. How many objects are there?";
+  const std::string text =
+      "Scene: a red circle at the top and a blue star at the left. How many objects are there?";
   EngineOptions roomy;
   roomy.kv_bytes = int64_t{64} << 20;
   Start(roomy);
@@ -249,7 +250,8 @@ TEST_F(EngineTest, ALongPromptDoesNotStallWhoAnswers) {
     engine_->Step();
     ++steps;
   }
-  EXPECT_EQ(answering->tokens.size(), before + static_cast<size_t>(steps)) << "a step gave no token";
+  EXPECT_EQ(answering->tokens.size(), before + static_cast<size_t>(steps))
+      << "a step gave no token";
   for (const auto& step : log_.steps) {
     EXPECT_LE(step.prefill_rows, 16);
   }
@@ -282,7 +284,8 @@ TEST_F(EngineTest, RoutedExpertsHaveOneEntryPerPositionLayerAndChoice) {
   const size_t stride = model_->desc().moe.layers.size() * 2;
   // The last generated token was never computed: nothing followed it.
   ASSERT_EQ(outcome->stats.routed_experts.size(), (prompt + 4) * stride);
-  EXPECT_TRUE(std::all_of(outcome->stats.routed_experts.begin(), outcome->stats.routed_experts.end(),
+  EXPECT_TRUE(std::all_of(outcome->stats.routed_experts.begin(),
+                          outcome->stats.routed_experts.end(),
                           [](int16_t expert) { return expert >= 0 && expert < 4; }));
 }
 

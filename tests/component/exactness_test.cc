@@ -30,9 +30,9 @@ constexpr bool kFrames[] = {false, true};
 using Config = std::array<int, 5>;
 
 std::string Describe(const Config& c) {
-  return std::to_string(kWorkers[c[0]]) + " workers, " + std::to_string(kThreads[c[1]]) + " threads, " +
-         std::to_string(kTogether[c[2]]) + " together, chunk " + std::to_string(kChunks[c[3]]) +
-         (kFrames[c[4]] ? ", frames" : ", no frames");
+  return std::to_string(kWorkers[c[0]]) + " workers, " + std::to_string(kThreads[c[1]]) +
+         " threads, " + std::to_string(kTogether[c[2]]) + " together, chunk " +
+         std::to_string(kChunks[c[3]]) + (kFrames[c[4]] ? ", frames" : ", no frames");
 }
 
 // Every pair of values of two axes occurs in one of the configurations: greedy choice from the full product.
@@ -69,10 +69,12 @@ std::vector<Config> CoveringConfigs() {
   while (!open.empty()) {
     const auto new_pairs = [&](const Config& config) {
       const auto pairs = pairs_of(config);
-      return std::count_if(pairs.begin(), pairs.end(), [&](const auto& pair) { return open.contains(pair); });
+      return std::count_if(pairs.begin(), pairs.end(),
+                           [&](const auto& pair) { return open.contains(pair); });
     };
     const Config best = *std::max_element(
-        all.begin(), all.end(), [&](const Config& a, const Config& b) { return new_pairs(a) < new_pairs(b); });
+        all.begin(), all.end(),
+        [&](const Config& a, const Config& b) { return new_pairs(a) < new_pairs(b); });
     for (const auto& pair : pairs_of(best)) {
       open.erase(pair);
     }
@@ -92,9 +94,12 @@ struct Served {
 
 class Recorder : public frontend::EngineObserver {
  public:
-  void OnStep(const Step& step) override { mixed_steps += step.decode_rows > 0 && step.prefill_rows > 0 ? 1 : 0; }
+  void OnStep(const Step& step) override {
+    mixed_steps += step.decode_rows > 0 && step.prefill_rows > 0 ? 1 : 0;
+  }
   void OnTokenGap(std::chrono::nanoseconds /*gap*/) override {}
-  void OnSequenceEnd(frontend::FinishReason /*reason*/, const frontend::SequenceStats& stats) override {
+  void OnSequenceEnd(frontend::FinishReason /*reason*/,
+                     const frontend::SequenceStats& stats) override {
     cached_rows += stats.cached_rows;
   }
   void OnPreemption() override {}
@@ -148,8 +153,8 @@ class ExactnessTest : public ::testing::TestWithParam<std::tuple<DType, kernels:
     EXPECT_TRUE(loaded.ok()) << loaded;
 
     Recorder recorder;
-    frontend::Engine engine(options, *(*model)->decoder, *(*model)->dispatcher, (*model)->tokenizer->size(),
-                            Clock::Real(), &recorder);
+    frontend::Engine engine(options, *(*model)->decoder, *(*model)->dispatcher,
+                            (*model)->tokenizer->size(), Clock::Real(), &recorder);
     Served served;
     Run(**model, engine, num_tokens, served);
     if (again) {
@@ -167,7 +172,8 @@ class ExactnessTest : public ::testing::TestWithParam<std::tuple<DType, kernels:
     return served;
   }
 
-  static void Run(cli::Assembly& model, frontend::Engine& engine, int32_t num_tokens, Served& served) {
+  static void Run(cli::Assembly& model, frontend::Engine& engine, int32_t num_tokens,
+                  Served& served) {
     absl::Status status;
     served.features.clear();
     for (const testing::Question& question : testing::Questions()) {

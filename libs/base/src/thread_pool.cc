@@ -104,7 +104,8 @@ ThreadPool::ThreadPool(int num_threads) : num_threads_(num_threads), state_(new 
   CONCLAVE_CHECK(num_threads >= 1);
   for (int i = 1; i < num_threads; ++i) {
     state_->threads.emplace_back([this] { state_->Worker(); });
-    pthread_setname_np(state_->threads.back().native_handle(), ("compute-" + std::to_string(i)).c_str());
+    pthread_setname_np(state_->threads.back().native_handle(),
+                       ("compute-" + std::to_string(i)).c_str());
   }
 }
 

@@ -24,7 +24,9 @@ class Sha256 {
   Sha256(const Sha256&) = delete;
   Sha256& operator=(const Sha256&) = delete;
 
-  void Add(const void* bytes, size_t size) { CONCLAVE_CHECK(EVP_DigestUpdate(context_, bytes, size) == 1); }
+  void Add(const void* bytes, size_t size) {
+    CONCLAVE_CHECK(EVP_DigestUpdate(context_, bytes, size) == 1);
+  }
   // With its length, so that neighbours cannot run into each other.
   void AddText(std::string_view text) {
     const uint64_t size = text.size();

@@ -105,7 +105,8 @@ absl::StatusOr<std::optional<TowerFiles>> FindTowerFiles(const ModelFolder& fold
                      .preprocessor_file = std::string(kPreprocessorFile),
                      .preprocessor = {}};
     // Without weights nothing is normalised: sizes are all that is asked of such a folder.
-    const bool has_weights = folder.Has("model.safetensors") || folder.Has("model.safetensors.index.json");
+    const bool has_weights =
+        folder.Has("model.safetensors") || folder.Has("model.safetensors.index.json");
     if (has_weights || folder.Has(kPreprocessorFile)) {
       CONCLAVE_ASSIGN_OR_RETURN(files.preprocessor, ReadJson(folder, files.preprocessor_file));
     }

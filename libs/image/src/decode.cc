@@ -106,8 +106,9 @@ absl::StatusOr<RgbImage> Decode(std::span<const std::byte> encoded, const Decode
                            "image: too short to be one; expected a JPEG, PNG or WebP file, found " +
                                std::to_string(encoded.size()) + " bytes");
   }
-  return Error(absl::StatusCode::kUnimplemented, "image_format_unsupported",
-               "image: format not supported; expected JPEG, PNG or WebP, found " + NameOfForeign(octets));
+  return Error(
+      absl::StatusCode::kUnimplemented, "image_format_unsupported",
+      "image: format not supported; expected JPEG, PNG or WebP, found " + NameOfForeign(octets));
 }
 
 }  // namespace conclave::image

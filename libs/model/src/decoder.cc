@@ -17,7 +17,8 @@ namespace {
 class Matrix {
  public:
   Matrix(int64_t rows, int64_t cols)
-      : cols_(cols), buffer_(static_cast<size_t>(std::max<int64_t>(rows * cols, 1)) * sizeof(float)) {}
+      : cols_(cols),
+        buffer_(static_cast<size_t>(std::max<int64_t>(rows * cols, 1)) * sizeof(float)) {}
 
   MatView<float> Rows(int64_t rows) { return {data(), rows, cols_, cols_}; }
   float* data() { return buffer_.As<float>(); }
@@ -43,19 +44,24 @@ void StepObserver::OnGate(int32_t /*layer*/, MatView<const float> /*logits*/,
 void StepObserver::OnFinalNorm(MatView<const float> /*normed*/) {}
 
 struct Decoder::State {
-  State(const checkpoint::ModelDesc& model_desc, const DecoderOptions& decoder_options, DecoderWeights loaded);
+  State(const checkpoint::ModelDesc& model_desc, const DecoderOptions& decoder_options,
+        DecoderWeights loaded);
 
   // qkv of `normed`, rotated, stored, attended: out = attention output projection, [rows, hidden].
   void Attend(int32_t layer, std::span<const StepRow> rows, MatView<const float> normed, KvPool& kv,
               MatView<float> out);
-  absl::Status Ffn(int32_t layer, std::span<const StepRow> rows, MatView<const float> normed, MoeExecutor& experts,
-                   StepObserver* observer, MatView<float> out);
+  absl::Status Ffn(int32_t layer, std::span<const StepRow> rows, MatView<const float> normed,
+                   MoeExecutor& experts, StepObserver* observer, MatView<float> out);
   absl::Status Layer(int32_t layer, std::span<const StepRow> rows, KvPool& kv, MoeExecutor& experts,
                      StepObserver* observer);
   void BuildRopeTable();
 
-  int64_t q_dim() const { return static_cast<int64_t>(desc.attention.num_heads) * desc.attention.head_dim; }
-  int64_t kv_dim() const { return static_cast<int64_t>(desc.attention.num_kv_heads) * desc.attention.head_dim; }
+  int64_t q_dim() const {
+    return static_cast<int64_t>(desc.attention.num_heads) * desc.attention.head_dim;
+  }
+  int64_t kv_dim() const {
+    return static_cast<int64_t>(desc.attention.num_kv_heads) * desc.attention.head_dim;
+  }
 
   const checkpoint::ModelDesc desc;
   const DecoderOptions options;
@@ -73,8 +79,8 @@ struct Decoder::State {
   std::vector<float> rope_cos, rope_sin;  // [max_positions, rotary_dim / 2]
 };
 
-Decoder::State::State(const checkpoint::ModelDesc& model_desc, const DecoderOptions& decoder_options,
-                      DecoderWeights loaded)
+Decoder::State::State(const checkpoint::ModelDesc& model_desc,
+                      const DecoderOptions& decoder_options, DecoderWeights loaded)
     : desc(model_desc),
       options(decoder_options),
       weights(std::move(loaded)),
@@ -89,7 +95,8 @@ Decoder::State::State(const checkpoint::ModelDesc& model_desc, const DecoderOpti
       gate_logits(options.max_rows, MaxExperts(desc)),
       gate_probabilities(options.max_rows, MaxExperts(desc)),
       gate_weights(options.max_rows, std::max(desc.moe.top_k, 1)),
-      gate_experts(static_cast<size_t>(options.max_rows) * static_cast<size_t>(std::max(desc.moe.top_k, 1))),
+      gate_experts(static_cast<size_t>(options.max_rows) *
+                   static_cast<size_t>(std::max(desc.moe.top_k, 1))),
       head_input(options.max_logit_rows, desc.hidden_dim),
       logits(options.max_logit_rows, desc.vocab_rows),
       gemm(options.max_rows, std::max<int64_t>(desc.hidden_dim, q_dim()), options.dtype),
@@ -106,17 +113,20 @@ void Decoder::State::BuildRopeTable() {
   rope_sin.resize(rope_cos.size());
   for (int64_t i = 0; i < half; ++i) {
     // The original keeps the inverse frequency and the angle in f32; doing so keeps long positions on its grid.
-    const float inverse = 1.0f / std::pow(rope.theta, static_cast<float>(2 * i) / static_cast<float>(rope.rotary_dim));
+    const float inverse = 1.0f / std::pow(rope.theta, static_cast<float>(2 * i) /
+                                                          static_cast<float>(rope.rotary_dim));
     for (int64_t p = 0; p < desc.max_positions; ++p) {
       const float angle = static_cast<float>(p) * inverse;
-      rope_cos[static_cast<size_t>(p * half + i)] = static_cast<float>(std::cos(static_cast<double>(angle)));
-      rope_sin[static_cast<size_t>(p * half + i)] = static_cast<float>(std::sin(static_cast<double>(angle)));
+      rope_cos[static_cast<size_t>(p * half + i)] =
+          static_cast<float>(std::cos(static_cast<double>(angle)));
+      rope_sin[static_cast<size_t>(p * half + i)] =
+          static_cast<float>(std::sin(static_cast<double>(angle)));
     }
   }
 }
 
-void Decoder::State::Attend(int32_t layer, std::span<const StepRow> rows, MatView<const float> input, KvPool& kv,
-                            MatView<float> out) {
+void Decoder::State::Attend(int32_t layer, std::span<const StepRow> rows,
+                            MatView<const float> input, KvPool& kv, MatView<float> out) {
   const kernels::Context& compute = options.compute;
   const auto num_rows = static_cast<int64_t>(rows.size());
   const LayerWeights& w = weights.layers[static_cast<size_t>(layer)];
@@ -137,8 +147,8 @@ void Decoder::State::Attend(int32_t layer, std::span<const StepRow> rows, MatVie
   compute.pool->ParallelFor(num_rows, [&](int64_t r) {
     const StepRow& row = rows[static_cast<size_t>(r)];
     const int32_t block = row.block_table[row.position / kernels::kKvBlockTokens];
-    kernels::StoreKv(compute, kv_layout, k.RowSpan(r), v.RowSpan(r), row.position % kernels::kKvBlockTokens,
-                     kv.BlockMemory(layer, block));
+    kernels::StoreKv(compute, kv_layout, k.RowSpan(r), v.RowSpan(r),
+                     row.position % kernels::kKvBlockTokens, kv.BlockMemory(layer, block));
   });
   for (size_t r = 0; r < rows.size(); ++r) {
     const int32_t position = rows[r].position;
@@ -147,12 +157,14 @@ void Decoder::State::Attend(int32_t layer, std::span<const StepRow> rows, MatVie
   }
   const float scale = 1.0f / std::sqrt(static_cast<float>(spec.head_dim));
   const MatView<float> mixed = attended.Rows(num_rows);
-  kernels::Attend(compute, kv_layout, spec.num_heads, scale, q, std::span(ranges).first(rows.size()), mixed);
+  kernels::Attend(compute, kv_layout, spec.num_heads, scale, q,
+                  std::span(ranges).first(rows.size()), mixed);
   ApplyLinear(compute, w.output, mixed, gemm, out);
 }
 
-absl::Status Decoder::State::Ffn(int32_t layer, std::span<const StepRow> rows, MatView<const float> input,
-                                 MoeExecutor& experts, StepObserver* observer, MatView<float> out) {
+absl::Status Decoder::State::Ffn(int32_t layer, std::span<const StepRow> rows,
+                                 MatView<const float> input, MoeExecutor& experts,
+                                 StepObserver* observer, MatView<float> out) {
   const kernels::Context& compute = options.compute;
   const LayerWeights& w = weights.layers[static_cast<size_t>(layer)];
   const checkpoint::MoeLayerSpec* moe = desc.FindMoe(layer);
@@ -166,7 +178,8 @@ absl::Status Decoder::State::Ffn(int32_t layer, std::span<const StepRow> rows, M
   }
   const int64_t num_experts = moe->num_experts;
   const MatView<float> gate(gate_logits.data(), input.rows, num_experts, num_experts);
-  const MatView<float> probabilities(gate_probabilities.data(), input.rows, num_experts, num_experts);
+  const MatView<float> probabilities(gate_probabilities.data(), input.rows, num_experts,
+                                     num_experts);
   const MatView<const float> gate_weight(w.gate.data(), num_experts, input.cols, input.cols);
   kernels::DotRows(compute, input, gate_weight, gate);
   std::copy_n(gate.data, input.rows * num_experts, probabilities.data);
@@ -181,8 +194,8 @@ absl::Status Decoder::State::Ffn(int32_t layer, std::span<const StepRow> rows, M
   return experts.Run(layer, input, rows, choice, out);
 }
 
-absl::Status Decoder::State::Layer(int32_t layer, std::span<const StepRow> rows, KvPool& kv, MoeExecutor& experts,
-                                   StepObserver* observer) {
+absl::Status Decoder::State::Layer(int32_t layer, std::span<const StepRow> rows, KvPool& kv,
+                                   MoeExecutor& experts, StepObserver* observer) {
   const kernels::Context& compute = options.compute;
   const auto num_rows = static_cast<int64_t>(rows.size());
   const LayerWeights& w = weights.layers[static_cast<size_t>(layer)];
@@ -210,18 +223,21 @@ absl::Status Decoder::State::Layer(int32_t layer, std::span<const StepRow> rows,
 Decoder::Decoder(std::unique_ptr<State> state) : state_(std::move(state)) {}
 Decoder::~Decoder() = default;
 
-absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(const checkpoint::Checkpoint& checkpoint,
-                                                       const DecoderOptions& options,
-                                                       const std::function<void(int64_t, int64_t)>& on_progress) {
+absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(
+    const checkpoint::Checkpoint& checkpoint, const DecoderOptions& options,
+    const std::function<void(int64_t, int64_t)>& on_progress) {
   CONCLAVE_CHECK(options.max_rows >= 1 && options.max_logit_rows >= 1);
   const checkpoint::ModelDesc& desc = checkpoint.desc();
   if (desc.moe.use_residual) {
     return Error(absl::StatusCode::kUnimplemented, "model_unsupported",
-                 "config.json: moe.use_residual: residual MoE is not served yet; expected false, found true");
+                 "config.json: moe.use_residual: residual MoE is not served yet; expected false, "
+                 "found true");
   }
-  CONCLAVE_ASSIGN_OR_RETURN(DecoderWeights weights, LoadDecoderWeights(checkpoint, options.dtype,
-                                                                       *options.compute.pool, on_progress));
-  return std::unique_ptr<Decoder>(new Decoder(std::make_unique<State>(desc, options, std::move(weights))));
+  CONCLAVE_ASSIGN_OR_RETURN(
+      DecoderWeights weights,
+      LoadDecoderWeights(checkpoint, options.dtype, *options.compute.pool, on_progress));
+  return std::unique_ptr<Decoder>(
+      new Decoder(std::make_unique<State>(desc, options, std::move(weights))));
 }
 
 const checkpoint::ModelDesc& Decoder::desc() const { return state_->desc; }
@@ -231,7 +247,8 @@ MatView<float> Decoder::input() { return state_->hidden.Rows(state_->options.max
 
 void Decoder::Embed(int32_t token, std::span<float> out) const {
   const int64_t dim = state_->desc.hidden_dim;
-  CONCLAVE_CHECK(token >= 0 && token < state_->desc.vocab_rows && static_cast<int64_t>(out.size()) == dim);
+  CONCLAVE_CHECK(token >= 0 && token < state_->desc.vocab_rows &&
+                 static_cast<int64_t>(out.size()) == dim);
   if (state_->options.dtype == DType::kBf16) {
     const Bf16* row = state_->weights.embedding.As<Bf16>() + token * dim;
     std::transform(row, row + dim, out.begin(), [](Bf16 value) { return ToFloat(value); });
@@ -241,8 +258,9 @@ void Decoder::Embed(int32_t token, std::span<float> out) const {
   }
 }
 
-absl::StatusOr<MatView<const float>> Decoder::Step(std::span<const StepRow> rows, std::span<const int32_t> logit_rows,
-                                                   KvPool& kv, MoeExecutor& experts, StepObserver* observer) {
+absl::StatusOr<MatView<const float>> Decoder::Step(std::span<const StepRow> rows,
+                                                   std::span<const int32_t> logit_rows, KvPool& kv,
+                                                   MoeExecutor& experts, StepObserver* observer) {
   // The few scalar loops between kernels run under the kernels' own rounding of denormals.
   const DenormalsOff denormals_off;
   State& s = *state_;

@@ -18,10 +18,12 @@ void ConvertRows(int64_t rows, int64_t cols, ThreadPool& pool, const Convert& co
   pool.ParallelFor(rows, [&](int64_t row) { convert(row * cols, cols); });
 }
 
-absl::Status LoadEmbedding(const Checkpoint& checkpoint, DType dtype, ThreadPool& pool, AlignedBuffer& out) {
+absl::Status LoadEmbedding(const Checkpoint& checkpoint, DType dtype, ThreadPool& pool,
+                           AlignedBuffer& out) {
   const ModelDesc& desc = checkpoint.desc();
   const int64_t shape[] = {desc.vocab_rows, desc.hidden_dim};
-  CONCLAVE_ASSIGN_OR_RETURN(const checkpoint::TensorView tensor, checkpoint.Require(desc.names.embed, shape));
+  CONCLAVE_ASSIGN_OR_RETURN(const checkpoint::TensorView tensor,
+                            checkpoint.Require(desc.names.embed, shape));
   const int64_t count = tensor.num_elements();
   out = AlignedBuffer(static_cast<size_t>(count) * SizeOf(dtype));
   if (tensor.dtype == dtype) {
@@ -42,7 +44,8 @@ absl::Status LoadEmbedding(const Checkpoint& checkpoint, DType dtype, ThreadPool
   return absl::OkStatus();
 }
 
-absl::StatusOr<LayerWeights> LoadLayer(const Checkpoint& checkpoint, int32_t layer, DType dtype, ThreadPool& pool) {
+absl::StatusOr<LayerWeights> LoadLayer(const Checkpoint& checkpoint, int32_t layer, DType dtype,
+                                       ThreadPool& pool) {
   const ModelDesc& desc = checkpoint.desc();
   const checkpoint::AttentionSpec& attention = desc.attention;
   const std::string prefix = checkpoint::LayerPrefix(desc.names, layer);
@@ -50,28 +53,32 @@ absl::StatusOr<LayerWeights> LoadLayer(const Checkpoint& checkpoint, int32_t lay
   const int64_t kv_rows = static_cast<int64_t>(attention.num_kv_heads) * attention.head_dim;
 
   LayerWeights weights;
-  CONCLAVE_ASSIGN_OR_RETURN(weights.norm1,
-                            Norm::Load(checkpoint, prefix + desc.names.norm1, desc.norm, desc.hidden_dim));
+  CONCLAVE_ASSIGN_OR_RETURN(
+      weights.norm1, Norm::Load(checkpoint, prefix + desc.names.norm1, desc.norm, desc.hidden_dim));
   if (!desc.names.norm2.empty()) {
-    CONCLAVE_ASSIGN_OR_RETURN(weights.norm2,
-                              Norm::Load(checkpoint, prefix + desc.names.norm2, desc.norm, desc.hidden_dim));
+    CONCLAVE_ASSIGN_OR_RETURN(weights.norm2, Norm::Load(checkpoint, prefix + desc.names.norm2,
+                                                        desc.norm, desc.hidden_dim));
   }
   std::vector<LinearPart> parts;
   if (attention.is_fused_qkv) {
     parts = {{prefix + desc.names.qkv, q_rows + 2 * kv_rows}};
   } else {
-    parts = {{prefix + desc.names.q, q_rows}, {prefix + desc.names.k, kv_rows}, {prefix + desc.names.v, kv_rows}};
+    parts = {{prefix + desc.names.q, q_rows},
+             {prefix + desc.names.k, kv_rows},
+             {prefix + desc.names.v, kv_rows}};
   }
-  CONCLAVE_ASSIGN_OR_RETURN(
-      weights.qkv, LoadLinear(checkpoint, parts, desc.hidden_dim, attention.has_qkv_bias, dtype, pool));
+  CONCLAVE_ASSIGN_OR_RETURN(weights.qkv, LoadLinear(checkpoint, parts, desc.hidden_dim,
+                                                    attention.has_qkv_bias, dtype, pool));
   const LinearPart output[] = {{prefix + desc.names.o, desc.hidden_dim}};
-  CONCLAVE_ASSIGN_OR_RETURN(weights.output,
-                            LoadLinear(checkpoint, output, q_rows, attention.has_output_bias, dtype, pool));
+  CONCLAVE_ASSIGN_OR_RETURN(weights.output, LoadLinear(checkpoint, output, q_rows,
+                                                       attention.has_output_bias, dtype, pool));
   if (const checkpoint::MoeLayerSpec* moe = desc.FindMoe(layer)) {
     const int64_t shape[] = {moe->num_experts, desc.hidden_dim};
-    CONCLAVE_ASSIGN_OR_RETURN(weights.gate, LoadFloats(checkpoint, prefix + desc.names.moe_gate + ".weight", shape));
+    CONCLAVE_ASSIGN_OR_RETURN(
+        weights.gate, LoadFloats(checkpoint, prefix + desc.names.moe_gate + ".weight", shape));
   } else {
-    CONCLAVE_ASSIGN_OR_RETURN(weights.ffn, LoadFfn(checkpoint, prefix + desc.names.ffn, dtype, pool));
+    CONCLAVE_ASSIGN_OR_RETURN(weights.ffn,
+                              LoadFfn(checkpoint, prefix + desc.names.ffn, dtype, pool));
   }
   return weights;
 }
@@ -89,8 +96,9 @@ size_t DecoderWeights::size_bytes() const {
   return bytes;
 }
 
-absl::StatusOr<DecoderWeights> LoadDecoderWeights(const Checkpoint& checkpoint, DType dtype, ThreadPool& pool,
-                                                  const std::function<void(int64_t, int64_t)>& on_progress) {
+absl::StatusOr<DecoderWeights> LoadDecoderWeights(
+    const Checkpoint& checkpoint, DType dtype, ThreadPool& pool,
+    const std::function<void(int64_t, int64_t)>& on_progress) {
   const ModelDesc& desc = checkpoint.desc();
   // Layers, embedding and head are of comparable size: counting them is exact enough for a bar.
   const int64_t num_parts = desc.num_layers + 2;
@@ -109,11 +117,12 @@ absl::StatusOr<DecoderWeights> LoadDecoderWeights(const Checkpoint& checkpoint, 
     weights.layers.push_back(std::move(loaded));
     advance();
   }
-  CONCLAVE_ASSIGN_OR_RETURN(weights.final_norm,
-                            Norm::Load(checkpoint, desc.names.final_norm, desc.norm, desc.hidden_dim));
+  CONCLAVE_ASSIGN_OR_RETURN(weights.final_norm, Norm::Load(checkpoint, desc.names.final_norm,
+                                                           desc.norm, desc.hidden_dim));
   const int64_t head_shape[] = {desc.vocab_rows, desc.hidden_dim};
   weights.head.weight = kernels::PackedMatrix(desc.vocab_rows, desc.hidden_dim, dtype);
-  CONCLAVE_RETURN_IF_ERROR(PackTensor(checkpoint, desc.tie_embeddings ? desc.names.embed : desc.names.lm_head,
+  CONCLAVE_RETURN_IF_ERROR(PackTensor(checkpoint,
+                                      desc.tie_embeddings ? desc.names.embed : desc.names.lm_head,
                                       head_shape, weights.head.weight, 0, pool));
   advance();
   return weights;

@@ -34,8 +34,8 @@ struct DecoderWeights {
 };
 
 // `on_progress(bytes_done, bytes_total)` may be null.
-absl::StatusOr<DecoderWeights> LoadDecoderWeights(const checkpoint::Checkpoint& checkpoint, DType dtype,
-                                                  ThreadPool& pool,
-                                                  const std::function<void(int64_t, int64_t)>& on_progress);
+absl::StatusOr<DecoderWeights> LoadDecoderWeights(
+    const checkpoint::Checkpoint& checkpoint, DType dtype, ThreadPool& pool,
+    const std::function<void(int64_t, int64_t)>& on_progress);
 
 }  // namespace conclave::model

@@ -12,7 +12,8 @@ namespace {
 constexpr float kSumFloor = 1.1920929e-7f;
 
 // The best expert that `taken` does not hold.
-int32_t BestOf(const float* probabilities, int64_t num_experts, const int32_t* taken, int64_t num_taken) {
+int32_t BestOf(const float* probabilities, int64_t num_experts, const int32_t* taken,
+               int64_t num_taken) {
   int32_t best = -1;
   for (int32_t e = 0; e < num_experts; ++e) {
     if (std::find(taken, taken + num_taken, e) == taken + num_taken &&
@@ -25,9 +26,10 @@ int32_t BestOf(const float* probabilities, int64_t num_experts, const int32_t* t
 
 }  // namespace
 
-void ChooseExperts(const kernels::Context& context, const checkpoint::MoeSpec& spec, MatView<float> logits,
-                   MatView<int32_t> experts, MatView<float> weights) {
-  CONCLAVE_CHECK(experts.cols == spec.top_k && weights.cols == spec.top_k && logits.cols >= spec.top_k);
+void ChooseExperts(const kernels::Context& context, const checkpoint::MoeSpec& spec,
+                   MatView<float> logits, MatView<int32_t> experts, MatView<float> weights) {
+  CONCLAVE_CHECK(experts.cols == spec.top_k && weights.cols == spec.top_k &&
+                 logits.cols >= spec.top_k);
   kernels::Softmax(context, logits);
   for (int64_t r = 0; r < logits.rows; ++r) {
     const float* probabilities = logits.Row(r);

@@ -37,13 +37,14 @@ size_t KvPool::BlockBytes(const kernels::KvLayout& layout, int32_t num_layers) {
 }
 
 const std::byte* KvPool::LayerBase(int32_t layer) const {
-  return memory_.As<std::byte>() + static_cast<size_t>(layer) * static_cast<size_t>(num_blocks_) * block_stride();
+  return memory_.As<std::byte>() +
+         static_cast<size_t>(layer) * static_cast<size_t>(num_blocks_) * block_stride();
 }
 
 std::byte* KvPool::BlockMemory(int32_t layer, int32_t block) {
-  return memory_.As<std::byte>() +
-         (static_cast<size_t>(layer) * static_cast<size_t>(num_blocks_) + static_cast<size_t>(block)) *
-             block_stride();
+  return memory_.As<std::byte>() + (static_cast<size_t>(layer) * static_cast<size_t>(num_blocks_) +
+                                    static_cast<size_t>(block)) *
+                                       block_stride();
 }
 
 uint64_t KvPool::Hash(uint64_t parent_uid, std::span<const PositionKey> keys) {
@@ -69,7 +70,8 @@ int32_t KvPool::FindNamed(uint64_t parent_uid, std::span<const PositionKey> keys
 void KvPool::Unname(int32_t index) {
   Block& block = blocks_[static_cast<size_t>(index)];
   const auto [first, last] = named_.equal_range(block.name);
-  named_.erase(std::find_if(first, last, [index](const auto& entry) { return entry.second == index; }));
+  named_.erase(
+      std::find_if(first, last, [index](const auto& entry) { return entry.second == index; }));
   block.is_named = false;
   block.keys.clear();
 }

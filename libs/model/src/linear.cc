@@ -13,7 +13,6 @@ namespace {
 
 constexpr int64_t kScanChunk = int64_t{1} << 20;
 
-
 template <typename Word>
 bool HasNonfinite(const Word* words, int64_t count, Word mask) {
   bool found = false;
@@ -31,7 +30,8 @@ absl::Status CheckFinite(const checkpoint::TensorView& tensor, ThreadPool& pool)
     const int64_t n = std::min(kScanChunk, count - first);
     bool bad = false;
     if (tensor.dtype == DType::kF32) {
-      bad = HasNonfinite(reinterpret_cast<const uint32_t*>(tensor.bytes.data()) + first, n, 0x7f800000u);
+      bad = HasNonfinite(reinterpret_cast<const uint32_t*>(tensor.bytes.data()) + first, n,
+                         0x7f800000u);
     } else {
       const uint16_t mask = tensor.dtype == DType::kBf16 ? 0x7f80 : 0x7c00;
       bad = HasNonfinite(reinterpret_cast<const uint16_t*>(tensor.bytes.data()) + first, n, mask);
@@ -41,8 +41,9 @@ absl::Status CheckFinite(const checkpoint::TensorView& tensor, ThreadPool& pool)
     }
   });
   if (found.load()) {
-    return InvalidArgument("tensor_nonfinite", std::string(tensor.file) + ": tensor " + std::string(tensor.name) +
-                                                   ": holds NaN or infinity; expected finite weights");
+    return InvalidArgument("tensor_nonfinite",
+                           std::string(tensor.file) + ": tensor " + std::string(tensor.name) +
+                               ": holds NaN or infinity; expected finite weights");
   }
   return absl::OkStatus();
 }
@@ -50,8 +51,8 @@ absl::Status CheckFinite(const checkpoint::TensorView& tensor, ThreadPool& pool)
 }  // namespace
 
 absl::Status PackTensor(const checkpoint::Checkpoint& checkpoint, const std::string& name,
-                        std::span<const int64_t> shape, kernels::PackedMatrix& matrix, int64_t first_row,
-                        ThreadPool& pool) {
+                        std::span<const int64_t> shape, kernels::PackedMatrix& matrix,
+                        int64_t first_row, ThreadPool& pool) {
   CONCLAVE_ASSIGN_OR_RETURN(const checkpoint::TensorView tensor, checkpoint.Require(name, shape));
   CONCLAVE_RETURN_IF_ERROR(CheckFinite(tensor, pool));
   const int64_t rows = shape[0];
@@ -60,37 +61,43 @@ absl::Status PackTensor(const checkpoint::Checkpoint& checkpoint, const std::str
   const std::byte* bytes = tensor.bytes.data();
   switch (tensor.dtype) {
     case DType::kF32:
-      matrix.PackRows(first_row, MatView<const float>(reinterpret_cast<const float*>(bytes), rows, k, k), pool);
+      matrix.PackRows(
+          first_row, MatView<const float>(reinterpret_cast<const float*>(bytes), rows, k, k), pool);
       break;
     case DType::kBf16:
-      matrix.PackRows(first_row, MatView<const Bf16>(reinterpret_cast<const Bf16*>(bytes), rows, k, k), pool);
+      matrix.PackRows(first_row,
+                      MatView<const Bf16>(reinterpret_cast<const Bf16*>(bytes), rows, k, k), pool);
       break;
     default:
-      matrix.PackRowsF16(first_row, MatView<const uint16_t>(reinterpret_cast<const uint16_t*>(bytes), rows, k, k),
-                         pool);
+      matrix.PackRowsF16(
+          first_row, MatView<const uint16_t>(reinterpret_cast<const uint16_t*>(bytes), rows, k, k),
+          pool);
       break;
   }
   checkpoint.Release(tensor);
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<float>> LoadFloats(const checkpoint::Checkpoint& checkpoint, const std::string& name,
+absl::StatusOr<std::vector<float>> LoadFloats(const checkpoint::Checkpoint& checkpoint,
+                                              const std::string& name,
                                               std::span<const int64_t> shape) {
   CONCLAVE_ASSIGN_OR_RETURN(const checkpoint::TensorView tensor, checkpoint.Require(name, shape));
   return checkpoint::ToFloats(tensor);
 }
 
-absl::StatusOr<Linear> LoadLinear(const checkpoint::Checkpoint& checkpoint, std::span<const LinearPart> parts,
-                                  int64_t k, bool has_bias, DType dtype, ThreadPool& pool) {
-  const int64_t n = std::accumulate(parts.begin(), parts.end(), int64_t{0},
-                                    [](int64_t sum, const LinearPart& part) { return sum + part.rows; });
+absl::StatusOr<Linear> LoadLinear(const checkpoint::Checkpoint& checkpoint,
+                                  std::span<const LinearPart> parts, int64_t k, bool has_bias,
+                                  DType dtype, ThreadPool& pool) {
+  const int64_t n =
+      std::accumulate(parts.begin(), parts.end(), int64_t{0},
+                      [](int64_t sum, const LinearPart& part) { return sum + part.rows; });
   Linear linear;
   linear.weight = kernels::PackedMatrix(n, k, dtype);
   int64_t first_row = 0;
   for (const LinearPart& part : parts) {
     const int64_t weight_shape[] = {part.rows, k};
-    CONCLAVE_RETURN_IF_ERROR(
-        PackTensor(checkpoint, part.name + ".weight", weight_shape, linear.weight, first_row, pool));
+    CONCLAVE_RETURN_IF_ERROR(PackTensor(checkpoint, part.name + ".weight", weight_shape,
+                                        linear.weight, first_row, pool));
     if (has_bias) {
       const int64_t bias_shape[] = {part.rows};
       CONCLAVE_ASSIGN_OR_RETURN(const std::vector<float> bias,

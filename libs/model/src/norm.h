@@ -17,8 +17,9 @@ struct Norm {
   std::vector<float> bias;  // empty: none
 
   // Loads `name`.weight and, where the spec has one, `name`.bias of [dim].
-  static absl::StatusOr<Norm> Load(const checkpoint::Checkpoint& checkpoint, const std::string& name,
-                                   const checkpoint::NormSpec& spec, int64_t dim);
+  static absl::StatusOr<Norm> Load(const checkpoint::Checkpoint& checkpoint,
+                                   const std::string& name, const checkpoint::NormSpec& spec,
+                                   int64_t dim);
 
   // y may alias x.
   void Apply(const kernels::Context& context, MatView<const float> x, MatView<float> y) const;

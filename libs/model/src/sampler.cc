@@ -29,21 +29,23 @@ double LogSumExp(std::span<const float> logits) {
 void FillLogprobs(std::span<const float> logits, int32_t num_top, std::vector<Candidate>& scratch,
                   TokenChoice& choice) {
   const double log_sum = LogSumExp(logits);
-  choice.logprob = static_cast<float>(static_cast<double>(logits[static_cast<size_t>(choice.token)]) - log_sum);
+  choice.logprob =
+      static_cast<float>(static_cast<double>(logits[static_cast<size_t>(choice.token)]) - log_sum);
   scratch.clear();
   for (size_t id = 0; id < logits.size(); ++id) {
     scratch.emplace_back(logits[id], static_cast<int32_t>(id));
   }
   const auto count = std::min<size_t>(static_cast<size_t>(num_top), scratch.size());
-  std::partial_sort(scratch.begin(), scratch.begin() + static_cast<ptrdiff_t>(count), scratch.end(), IsBetter);
+  std::partial_sort(scratch.begin(), scratch.begin() + static_cast<ptrdiff_t>(count), scratch.end(),
+                    IsBetter);
   for (size_t i = 0; i < count; ++i) {
-    choice.top_logprobs.emplace_back(scratch[i].second,
-                                     static_cast<float>(static_cast<double>(scratch[i].first) - log_sum));
+    choice.top_logprobs.emplace_back(
+        scratch[i].second, static_cast<float>(static_cast<double>(scratch[i].first) - log_sum));
   }
 }
 
-void ApplyPenalties(const SamplerParams& params, std::span<const int32_t> prompt, std::span<const int32_t> generated,
-                    std::vector<Candidate>& candidates) {
+void ApplyPenalties(const SamplerParams& params, std::span<const int32_t> prompt,
+                    std::span<const int32_t> generated, std::vector<Candidate>& candidates) {
   if (params.repetition_penalty != 1.0f) {
     std::vector<int32_t> seen(prompt.begin(), prompt.end());
     seen.insert(seen.end(), generated.begin(), generated.end());
@@ -52,7 +54,8 @@ void ApplyPenalties(const SamplerParams& params, std::span<const int32_t> prompt
     for (const int32_t id : seen) {
       if (id >= 0 && static_cast<size_t>(id) < candidates.size()) {
         float& logit = candidates[static_cast<size_t>(id)].first;
-        logit = logit > 0.0f ? logit / params.repetition_penalty : logit * params.repetition_penalty;
+        logit =
+            logit > 0.0f ? logit / params.repetition_penalty : logit * params.repetition_penalty;
       }
     }
   }
@@ -81,7 +84,8 @@ void ApplyPenalties(const SamplerParams& params, std::span<const int32_t> prompt
 // Keeps what top-k, top-p and min-p leave and draws from it. `candidates` is reordered.
 int32_t Draw(const SamplerParams& params, double uniform, std::vector<Candidate>& candidates) {
   if (params.top_k > 0 && static_cast<size_t>(params.top_k) < candidates.size()) {
-    std::nth_element(candidates.begin(), candidates.begin() + params.top_k, candidates.end(), IsBetter);
+    std::nth_element(candidates.begin(), candidates.begin() + params.top_k, candidates.end(),
+                     IsBetter);
     candidates.resize(static_cast<size_t>(params.top_k));
   }
   std::sort(candidates.begin(), candidates.end(), IsBetter);
@@ -89,8 +93,8 @@ int32_t Draw(const SamplerParams& params, double uniform, std::vector<Candidate>
   double sum = 0.0;
   std::vector<double> probabilities(candidates.size());
   for (size_t i = 0; i < candidates.size(); ++i) {
-    probabilities[i] =
-        std::exp((static_cast<double>(candidates[i].first) - top) / static_cast<double>(params.temperature));
+    probabilities[i] = std::exp((static_cast<double>(candidates[i].first) - top) /
+                                static_cast<double>(params.temperature));
     sum += probabilities[i];
   }
   // top-p keeps the shortest run of best tokens whose probability reaches p; at least one.
@@ -116,8 +120,9 @@ int32_t Draw(const SamplerParams& params, double uniform, std::vector<Candidate>
 }
 
 bool IsPlainGreedy(const SamplerParams& params) {
-  return params.temperature == 0.0f && params.repetition_penalty == 1.0f && params.presence_penalty == 0.0f &&
-         params.frequency_penalty == 0.0f && params.logit_bias.empty() && params.banned.empty();
+  return params.temperature == 0.0f && params.repetition_penalty == 1.0f &&
+         params.presence_penalty == 0.0f && params.frequency_penalty == 0.0f &&
+         params.logit_bias.empty() && params.banned.empty();
 }
 
 }  // namespace
@@ -131,13 +136,14 @@ double UniformOf(uint64_t seed, uint64_t step) {
 }
 
 TokenChoice Sample(std::span<const float> logits, int32_t vocab_size, const SamplerParams& params,
-                   std::span<const int32_t> prompt, std::span<const int32_t> generated, uint64_t step,
-                   std::vector<std::pair<float, int32_t>>& scratch) {
+                   std::span<const int32_t> prompt, std::span<const int32_t> generated,
+                   uint64_t step, std::vector<std::pair<float, int32_t>>& scratch) {
   CONCLAVE_CHECK(vocab_size > 0 && static_cast<size_t>(vocab_size) <= logits.size());
   const std::span<const float> usable = logits.first(static_cast<size_t>(vocab_size));
   TokenChoice choice;
   if (IsPlainGreedy(params)) {
-    choice.token = static_cast<int32_t>(std::max_element(usable.begin(), usable.end()) - usable.begin());
+    choice.token =
+        static_cast<int32_t>(std::max_element(usable.begin(), usable.end()) - usable.begin());
   } else {
     scratch.clear();
     for (size_t id = 0; id < usable.size(); ++id) {

@@ -36,15 +36,18 @@ struct TowerWeights {
   std::vector<Linear> projector;
 };
 
-absl::StatusOr<TowerLayer> LoadLayer(const Checkpoint& checkpoint, int32_t index, DType dtype, ThreadPool& pool) {
+absl::StatusOr<TowerLayer> LoadLayer(const Checkpoint& checkpoint, int32_t index, DType dtype,
+                                     ThreadPool& pool) {
   const VisionSpec& spec = checkpoint.desc().vision;
   const int64_t width = spec.hidden_dim;
   const std::string prefix =
       checkpoint.desc().names.tower + "encoder.layers." + std::to_string(index) + ".";
   const checkpoint::NormSpec norm{checkpoint::NormKind::kLayerNorm, spec.norm_eps, true};
   TowerLayer layer;
-  CONCLAVE_ASSIGN_OR_RETURN(layer.norm1, Norm::Load(checkpoint, prefix + "layer_norm1", norm, width));
-  CONCLAVE_ASSIGN_OR_RETURN(layer.norm2, Norm::Load(checkpoint, prefix + "layer_norm2", norm, width));
+  CONCLAVE_ASSIGN_OR_RETURN(layer.norm1,
+                            Norm::Load(checkpoint, prefix + "layer_norm1", norm, width));
+  CONCLAVE_ASSIGN_OR_RETURN(layer.norm2,
+                            Norm::Load(checkpoint, prefix + "layer_norm2", norm, width));
   const LinearPart qkv[] = {{prefix + "self_attn.q_proj", width},
                             {prefix + "self_attn.k_proj", width},
                             {prefix + "self_attn.v_proj", width}};
@@ -54,27 +57,31 @@ absl::StatusOr<TowerLayer> LoadLayer(const Checkpoint& checkpoint, int32_t index
   const LinearPart fc1[] = {{prefix + "mlp.fc1", spec.inner_dim}};
   CONCLAVE_ASSIGN_OR_RETURN(layer.fc1, LoadLinear(checkpoint, fc1, width, true, dtype, pool));
   const LinearPart fc2[] = {{prefix + "mlp.fc2", width}};
-  CONCLAVE_ASSIGN_OR_RETURN(layer.fc2, LoadLinear(checkpoint, fc2, spec.inner_dim, true, dtype, pool));
+  CONCLAVE_ASSIGN_OR_RETURN(layer.fc2,
+                            LoadLinear(checkpoint, fc2, spec.inner_dim, true, dtype, pool));
   return layer;
 }
 
-absl::Status LoadEmbeddings(const Checkpoint& checkpoint, DType dtype, ThreadPool& pool, TowerWeights& weights) {
+absl::Status LoadEmbeddings(const Checkpoint& checkpoint, DType dtype, ThreadPool& pool,
+                            TowerWeights& weights) {
   const VisionSpec& spec = checkpoint.desc().vision;
   const int64_t width = spec.hidden_dim;
   const std::string prefix = checkpoint.desc().names.tower;
   const int64_t patch_elements = int64_t{3} * spec.patch_size * spec.patch_size;
   const int64_t patch_shape[] = {width, 3, spec.patch_size, spec.patch_size};
   weights.patch.weight = kernels::PackedMatrix(width, patch_elements, dtype);
-  CONCLAVE_RETURN_IF_ERROR(PackTensor(checkpoint, prefix + "embeddings.patch_embedding.weight", patch_shape,
-                                      weights.patch.weight, 0, pool));
+  CONCLAVE_RETURN_IF_ERROR(PackTensor(checkpoint, prefix + "embeddings.patch_embedding.weight",
+                                      patch_shape, weights.patch.weight, 0, pool));
   const int64_t width_shape[] = {width};
   if (spec.has_patch_bias) {
-    CONCLAVE_ASSIGN_OR_RETURN(weights.patch.bias,
-                              LoadFloats(checkpoint, prefix + "embeddings.patch_embedding.bias", width_shape));
+    CONCLAVE_ASSIGN_OR_RETURN(
+        weights.patch.bias,
+        LoadFloats(checkpoint, prefix + "embeddings.patch_embedding.bias", width_shape));
   }
   if (spec.has_class_token) {
-    CONCLAVE_ASSIGN_OR_RETURN(weights.class_embedding,
-                              LoadFloats(checkpoint, prefix + "embeddings.class_embedding", width_shape));
+    CONCLAVE_ASSIGN_OR_RETURN(
+        weights.class_embedding,
+        LoadFloats(checkpoint, prefix + "embeddings.class_embedding", width_shape));
   }
   const int64_t position_shape[] = {spec.num_positions(), width};
   CONCLAVE_ASSIGN_OR_RETURN(
@@ -82,25 +89,29 @@ absl::Status LoadEmbeddings(const Checkpoint& checkpoint, DType dtype, ThreadPoo
       LoadFloats(checkpoint, prefix + "embeddings.position_embedding.weight", position_shape));
   if (spec.has_pre_norm) {
     // "pre_layrnorm" is the published spelling.
-    CONCLAVE_ASSIGN_OR_RETURN(weights.pre_norm,
-                              Norm::Load(checkpoint, prefix + "pre_layrnorm",
-                                         {checkpoint::NormKind::kLayerNorm, spec.norm_eps, true}, width));
+    CONCLAVE_ASSIGN_OR_RETURN(
+        weights.pre_norm,
+        Norm::Load(checkpoint, prefix + "pre_layrnorm",
+                   {checkpoint::NormKind::kLayerNorm, spec.norm_eps, true}, width));
   }
   return absl::OkStatus();
 }
 
-absl::Status LoadProjector(const Checkpoint& checkpoint, DType dtype, ThreadPool& pool, TowerWeights& weights) {
+absl::Status LoadProjector(const Checkpoint& checkpoint, DType dtype, ThreadPool& pool,
+                           TowerWeights& weights) {
   const checkpoint::ModelDesc& desc = checkpoint.desc();
   const checkpoint::ProjectorSpec& spec = desc.projector;
   if (spec.pools_2x2) {
     return Error(absl::StatusCode::kUnimplemented, "model_unsupported",
-                 "config.json: image_projector_type: pooling projectors are not served yet; expected linear, "
+                 "config.json: image_projector_type: pooling projectors are not served yet; "
+                 "expected linear, "
                  "mlpNx_gelu or identity");
   }
   const int32_t count = spec.kind == ProjectorKind::kLinear ? 1 : spec.num_linears;
   for (int32_t j = 0; j < count && spec.kind != ProjectorKind::kIdentity; ++j) {
     // Indices count the GELUs between the linears, which have no weights.
-    const std::string suffix = spec.kind == ProjectorKind::kLinear ? "" : "." + std::to_string(2 * j);
+    const std::string suffix =
+        spec.kind == ProjectorKind::kLinear ? "" : "." + std::to_string(2 * j);
     const LinearPart part[] = {{desc.names.projector + suffix, desc.hidden_dim}};
     const int64_t k = j == 0 ? desc.vision.hidden_dim : desc.hidden_dim;
     CONCLAVE_ASSIGN_OR_RETURN(Linear linear, LoadLinear(checkpoint, part, k, true, dtype, pool));
@@ -111,7 +122,8 @@ absl::Status LoadProjector(const Checkpoint& checkpoint, DType dtype, ThreadPool
 
 // Buffers of one picture, allocated once.
 struct Buffers {
-  Buffers(const VisionSpec& spec, const checkpoint::ModelDesc& desc, const kernels::KvLayout& layout, DType dtype)
+  Buffers(const VisionSpec& spec, const checkpoint::ModelDesc& desc,
+          const kernels::KvLayout& layout, DType dtype)
       : patches(Bytes(spec.num_patches(), int64_t{3} * spec.patch_size * spec.patch_size)),
         x(Bytes(spec.num_positions(), spec.hidden_dim)),
         n(Bytes(spec.num_positions(), spec.hidden_dim)),
@@ -120,17 +132,21 @@ struct Buffers {
         inner(Bytes(spec.num_positions(), std::max(spec.inner_dim, desc.hidden_dim))),
         kv(static_cast<size_t>(NumBlocks(spec)) * layout.block_bytes()),
         gemm(spec.num_positions(),
-             std::max({spec.hidden_dim, spec.inner_dim, desc.hidden_dim, 3 * spec.patch_size * spec.patch_size}),
+             std::max({spec.hidden_dim, spec.inner_dim, desc.hidden_dim,
+                       3 * spec.patch_size * spec.patch_size}),
              dtype),
         ranges(static_cast<size_t>(spec.num_positions())) {
     for (int32_t block = 0; block < NumBlocks(spec); ++block) {
       block_table.push_back(block);
     }
-    const kernels::KvRange all{kv.As<std::byte>(), layout.block_bytes(), block_table.data(), 0, spec.num_positions()};
+    const kernels::KvRange all{kv.As<std::byte>(), layout.block_bytes(), block_table.data(), 0,
+                               spec.num_positions()};
     std::fill(ranges.begin(), ranges.end(), all);
   }
 
-  static size_t Bytes(int64_t rows, int64_t cols) { return static_cast<size_t>(rows * cols) * sizeof(float); }
+  static size_t Bytes(int64_t rows, int64_t cols) {
+    return static_cast<size_t>(rows * cols) * sizeof(float);
+  }
   static int64_t NumBlocks(const VisionSpec& spec) {
     return (spec.num_positions() + kKvBlockTokens - 1) / kKvBlockTokens;
   }
@@ -144,7 +160,8 @@ struct Buffers {
 }  // namespace
 
 struct VisionTower::State {
-  State(const checkpoint::ModelDesc& model_desc, DType mode, const kernels::Context& context, TowerWeights loaded)
+  State(const checkpoint::ModelDesc& model_desc, DType mode, const kernels::Context& context,
+        TowerWeights loaded)
       : desc(model_desc),
         spec(desc.vision),
         compute(context),
@@ -178,7 +195,8 @@ void VisionTower::State::EmbedPatches(std::span<const float> pixels, MatView<flo
     float* row = patches.Row(p);
     for (int64_t channel = 0; channel < 3; ++channel) {
       for (int64_t y = 0; y < patch; ++y) {
-        const float* source = pixels.data() + (channel * size + (p / side) * patch + y) * size + (p % side) * patch;
+        const float* source =
+            pixels.data() + (channel * size + (p / side) * patch + y) * size + (p % side) * patch;
         row = std::copy_n(source, patch, row);
       }
     }
@@ -192,18 +210,21 @@ void VisionTower::State::EmbedPatches(std::span<const float> pixels, MatView<flo
   kernels::AddScaled(compute, positions, 1.0f, x);
 }
 
-void VisionTower::State::Attend(const TowerLayer& layer, MatView<const float> n, MatView<float> out) {
+void VisionTower::State::Attend(const TowerLayer& layer, MatView<const float> n,
+                                MatView<float> out) {
   const int64_t width = spec.hidden_dim;
   const MatView<float> qkv = Rows(buffers.qkv, n.rows, 3 * width);
   ApplyLinear(compute, layer.qkv, n, buffers.gemm, qkv);
   compute.pool->ParallelFor(n.rows, [&](int64_t r) {
-    kernels::StoreKv(compute, layout, qkv.Cols(width, width).RowSpan(r), qkv.Cols(2 * width, width).RowSpan(r),
-                     r % kKvBlockTokens,
-                     buffers.kv.As<std::byte>() + static_cast<size_t>(r / kKvBlockTokens) * layout.block_bytes());
+    kernels::StoreKv(compute, layout, qkv.Cols(width, width).RowSpan(r),
+                     qkv.Cols(2 * width, width).RowSpan(r), r % kKvBlockTokens,
+                     buffers.kv.As<std::byte>() +
+                         static_cast<size_t>(r / kKvBlockTokens) * layout.block_bytes());
   });
   const float scale = 1.0f / std::sqrt(static_cast<float>(layout.head_dim));
   const MatView<float> mixed = Rows(buffers.mixed, n.rows, width);
-  kernels::Attend(compute, layout, spec.num_heads, scale, qkv.Cols(0, width), buffers.ranges, mixed);
+  kernels::Attend(compute, layout, spec.num_heads, scale, qkv.Cols(0, width), buffers.ranges,
+                  mixed);
   ApplyLinear(compute, layer.output, mixed, buffers.gemm, out);
 }
 
@@ -268,9 +289,11 @@ absl::StatusOr<std::unique_ptr<VisionTower>> VisionTower::Load(
       new VisionTower(std::make_unique<State>(desc, dtype, compute, std::move(weights))));
 }
 
-void VisionTower::Encode(std::span<const float> pixels, std::vector<float>& out, VisionObserver* observer) {
+void VisionTower::Encode(std::span<const float> pixels, std::vector<float>& out,
+                         VisionObserver* observer) {
   State& s = *state_;
-  CONCLAVE_CHECK(static_cast<int64_t>(pixels.size()) == int64_t{3} * s.spec.image_size * s.spec.image_size);
+  CONCLAVE_CHECK(static_cast<int64_t>(pixels.size()) ==
+                 int64_t{3} * s.spec.image_size * s.spec.image_size);
   const MatView<float> x = s.Rows(s.buffers.x, s.spec.num_positions(), s.spec.hidden_dim);
   s.EmbedPatches(pixels, x);
   if (s.weights.pre_norm.has_value()) {
@@ -299,7 +322,8 @@ size_t VisionTower::weight_bytes() const {
   const TowerWeights& w = state_->weights;
   size_t bytes = w.patch.size_bytes() + w.position_embedding.size() * sizeof(float);
   for (const TowerLayer& layer : w.layers) {
-    bytes += layer.qkv.size_bytes() + layer.output.size_bytes() + layer.fc1.size_bytes() + layer.fc2.size_bytes();
+    bytes += layer.qkv.size_bytes() + layer.output.size_bytes() + layer.fc1.size_bytes() +
+             layer.fc2.size_bytes();
   }
   for (const Linear& linear : w.projector) {
     bytes += linear.size_bytes();

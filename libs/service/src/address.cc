@@ -93,7 +93,7 @@ absl::StatusOr<std::string> ResolveHost(const std::string& host) {
   hints.ai_socktype = SOCK_STREAM;
   addrinfo* raw = nullptr;
   const int rc = ::getaddrinfo(host.c_str(), nullptr, &hints, &raw);
-  if (rc != 0) {
+  if (rc != 0 || raw == nullptr) {
     return Error(absl::StatusCode::kUnavailable, "bind",
                  Quoted(host) + ": " + std::string(::gai_strerror(rc)));
   }

@@ -50,7 +50,9 @@ float BalanceLoss(const GateRecord& gate, size_t top_k) {
 
 class StepRecorder : public model::StepObserver {
  public:
-  void OnHidden(int32_t layer, MatView<const float> hidden_rows) override { Append(hidden[layer], hidden_rows); }
+  void OnHidden(int32_t layer, MatView<const float> hidden_rows) override {
+    Append(hidden[layer], hidden_rows);
+  }
   void OnGate(int32_t layer, MatView<const float> logits, MatView<const float> probabilities,
               const GateChoice& choice) override {
     GateRecord& gate = gates[layer];
@@ -76,8 +78,13 @@ class VisionRecorder : public model::VisionObserver {
 
 class CaseCheck {
  public:
-  CaseCheck(const std::string& folder, const std::string& images, const CheckOptions& options, Report& report)
-      : folder_(folder), images_(images), options_(options), report_(report), pool_(options.num_threads) {}
+  CaseCheck(const std::string& folder, const std::string& images, const CheckOptions& options,
+            Report& report)
+      : folder_(folder),
+        images_(images),
+        options_(options),
+        report_(report),
+        pool_(options.num_threads) {}
 
   void Run();
 
@@ -87,17 +94,21 @@ class CaseCheck {
   // Input rows of a prompt: embeddings with pictures spliced in. Checks the vision path on the way.
   std::optional<std::vector<float>> BuildInput(const std::string& name, const json::object& prompt,
                                                std::vector<bool>& is_image);
-  std::optional<std::vector<float>> CheckVision(const std::string& name, const json::object& prompt);
-  void CheckPrefill(const std::string& name, const std::vector<float>& input, const std::vector<bool>& is_image);
-  void CheckGreedy(const std::string& name, const json::object& prompt, const std::vector<float>& input,
-                   const std::vector<bool>& is_image);
+  std::optional<std::vector<float>> CheckVision(const std::string& name,
+                                                const json::object& prompt);
+  void CheckPrefill(const std::string& name, const std::vector<float>& input,
+                    const std::vector<bool>& is_image);
+  void CheckGreedy(const std::string& name, const json::object& prompt,
+                   const std::vector<float>& input, const std::vector<bool>& is_image);
   // The recording's batch: its prompts as sequences of one step.
   void CheckBatch(const json::object& batch);
   void CheckTokens(const std::string& name, const json::object& prompt);
-  void CheckGates(const std::string& prefix, const std::string& name, const StepRecorder& seen, bool with_logits);
+  void CheckGates(const std::string& prefix, const std::string& name, const StepRecorder& seen,
+                  bool with_logits);
 
-  absl::StatusOr<MatView<const float>> Step(const float* input, const std::vector<bool>& is_image, int32_t first,
-                                            int32_t count, bool all_logits, bool is_prefill, model::KvPool& kv,
+  absl::StatusOr<MatView<const float>> Step(const float* input, const std::vector<bool>& is_image,
+                                            int32_t first, int32_t count, bool all_logits,
+                                            bool is_prefill, model::KvPool& kv,
                                             model::StepObserver* observer);
   model::KvPool MakePool(int32_t length) const;
 
@@ -129,7 +140,8 @@ absl::Status CaseCheck::Load() {
   for (const json::value& prompt : case_.at("prompts").as_array()) {
     num_rows += prompt.as_object().at("length").to_number<int32_t>();
   }
-  CONCLAVE_ASSIGN_OR_RETURN(model_, cli::Assembly::Open(folder_ + "/" + Str(case_.at("checkpoint")), ""));
+  CONCLAVE_ASSIGN_OR_RETURN(model_,
+                            cli::Assembly::Open(folder_ + "/" + Str(case_.at("checkpoint")), ""));
   cli::AssemblyOptions load;
   load.dtype = DType::kF32;
   load.compute = kernels::Context(options_.isa, pool_);
@@ -194,7 +206,8 @@ void CaseCheck::CheckBatch(const json::object& batch) {
     for (size_t have = 0; have < length; have += static_cast<size_t>(kernels::kKvBlockTokens)) {
       tables[b].push_back(*kv.Allocate());
     }
-    std::copy(input.rows.begin(), input.rows.end(), model_->decoder->input().Row(static_cast<int64_t>(rows.size())));
+    std::copy(input.rows.begin(), input.rows.end(),
+              model_->decoder->input().Row(static_cast<int64_t>(rows.size())));
     for (size_t r = 0; r < length; ++r) {
       logit_rows.push_back(static_cast<int32_t>(rows.size()));
       rows.push_back({static_cast<int32_t>(r), tables[b].data(), input.is_image[r], true});
@@ -262,12 +275,15 @@ void CaseCheck::CheckTokens(const std::string& name, const json::object& prompt)
   }
   const std::vector<text::PromptSpan> spans =
       text::Render(*prompt_template, turns, std::nullopt, *model_->tokenizer);
-  report_.Exact(id_, name + ": prompt text", text::Flatten(spans) == Str(prompt.at("prompt")), text::Flatten(spans));
+  report_.Exact(id_, name + ": prompt text", text::Flatten(spans) == Str(prompt.at("prompt")),
+                text::Flatten(spans));
   report_.Exact(id_, name + ": input ids",
-                text::EncodePrompt(*model_->tokenizer, spans) == Ints(prompt.at("input_ids")), "ids differ");
+                text::EncodePrompt(*model_->tokenizer, spans) == Ints(prompt.at("input_ids")),
+                "ids differ");
 }
 
-std::optional<std::vector<float>> CaseCheck::CheckVision(const std::string& name, const json::object& prompt) {
+std::optional<std::vector<float>> CaseCheck::CheckVision(const std::string& name,
+                                                         const json::object& prompt) {
   const checkpoint::VisionSpec& spec = model_->desc().vision;
   image::PreprocessSpec preprocess;
   preprocess.size = spec.image_size;
@@ -283,12 +299,14 @@ std::optional<std::vector<float>> CaseCheck::CheckVision(const std::string& name
       report_.Error(id_, name + ": picture", MessageOf(bytes.status()));
       return std::nullopt;
     }
-    const absl::StatusOr<image::RgbImage> picture = image::Decode(std::as_bytes(std::span(*bytes)), {});
+    const absl::StatusOr<image::RgbImage> picture =
+        image::Decode(std::as_bytes(std::span(*bytes)), {});
     if (!picture.ok()) {
       report_.Error(id_, name + ": picture", MessageOf(picture.status()));
       return std::nullopt;
     }
-    const std::vector<float> pixels = image::Normalize(image::FitAndResize(*picture, preprocess), preprocess);
+    const std::vector<float> pixels =
+        image::Normalize(image::FitAndResize(*picture, preprocess), preprocess);
     VisionRecorder seen;
     std::vector<float> projected;
     model_->tower->Encode(pixels, projected, &seen);
@@ -307,13 +325,15 @@ std::optional<std::vector<float>> CaseCheck::CheckVision(const std::string& name
     if (const TensorFile::Tensor* states = expected_.Find("vision_hidden")) {
       std::vector<float> first = states->Floats();
       first.resize(std::min(first.size(), hidden.size()));
-      report_.Near(id_, name + ": vision hidden states", first, hidden, Tolerance("vision_features"));
+      report_.Near(id_, name + ": vision hidden states", first, hidden,
+                   Tolerance("vision_features"));
     }
   }
   return all_projected;
 }
 
-std::optional<std::vector<float>> CaseCheck::BuildInput(const std::string& name, const json::object& prompt,
+std::optional<std::vector<float>> CaseCheck::BuildInput(const std::string& name,
+                                                        const json::object& prompt,
                                                         std::vector<bool>& is_image) {
   std::vector<float> projected;
   if (!prompt.at("images").as_array().empty()) {
@@ -340,8 +360,9 @@ std::optional<std::vector<float>> CaseCheck::BuildInput(const std::string& name,
     }
   }
   const auto length = prompt.at("length").to_number<size_t>();
-  report_.Exact(id_, name + ": spliced length", is_image.size() == length,
-                "expected " + std::to_string(length) + ", found " + std::to_string(is_image.size()));
+  report_.Exact(
+      id_, name + ": spliced length", is_image.size() == length,
+      "expected " + std::to_string(length) + ", found " + std::to_string(is_image.size()));
   return input;
 }
 
@@ -350,18 +371,22 @@ model::KvPool CaseCheck::MakePool(int32_t length) const {
           static_cast<int32_t>(length / kernels::kKvBlockTokens + 1)};
 }
 
-absl::StatusOr<MatView<const float>> CaseCheck::Step(const float* input, const std::vector<bool>& is_image,
-                                                     int32_t first, int32_t count, bool all_logits, bool is_prefill,
-                                                     model::KvPool& kv, model::StepObserver* observer) {
+absl::StatusOr<MatView<const float>> CaseCheck::Step(const float* input,
+                                                     const std::vector<bool>& is_image,
+                                                     int32_t first, int32_t count, bool all_logits,
+                                                     bool is_prefill, model::KvPool& kv,
+                                                     model::StepObserver* observer) {
   while (static_cast<int64_t>(block_table_.size()) * kernels::kKvBlockTokens < first + count) {
     block_table_.push_back(*kv.Allocate());
   }
-  std::copy_n(input, static_cast<int64_t>(count) * model_->desc().hidden_dim, model_->decoder->input().data);
+  std::copy_n(input, static_cast<int64_t>(count) * model_->desc().hidden_dim,
+              model_->decoder->input().data);
   std::vector<model::StepRow> rows;
   std::vector<int32_t> logit_rows;
   for (int32_t r = 0; r < count; ++r) {
     const auto position = static_cast<size_t>(first + r);
-    rows.push_back({first + r, block_table_.data(), position < is_image.size() && is_image[position], is_prefill});
+    rows.push_back({first + r, block_table_.data(),
+                    position < is_image.size() && is_image[position], is_prefill});
     if (all_logits || r + 1 == count) {
       logit_rows.push_back(r);
     }
@@ -369,15 +394,15 @@ absl::StatusOr<MatView<const float>> CaseCheck::Step(const float* input, const s
   return model_->decoder->Step(rows, logit_rows, kv, *model_->dispatcher, observer);
 }
 
-void CaseCheck::Near(const std::string& what, const std::string& tensor, const std::string& tolerance,
-                     std::span<const float> found) {
+void CaseCheck::Near(const std::string& what, const std::string& tensor,
+                     const std::string& tolerance, std::span<const float> found) {
   if (const TensorFile::Tensor* expected = expected_.Find(tensor)) {
     report_.Near(id_, what, expected->Floats(), found, Tolerance(tolerance));
   }
 }
 
-void CaseCheck::CheckGates(const std::string& prefix, const std::string& name, const StepRecorder& seen,
-                           bool with_logits) {
+void CaseCheck::CheckGates(const std::string& prefix, const std::string& name,
+                           const StepRecorder& seen, bool with_logits) {
   for (const auto& [layer, gate] : seen.gates) {
     const std::string key = prefix + ".moe." + std::to_string(layer);
     const std::string what = name + " gate " + std::to_string(layer);
@@ -400,13 +425,15 @@ void CaseCheck::CheckPrefill(const std::string& name, const std::vector<float>& 
   model::KvPool kv = MakePool(length);
   block_table_.clear();
   StepRecorder seen;
-  const absl::StatusOr<MatView<const float>> logits = Step(input.data(), is_image, 0, length, true, true, kv, &seen);
+  const absl::StatusOr<MatView<const float>> logits =
+      Step(input.data(), is_image, 0, length, true, true, kv, &seen);
   if (!logits.ok()) {
     report_.Error(id_, name + ": prefill", logits.status().ToString());
     return;
   }
   for (const auto& [layer, hidden] : seen.hidden) {
-    Near(name + ": hidden " + std::to_string(layer), name + ".hidden." + std::to_string(layer), "hidden", hidden);
+    Near(name + ": hidden " + std::to_string(layer), name + ".hidden." + std::to_string(layer),
+         "hidden", hidden);
   }
   Near(name + ": final norm", name + ".final_norm", "final_norm", seen.final_norm);
   CheckGates(name, name + ":", seen, true);
@@ -414,13 +441,13 @@ void CaseCheck::CheckPrefill(const std::string& name, const std::vector<float>& 
   Near(name + ": logits", name + ".logits", "logits", all);
   if (const TensorFile::Tensor* tail = expected_.Find(name + ".logits_tail")) {
     const size_t count = tail->bytes.size() / sizeof(float);
-    report_.Near(id_, name + ": logits of the last rows", tail->Floats(), all.last(std::min(count, all.size())),
-                 Tolerance("logits"));
+    report_.Near(id_, name + ": logits of the last rows", tail->Floats(),
+                 all.last(std::min(count, all.size())), Tolerance("logits"));
   }
 }
 
-void CaseCheck::CheckGreedy(const std::string& name, const json::object& prompt, const std::vector<float>& input,
-                            const std::vector<bool>& is_image) {
+void CaseCheck::CheckGreedy(const std::string& name, const json::object& prompt,
+                            const std::vector<float>& input, const std::vector<bool>& is_image) {
   const std::vector<int32_t> expected_ids = Ints(prompt.at("greedy").as_object().at("ids"));
   const auto steps = static_cast<int32_t>(expected_ids.size());
   const auto length = static_cast<int32_t>(is_image.size());
@@ -432,7 +459,8 @@ void CaseCheck::CheckGreedy(const std::string& name, const json::object& prompt,
   std::vector<std::pair<float, int32_t>> scratch;
   StepRecorder seen;
   std::vector<float> row(static_cast<size_t>(model_->desc().hidden_dim));
-  absl::StatusOr<MatView<const float>> logits = Step(input.data(), is_image, 0, length, false, true, kv, nullptr);
+  absl::StatusOr<MatView<const float>> logits =
+      Step(input.data(), is_image, 0, length, false, true, kv, nullptr);
   for (int32_t step = 0; step < steps && logits.ok(); ++step) {
     if (step > 0) {
       model_->decoder->Embed(ids.back(), row);
@@ -443,7 +471,8 @@ void CaseCheck::CheckGreedy(const std::string& name, const json::object& prompt,
     }
     const std::span<const float> last = logits->RowSpan(0);
     greedy_logits.insert(greedy_logits.end(), last.begin(), last.begin() + vocab);
-    ids.push_back(model::Sample(last, vocab, {}, {}, {}, static_cast<uint64_t>(step), scratch).token);
+    ids.push_back(
+        model::Sample(last, vocab, {}, {}, {}, static_cast<uint64_t>(step), scratch).token);
   }
   if (!logits.ok()) {
     report_.Error(id_, name + ": greedy", logits.status().ToString());
@@ -459,7 +488,8 @@ void CaseCheck::CheckGreedy(const std::string& name, const json::object& prompt,
 
 }  // namespace
 
-void CheckCase(const std::string& folder, const std::string& images, const CheckOptions& options, Report& report) {
+void CheckCase(const std::string& folder, const std::string& images, const CheckOptions& options,
+               Report& report) {
   CaseCheck(folder, images, options, report).Run();
 }
 

@@ -15,7 +15,8 @@ struct CheckOptions {
 };
 
 // One case folder: case.json, checkpoint/, expected.safetensors; pictures come from `images`.
-void CheckCase(const std::string& folder, const std::string& images, const CheckOptions& options, Report& report);
+void CheckCase(const std::string& folder, const std::string& images, const CheckOptions& options,
+               Report& report);
 void CheckImages(const std::string& root, Report& report);
 void CheckTokenizer(const std::string& folder, Report& report);
 void CheckTemplates(const std::string& root, Report& report);

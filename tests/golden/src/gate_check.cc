@@ -13,7 +13,8 @@ namespace {
 namespace json = boost::json;
 
 // One row of the file: logits of some tokens and per token its [expert, slot, weight] entries.
-void CheckRow(const json::object& row, const kernels::Context& context, const std::string& name, Report& report) {
+void CheckRow(const json::object& row, const kernels::Context& context, const std::string& name,
+              Report& report) {
   const json::array& tokens = row.at("logits").as_array();
   const auto num_rows = static_cast<int64_t>(tokens.size());
   const auto num_experts = static_cast<int64_t>(tokens[0].as_array().size());
@@ -21,7 +22,8 @@ void CheckRow(const json::object& row, const kernels::Context& context, const st
   const std::string about = Str(row.at("about"));
   // DeepSpeed drops what exceeds the capacity; the deterministic gate has none.
   if (row.at("capacity").to_number<int64_t>() < num_rows) {
-    report.NotSupported(name, about + ": capacity below the number of tokens (the REF mode is not served)");
+    report.NotSupported(
+        name, about + ": capacity below the number of tokens (the REF mode is not served)");
     return;
   }
   std::vector<float> logits;
@@ -36,14 +38,17 @@ void CheckRow(const json::object& row, const kernels::Context& context, const st
   std::vector<int32_t> experts(static_cast<size_t>(num_rows * top_k));
   std::vector<float> weights(experts.size());
   model::ChooseExperts(context, spec, {logits.data(), num_rows, num_experts, num_experts},
-                       {experts.data(), num_rows, top_k, top_k}, {weights.data(), num_rows, top_k, top_k});
+                       {experts.data(), num_rows, top_k, top_k},
+                       {weights.data(), num_rows, top_k, top_k});
   // Dense [token, expert] weights on both sides: the recording lists entries by expert.
   std::vector<float> expected(static_cast<size_t>(num_rows * num_experts), 0.0f);
   std::vector<float> found(expected.size(), 0.0f);
   for (int64_t t = 0; t < num_rows; ++t) {
-    for (const json::value& entry : row.at("expert_slot_weight").as_array()[static_cast<size_t>(t)].as_array()) {
+    for (const json::value& entry :
+         row.at("expert_slot_weight").as_array()[static_cast<size_t>(t)].as_array()) {
       const json::array& item = entry.as_array();
-      expected[static_cast<size_t>(t * num_experts + item[0].to_number<int64_t>())] = item[2].to_number<float>();
+      expected[static_cast<size_t>(t * num_experts + item[0].to_number<int64_t>())] =
+          item[2].to_number<float>();
     }
     for (int64_t k = 0; k < top_k; ++k) {
       const auto at = static_cast<size_t>(t * top_k + k);

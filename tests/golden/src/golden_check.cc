@@ -63,13 +63,15 @@ int Main(const std::vector<std::string>& args) {
     }
   }
   if (folders.empty() || options.num_workers < 1 || options.num_threads < 1) {
-    std::fprintf(stderr, "usage: golden_check [--isa auto|NAME] [--workers N] [--threads N] DIR...\n");
+    std::fprintf(stderr,
+                 "usage: golden_check [--isa auto|NAME] [--workers N] [--threads N] DIR...\n");
     return 2;
   }
   Report report;
   for (const std::string& folder : folders) {
     if (Exists(folder + "/case.json")) {
-      const std::string images = std::filesystem::path(folder).parent_path().parent_path() / "images";
+      const std::string images =
+          std::filesystem::path(folder).parent_path().parent_path() / "images";
       CheckCase(folder, images, options, report);
     } else if (std::filesystem::is_directory(folder)) {
       const int before = report.num_passed() + report.num_failed() + report.num_not_supported();

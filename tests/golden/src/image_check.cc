@@ -30,7 +30,9 @@ image::PreprocessSpec SpecOf(const std::string& config) {
   const size_t underscore = config.find('_');
   spec.size = std::stoi(config.substr(is_clip ? 4 : 6, underscore));
   const std::string fit = config.substr(underscore + 1);
-  spec.fit = fit == "pad" ? image::Fit::kPad : fit == "crop" ? image::Fit::kCrop : image::Fit::kStretch;
+  spec.fit = fit == "pad"    ? image::Fit::kPad
+             : fit == "crop" ? image::Fit::kCrop
+                             : image::Fit::kStretch;
   const float clip_mean[] = {0.48145466f, 0.4578275f, 0.40821073f};
   const float clip_std[] = {0.26862954f, 0.26130258f, 0.27577711f};
   for (int c = 0; c < 3; ++c) {
@@ -54,14 +56,16 @@ void CheckPicture(const std::string& root, const json::object& expected, Report&
   }
   image::DecodeLimits limits;
   limits.aspect_ratio_max = 10'000;  // The recordings hold extreme shapes on purpose.
-  const absl::StatusOr<image::RgbImage> picture = image::Decode(std::as_bytes(std::span(*bytes)), limits);
+  const absl::StatusOr<image::RgbImage> picture =
+      image::Decode(std::as_bytes(std::span(*bytes)), limits);
   if (!picture.ok()) {
     report.Error(name, "decode", MessageOf(picture.status()));
     return;
   }
-  report.Exact(name, "decoded RGB",
-               Sha256Hex(picture->pixels.data(), picture->pixels.size()) == Str(expected.at("rgb_sha256")),
-               "bytes differ");
+  report.Exact(
+      name, "decoded RGB",
+      Sha256Hex(picture->pixels.data(), picture->pixels.size()) == Str(expected.at("rgb_sha256")),
+      "bytes differ");
   for (const json::value& value : expected.at("results").as_array()) {
     const json::object& result = value.as_object();
     const std::string config = Str(result.at("config"));
@@ -69,7 +73,8 @@ void CheckPicture(const std::string& root, const json::object& expected, Report&
     const image::RgbImage resized = image::FitAndResize(*picture, spec);
     const std::vector<float> pixels = image::Normalize(resized, spec);
     const bool is_equal =
-        Sha256Hex(resized.pixels.data(), resized.pixels.size()) == Str(result.at("resized_u8_sha256")) &&
+        Sha256Hex(resized.pixels.data(), resized.pixels.size()) ==
+            Str(result.at("resized_u8_sha256")) &&
         Sha256Hex(pixels.data(), pixels.size() * sizeof(float)) == Str(result.at("float_sha256"));
     report.Exact(name, config + ": u8 and f32 pixels", is_equal, "pixels differ");
   }

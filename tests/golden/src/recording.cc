@@ -54,7 +54,8 @@ absl::StatusOr<std::vector<json::value>> ReadJsonLines(const std::string& path) 
     boost::system::error_code error;
     values.push_back(json::parse(line, error));
     if (error) {
-      return InvalidArgument("recording", path + ":" + std::to_string(values.size()) + ": is no JSON");
+      return InvalidArgument("recording",
+                             path + ":" + std::to_string(values.size()) + ": is no JSON");
     }
   }
   return values;
@@ -115,7 +116,8 @@ absl::StatusOr<TensorFile> TensorFile::Open(const std::string& path) {
   }
   const size_t start = sizeof header_size + header_size;
   TensorFile file;
-  const json::value header = json::parse(std::string_view(bytes).substr(sizeof header_size, header_size));
+  const json::value header =
+      json::parse(std::string_view(bytes).substr(sizeof header_size, header_size));
   for (const auto& [key, value] : header.as_object()) {
     if (key == "__metadata__") {
       continue;
@@ -129,7 +131,8 @@ absl::StatusOr<TensorFile> TensorFile::Open(const std::string& path) {
     const auto first = entry.at("data_offsets").as_array().at(0).to_number<size_t>();
     const auto last = entry.at("data_offsets").as_array().at(1).to_number<size_t>();
     if (first > last || last > bytes.size() - start) {
-      return InvalidArgument("recording", path + ": tensor " + std::string(key) + " lies outside the file");
+      return InvalidArgument("recording",
+                             path + ": tensor " + std::string(key) + " lies outside the file");
     }
     tensor.bytes = bytes.substr(start + first, last - first);
     file.tensors_.emplace(std::string(key), std::move(tensor));

@@ -11,11 +11,11 @@ namespace conclave::golden {
 enum class Outcome { kPass, kFail, kNotSupported };
 
 struct Line {
-  std::string name;     // the case
-  std::string what;     // what was compared
-  double max_abs = 0;   // largest absolute difference; 0 where equality was asked for and held
-  double max_rel = 0;   // largest difference relative to the expected value's magnitude
-  std::string limit;    // "exact" or the tolerance
+  std::string name;    // the case
+  std::string what;    // what was compared
+  double max_abs = 0;  // largest absolute difference; 0 where equality was asked for and held
+  double max_rel = 0;  // largest difference relative to the expected value's magnitude
+  std::string limit;   // "exact" or the tolerance
   Outcome outcome = Outcome::kPass;
   std::string note;
 };
@@ -26,7 +26,8 @@ class Report {
   void Near(const std::string& name, const std::string& what, std::span<const float> expected,
             std::span<const float> found, double tolerance);
   // A condition of equality; `note` says what differs when it does not hold.
-  void Exact(const std::string& name, const std::string& what, bool is_equal, const std::string& note);
+  void Exact(const std::string& name, const std::string& what, bool is_equal,
+             const std::string& note);
   void NotSupported(const std::string& name, const std::string& why);
   // Something that should work and did not.
   void Error(const std::string& name, const std::string& what, const std::string& why);

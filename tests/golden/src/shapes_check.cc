@@ -39,7 +39,8 @@ json::object StablelmConfig(bool is_384) {
           {"bos_token_id", 100257},
           {"eos_token_id", 100257},
           {"torch_dtype", "bfloat16"},
-          {"mm_image_tower", is_384 ? "google/siglip-so400m-patch14-384" : "openai/clip-vit-large-patch14-336"},
+          {"mm_image_tower",
+           is_384 ? "google/siglip-so400m-patch14-384" : "openai/clip-vit-large-patch14-336"},
           {"mm_hidden_size", is_384 ? 1152 : 1024},
           {"mm_vision_select_layer", -2},
           {"mm_vision_select_feature", "patch"},
@@ -65,7 +66,8 @@ json::object StablelmConfig(bool is_384) {
 class TemporaryFolder {
  public:
   TemporaryFolder() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "conclave-shapes-XXXXXX").string();
+    std::string pattern =
+        (std::filesystem::temp_directory_path() / "conclave-shapes-XXXXXX").string();
     path_ = ::mkdtemp(pattern.data()) == nullptr ? "" : pattern;
   }
   ~TemporaryFolder() {
@@ -93,7 +95,8 @@ void CheckShapes(const std::string& file, Report& report) {
     return;
   }
   const TemporaryFolder folder;
-  std::ofstream(folder.path() + "/config.json") << json::serialize(StablelmConfig(stem.ends_with("-384")));
+  std::ofstream(folder.path() + "/config.json")
+      << json::serialize(StablelmConfig(stem.ends_with("-384")));
   const absl::StatusOr<checkpoint::ModelDesc> desc = checkpoint::ReadModelDesc(folder.path());
   if (!desc.ok()) {
     report.Error(name, "config", desc.status().ToString());

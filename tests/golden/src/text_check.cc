@@ -44,8 +44,8 @@ class Tally {
   std::string first_;
 };
 
-void CheckStrings(const std::string& folder, const std::string& name, const text::Tokenizer& tokenizer,
-                  Report& report) {
+void CheckStrings(const std::string& folder, const std::string& name,
+                  const text::Tokenizer& tokenizer, Report& report) {
   const auto lines = ReadJsonLines(folder + "/strings.jsonl");
   if (!lines.ok()) {
     report.Error(name, "strings.jsonl", MessageOf(lines.status()));
@@ -67,8 +67,8 @@ void CheckStrings(const std::string& folder, const std::string& name, const text
   kept.Report(report, name, "decoded with specials");
 }
 
-void CheckImagePrompts(const std::string& folder, const std::string& name, const text::Tokenizer& tokenizer,
-                       Report& report) {
+void CheckImagePrompts(const std::string& folder, const std::string& name,
+                       const text::Tokenizer& tokenizer, Report& report) {
   const auto lines = ReadJsonLines(folder + "/image_prompts.jsonl");
   if (!lines.ok()) {
     report.Error(name, "image_prompts.jsonl", MessageOf(lines.status()));
@@ -142,7 +142,8 @@ void CheckTokenizer(const std::string& folder, Report& report) {
     return;
   }
   if (const auto meta = ReadJson(folder + "/tokenizer_case.json"); meta.ok()) {
-    report.Exact(name, "length", (*tokenizer)->size() == meta->as_object().at("length").to_number<int32_t>(),
+    report.Exact(name, "length",
+                 (*tokenizer)->size() == meta->as_object().at("length").to_number<int32_t>(),
                  "found " + std::to_string((*tokenizer)->size()));
   }
   CheckStrings(folder, name, **tokenizer, report);
@@ -161,7 +162,8 @@ void CheckTemplates(const std::string& root, Report& report) {
   const NoTokenizer tokenizer;
   for (const auto& [key, value] : file->as_object().at("templates").as_object()) {
     const std::string name = "templates/" + std::string(key);
-    const text::PromptTemplate* prompt_template = text::FindTemplate(std::string_view(key.data(), key.size()));
+    const text::PromptTemplate* prompt_template =
+        text::FindTemplate(std::string_view(key.data(), key.size()));
     if (prompt_template == nullptr) {
       report.Error(name, "lookup", "no such template");
       continue;

@@ -160,7 +160,8 @@ TEST_P(ForeignFormatTest, IsRefusedWithTheAcceptedFormats) {
   const Bytes file = Foreign(GetParam().magic);
   ExpectRefused(file, "image_format_unsupported");
   const std::string message = MessageOf(Decode(AsInput(file), {}).status());
-  EXPECT_NE(message.find("expected JPEG, PNG or WebP, found " + GetParam().in_message), std::string::npos)
+  EXPECT_NE(message.find("expected JPEG, PNG or WebP, found " + GetParam().in_message),
+            std::string::npos)
       << message;
 }
 

@@ -29,7 +29,8 @@ TEST_P(BadWebpTest, TheSampleItselfDecodes) { EXPECT_TRUE(StatusOf(Sample(GetPar
 TEST_P(BadWebpTest, I10_CutAnywhereIsNoPicture) {
   const Bytes whole = Sample(GetParam());
   for (size_t length = 12; length < whole.size(); length += length < 64 ? 1 : 37) {
-    const absl::Status status = StatusOf(Bytes(whole.begin(), whole.begin() + static_cast<ptrdiff_t>(length)));
+    const absl::Status status =
+        StatusOf(Bytes(whole.begin(), whole.begin() + static_cast<ptrdiff_t>(length)));
     ASSERT_EQ(ReasonOf(status), "image_truncated") << "cut at " << length << ": " << status;
   }
 }
@@ -67,7 +68,8 @@ TEST_P(BadWebpTest, I11_EveryBitFlipDecodesOrIsRefused) {
     flipped[bit / 8] = static_cast<uint8_t>(flipped[bit / 8] ^ (1u << (bit % 8)));
     const absl::StatusOr<RgbImage> picture = Decode(AsInput(flipped), {});
     if (picture.ok()) {
-      ASSERT_EQ(picture->pixels.size(), static_cast<size_t>(picture->width) * static_cast<size_t>(picture->height) * 3);
+      ASSERT_EQ(picture->pixels.size(),
+                static_cast<size_t>(picture->width) * static_cast<size_t>(picture->height) * 3);
     } else {
       ASSERT_FALSE(ReasonOf(picture.status()).empty()) << "bit " << bit;
       ++num_refused;
@@ -76,8 +78,11 @@ TEST_P(BadWebpTest, I11_EveryBitFlipDecodesOrIsRefused) {
   EXPECT_GT(num_refused, 64) << "flips of the magic bytes and sizes alone must be refused";
 }
 
-INSTANTIATE_TEST_SUITE_P(Samples, BadWebpTest, testing::Values("webp_lossless.webp", "webp_lossy.webp"),
-                         [](const auto& param) { return param.param.substr(5, param.param.find('.') - 5); });
+INSTANTIATE_TEST_SUITE_P(Samples, BadWebpTest,
+                         testing::Values("webp_lossless.webp", "webp_lossy.webp"),
+                         [](const auto& param) {
+                           return param.param.substr(5, param.param.find('.') - 5);
+                         });
 
 // "VP8X" with the given flags and canvas, then the chunks of `still`.
 Bytes Extended(const Bytes& still, uint8_t flags, uint32_t width, uint32_t height) {

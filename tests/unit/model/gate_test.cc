@@ -19,7 +19,8 @@ Chosen Choose(std::vector<float> logits, int32_t top_k, bool is_renormalized, ke
   checkpoint::MoeSpec spec;
   spec.top_k = top_k;
   spec.is_renormalized = is_renormalized;
-  Chosen chosen{std::vector<int32_t>(static_cast<size_t>(top_k)), std::vector<float>(static_cast<size_t>(top_k))};
+  Chosen chosen{std::vector<int32_t>(static_cast<size_t>(top_k)),
+                std::vector<float>(static_cast<size_t>(top_k))};
   const auto width = static_cast<int64_t>(logits.size());
   ChooseExperts(kernels::Context(isa, pool), spec, {logits.data(), 1, width, width},
                 {chosen.experts.data(), 1, top_k, top_k}, {chosen.weights.data(), 1, top_k, top_k});
@@ -34,10 +35,11 @@ TEST_P(GateTest, RowsOfTheOriginal) {
     std::vector<int32_t> experts;
     std::vector<float> weights;
   };
-  const Case cases[] = {{{1, 2, 0.5f, -1}, {1, 0}, {0.731059f, 0.268941f}},
-                        {{0, 0, 3, 2.5f}, {2, 3}, {0.622459f, 0.377541f}},
-                        {{4, -1, -1, -2}, {0, 1}, {0.993307f, 0.006693f}},  // the tie goes to the lower id
-                        {{0.2f, 0.1f, 0, -0.1f}, {0, 1}, {0.524979f, 0.475021f}}};
+  const Case cases[] = {
+      {{1, 2, 0.5f, -1}, {1, 0}, {0.731059f, 0.268941f}},
+      {{0, 0, 3, 2.5f}, {2, 3}, {0.622459f, 0.377541f}},
+      {{4, -1, -1, -2}, {0, 1}, {0.993307f, 0.006693f}},  // the tie goes to the lower id
+      {{0.2f, 0.1f, 0, -0.1f}, {0, 1}, {0.524979f, 0.475021f}}};
   for (const Case& c : cases) {
     const Chosen chosen = Choose(c.logits, 2, true, GetParam());
     EXPECT_EQ(chosen.experts, c.experts);

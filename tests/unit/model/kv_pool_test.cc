@@ -121,7 +121,8 @@ TEST(KvPoolTest, LayersAndBlocksDoNotOverlap) {
     }
   }
   EXPECT_EQ(starts.size(), 12u);
-  EXPECT_GE(static_cast<size_t>(*std::next(starts.begin()) - *starts.begin()), kLayout.block_bytes());
+  EXPECT_GE(static_cast<size_t>(*std::next(starts.begin()) - *starts.begin()),
+            kLayout.block_bytes());
 }
 
 TEST(KvPoolTest, ARandomWalkNeverGivesAHeldBlockAway) {
@@ -154,7 +155,8 @@ TEST(KvPoolTest, ARandomWalkNeverGivesAHeldBlockAway) {
         ASSERT_EQ(holders[*block], 0);
         ++holders[*block];
         const size_t at = blocks.size() * kBlock;
-        pool.Publish(*block, blocks.empty() ? -1 : blocks.back(), std::span(keys).subspan(at, kBlock));
+        pool.Publish(*block, blocks.empty() ? -1 : blocks.back(),
+                     std::span(keys).subspan(at, kBlock));
         blocks.push_back(*block);
       }
       held.push_back(blocks);

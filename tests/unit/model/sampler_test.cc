@@ -15,12 +15,15 @@ namespace {
 std::vector<std::pair<float, int32_t>> scratch;
 
 TokenChoice Choose(const std::vector<float>& logits, const SamplerParams& params, uint64_t step = 0,
-                   const std::vector<int32_t>& prompt = {}, const std::vector<int32_t>& generated = {}) {
-  return Sample(logits, static_cast<int32_t>(logits.size()), params, prompt, generated, step, scratch);
+                   const std::vector<int32_t>& prompt = {},
+                   const std::vector<int32_t>& generated = {}) {
+  return Sample(logits, static_cast<int32_t>(logits.size()), params, prompt, generated, step,
+                scratch);
 }
 
 // Share of each id over `steps` draws.
-std::map<int32_t, double> Shares(const std::vector<float>& logits, SamplerParams params, int steps = 20000) {
+std::map<int32_t, double> Shares(const std::vector<float>& logits, SamplerParams params,
+                                 int steps = 20000) {
   params.seed = 5;
   std::map<int32_t, double> shares;
   for (int step = 0; step < steps; ++step) {
@@ -94,8 +97,8 @@ TEST(SamplerTest, TheSameSeedAndStepGiveTheSameTokenAndOthersDiffer) {
 TEST(SamplerTest, RepetitionPenaltyWeakensWhatWasSaid) {
   SamplerParams params;
   params.repetition_penalty = 2.0f;
-  EXPECT_EQ(Choose({4, 3}, params, 0, {}, {0}).token, 1);   // 4 / 2 < 3
-  EXPECT_EQ(Choose({4, 3}, params, 0, {0}, {}).token, 1);   // the prompt counts
+  EXPECT_EQ(Choose({4, 3}, params, 0, {}, {0}).token, 1);       // 4 / 2 < 3
+  EXPECT_EQ(Choose({4, 3}, params, 0, {0}, {}).token, 1);       // the prompt counts
   EXPECT_EQ(Choose({-1, -1.5f}, params, 0, {}, {0}).token, 1);  // -1 · 2 < -1.5
 }
 

@@ -38,7 +38,7 @@ struct SamplingParams {
   float repetition_penalty = 1.0f;
   float presence_penalty = 0.0f;
   float frequency_penalty = 0.0f;
-  uint64_t seed = 0;         // sampling is a function of (logits, params, seed, step)
+  uint64_t seed = 0;  // sampling is a function of (logits, params, seed, step)
   std::vector<std::pair<int32_t, float>> logit_bias;
   int32_t num_top_logprobs = -1;  // -1: none; 0..20: of the chosen token and that many best ones
 };
@@ -88,7 +88,7 @@ struct Usage {
 
 // Milliseconds since the request was submitted.
 struct Timings {
-  double image_ms = 0;        // decode, resize and encode
+  double image_ms = 0;  // decode, resize and encode
   double queue_ms = 0;
   double prefill_ms = 0;
   double decode_ms = 0;
@@ -122,9 +122,9 @@ struct ModelCard {
   int32_t max_model_len = 0;  // tokens
   int32_t vocab_size = 0;     // ids below exist
   bool has_vision = false;
-  int64_t created = 0;        // Unix seconds
-  std::string fingerprint;    // manifest hash + numeric mode + ISA path; not topology
-  std::string numeric_mode;   // "bf16"
+  int64_t created = 0;       // Unix seconds
+  std::string fingerprint;   // manifest hash + numeric mode + ISA path; not topology
+  std::string numeric_mode;  // "bf16"
   // The inner axes of ChoiceEnd::routed_experts. 0: not known; the reply then holds a flat array.
   int32_t num_moe_layers = 0;
   int32_t moe_top_k = 0;

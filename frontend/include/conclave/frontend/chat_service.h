@@ -30,7 +30,8 @@ struct ChatServiceOptions {
 class ChatObserver {
  public:
   virtual ~ChatObserver() = default;
-  virtual void OnImage(std::chrono::nanoseconds decode, std::chrono::nanoseconds encode, bool was_cached) = 0;
+  virtual void OnImage(std::chrono::nanoseconds decode, std::chrono::nanoseconds encode,
+                       bool was_cached) = 0;
   virtual void OnRequestEnd(FinishReason reason, const Usage& usage, const Timings& timings) = 0;
 };
 
@@ -39,8 +40,9 @@ class ChatObserver {
 class ChatService : public ChatBackend {
  public:
   // All references outlive the service; `tower` is null for a model without vision, `observer` may be null.
-  ChatService(ChatServiceOptions options, const checkpoint::ModelDesc& desc, const text::Tokenizer& tokenizer,
-              model::VisionTower* tower, Engine& engine, ChatObserver* observer);
+  ChatService(ChatServiceOptions options, const checkpoint::ModelDesc& desc,
+              const text::Tokenizer& tokenizer, model::VisionTower* tower, Engine& engine,
+              ChatObserver* observer);
   ~ChatService() override;
 
   absl::StatusOr<ChatId> Submit(ChatRequest request, std::shared_ptr<ChatSink> sink) override;

@@ -33,8 +33,8 @@ class Dispatcher : public model::MoeExecutor {
     transport::ExpertChannel* channel = nullptr;  // outlives the dispatcher
   };
 
-  Dispatcher(const DispatcherOptions& options, std::shared_ptr<const placement::Placement> placement,
-             std::vector<Link> links);
+  Dispatcher(const DispatcherOptions& options,
+             std::shared_ptr<const placement::Placement> placement, std::vector<Link> links);
   ~Dispatcher() override;
 
   absl::Status Run(int32_t layer, MatView<const float> n, std::span<const model::StepRow> rows,

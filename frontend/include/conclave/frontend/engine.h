@@ -25,9 +25,9 @@ namespace conclave::frontend {
 
 // The projected rows of one picture, shared by every sequence that shows it.
 struct ImageFeatures {
-  uint64_t digest = 0;       // of the pixels that were encoded, their size and the image mode
+  uint64_t digest = 0;  // of the pixels that were encoded, their size and the image mode
   int32_t num_rows = 0;
-  std::vector<float> rows;   // [num_rows, hidden_dim]
+  std::vector<float> rows;  // [num_rows, hidden_dim]
 };
 
 struct SequenceRequest {
@@ -46,9 +46,9 @@ struct SequenceToken {
 };
 
 struct SequenceStats {
-  int32_t prompt_rows = 0;   // image rows included
+  int32_t prompt_rows = 0;  // image rows included
   int32_t image_rows = 0;
-  int32_t cached_rows = 0;   // taken from kept KV blocks
+  int32_t cached_rows = 0;  // taken from kept KV blocks
   int32_t generated = 0;
   // Since Submit.
   std::chrono::nanoseconds queue{0};
@@ -65,7 +65,8 @@ class SequenceSink {
   virtual ~SequenceSink() = default;
   // Returns false to end the sequence with FinishReason::kStop (a stop string is complete).
   virtual bool OnToken(const SequenceToken& token) = 0;
-  virtual void OnEnd(FinishReason reason, const absl::Status& status, const SequenceStats& stats) = 0;
+  virtual void OnEnd(FinishReason reason, const absl::Status& status,
+                     const SequenceStats& stats) = 0;
 };
 
 struct EngineOptions {
@@ -74,8 +75,8 @@ struct EngineOptions {
   int32_t prefill_chunk = 256;  // prompt rows of a step when nothing decodes
   // Prompt rows of a step while something decodes: bounds what a long prompt adds to everybody's time per token.
   int32_t prefill_chunk_mixed = 64;
-  int32_t max_model_len = 0;    // positions of one sequence
-  int64_t kv_bytes = 0;         // at least one sequence of max_model_len fits
+  int32_t max_model_len = 0;  // positions of one sequence
+  int64_t kv_bytes = 0;       // at least one sequence of max_model_len fits
 };
 
 // Rows that a step may have under `options`: DecoderOptions::max_rows.
@@ -107,8 +108,8 @@ class Engine {
  public:
   // `decoder`, `experts`, `clock` and `observer` (may be null) outlive the engine; decoder and experts belong to its
   // thread from Start on.
-  Engine(const EngineOptions& options, model::Decoder& decoder, model::MoeExecutor& experts, int32_t vocab_size,
-         const Clock& clock, EngineObserver* observer);
+  Engine(const EngineOptions& options, model::Decoder& decoder, model::MoeExecutor& experts,
+         int32_t vocab_size, const Clock& clock, EngineObserver* observer);
   // Ends running sequences with kCancelled.
   ~Engine();
 

@@ -8,9 +8,9 @@ namespace conclave {
 
 }  // namespace conclave
 
-#define CONCLAVE_CHECK(condition)                                  \
-  do {                                                             \
-    if (!(condition)) [[unlikely]] {                               \
-      ::conclave::CheckFailed(__FILE__, __LINE__, #condition);     \
-    }                                                              \
+#define CONCLAVE_CHECK(condition)                              \
+  do {                                                         \
+    if (!(condition)) [[unlikely]] {                           \
+      ::conclave::CheckFailed(__FILE__, __LINE__, #condition); \
+    }                                                          \
   } while (false)

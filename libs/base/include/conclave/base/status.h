@@ -43,11 +43,11 @@ std::string MessageOf(const absl::Status& status);
 #define CONCLAVE_STATUS_CONCAT(a, b) CONCLAVE_STATUS_CONCAT_INNER(a, b)
 
 // Returns the status of `expr` from the enclosing function unless it is OK.
-#define CONCLAVE_RETURN_IF_ERROR(expr)                              \
-  do {                                                              \
+#define CONCLAVE_RETURN_IF_ERROR(expr)                                  \
+  do {                                                                  \
     if (absl::Status conclave_status = (expr); !conclave_status.ok()) { \
-      return conclave_status;                                       \
-    }                                                               \
+      return conclave_status;                                           \
+    }                                                                   \
   } while (false)
 
 // Assigns the value of a StatusOr to `lhs` (which may declare it) or returns its status.

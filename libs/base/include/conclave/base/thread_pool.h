@@ -25,7 +25,8 @@ class ThreadPool {
   // different callers take turns. `fn` must not call the pool again. No allocation.
   template <typename Fn>
   void ParallelFor(int64_t num_tasks, const Fn& fn) {
-    Run(num_tasks, [](const void* f, int64_t task) { (*static_cast<const Fn*>(f))(task); }, &fn);
+    Run(
+        num_tasks, [](const void* f, int64_t task) { (*static_cast<const Fn*>(f))(task); }, &fn);
   }
 
  private:

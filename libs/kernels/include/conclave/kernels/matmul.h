@@ -45,7 +45,9 @@ class PackedMatrix {
   int64_t num_panels() const { return (n_ + kPanelColumns - 1) / kPanelColumns; }
   // Bytes of one panel; panels lie one after another, 64-byte aligned.
   int64_t panel_bytes() const;
-  const std::byte* Panel(int64_t panel) const { return buffer_.As<std::byte>() + panel * panel_bytes(); }
+  const std::byte* Panel(int64_t panel) const {
+    return buffer_.As<std::byte>() + panel * panel_bytes();
+  }
   size_t size_bytes() const { return buffer_.size_bytes(); }
 
  private:

@@ -21,9 +21,9 @@ namespace conclave::model {
 
 // One row of a step: one position of one sequence. Plain data, rebuilt each step without allocation.
 struct StepRow {
-  int32_t position = 0;            // absolute, within its sequence
+  int32_t position = 0;                  // absolute, within its sequence
   const int32_t* block_table = nullptr;  // the sequence's KV blocks, position / kKvBlockTokens
-  bool is_image = false;           // the modality byte that travels to the gate and the workers
+  bool is_image = false;  // the modality byte that travels to the gate and the workers
   bool is_prefill = false;
 };
 
@@ -53,8 +53,8 @@ class StepObserver {
   // [rows, hidden_dim] after layer `layer`, before the final norm.
   virtual void OnHidden(int32_t layer, MatView<const float> hidden);
   // Gate of an MoE layer: raw logits and the softmax, [rows, E], and the choice.
-  virtual void OnGate(int32_t layer, MatView<const float> logits, MatView<const float> probabilities,
-                      const GateChoice& choice);
+  virtual void OnGate(int32_t layer, MatView<const float> logits,
+                      MatView<const float> probabilities, const GateChoice& choice);
   // [logit_rows, hidden_dim]
   virtual void OnFinalNorm(MatView<const float> normed);
 };
@@ -91,8 +91,9 @@ class Decoder {
   //               this step
   //   logit_rows  indices of rows whose logits are wanted
   // Returns logits [logit_rows, vocab_rows], f32, valid until the next step. `observer` may be null. No allocation.
-  absl::StatusOr<MatView<const float>> Step(std::span<const StepRow> rows, std::span<const int32_t> logit_rows,
-                                            KvPool& kv, MoeExecutor& experts, StepObserver* observer);
+  absl::StatusOr<MatView<const float>> Step(std::span<const StepRow> rows,
+                                            std::span<const int32_t> logit_rows, KvPool& kv,
+                                            MoeExecutor& experts, StepObserver* observer);
 
  private:
   struct State;

@@ -14,7 +14,7 @@ namespace conclave::model {
 //   logits   [rows, E]      f32, W_g · n over the f32 norm output; overwritten with softmax over all E
 //   experts  [rows, top_k]  by falling probability, the lower id first on ties
 //   weights  [rows, top_k]  p / Σ p over the chosen (sum floored at 1.19e-7) when spec.is_renormalized, else p
-void ChooseExperts(const kernels::Context& context, const checkpoint::MoeSpec& spec, MatView<float> logits,
-                   MatView<int32_t> experts, MatView<float> weights);
+void ChooseExperts(const kernels::Context& context, const checkpoint::MoeSpec& spec,
+                   MatView<float> logits, MatView<int32_t> experts, MatView<float> weights);
 
 }  // namespace conclave::model

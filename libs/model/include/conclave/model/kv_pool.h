@@ -61,9 +61,9 @@ class KvPool {
   struct Block {
     int32_t holders = 0;
     bool is_named = false;
-    uint64_t name = 0;       // hash of (parent's identity, keys)
+    uint64_t name = 0;  // hash of (parent's identity, keys)
     uint64_t parent_uid = 0;
-    uint64_t uid = 0;        // never reused, unlike the index
+    uint64_t uid = 0;  // never reused, unlike the index
     uint64_t last_used = 0;
     std::vector<PositionKey> keys;
   };

@@ -30,11 +30,12 @@ struct Linear {
 // convolution is such a matrix), into rows [first_row, first_row + rows) of `matrix`, converting its dtype, and tells
 // the kernel that the file pages are not needed any more. "tensor_nonfinite" on NaN or infinity.
 absl::Status PackTensor(const checkpoint::Checkpoint& checkpoint, const std::string& name,
-                        std::span<const int64_t> shape, kernels::PackedMatrix& matrix, int64_t first_row,
-                        ThreadPool& pool);
+                        std::span<const int64_t> shape, kernels::PackedMatrix& matrix,
+                        int64_t first_row, ThreadPool& pool);
 
 // The tensor `name` of exactly `shape` as f32 values.
-absl::StatusOr<std::vector<float>> LoadFloats(const checkpoint::Checkpoint& checkpoint, const std::string& name,
+absl::StatusOr<std::vector<float>> LoadFloats(const checkpoint::Checkpoint& checkpoint,
+                                              const std::string& name,
                                               std::span<const int64_t> shape);
 
 // One stored linear: `name`.weight [rows, k] and, if `has_bias`, `name`.bias [rows].
@@ -44,8 +45,9 @@ struct LinearPart {
 };
 
 // Loads `parts` stacked along the outputs, as one matrix: fused projections share one pass over the input.
-absl::StatusOr<Linear> LoadLinear(const checkpoint::Checkpoint& checkpoint, std::span<const LinearPart> parts,
-                                  int64_t k, bool has_bias, DType dtype, ThreadPool& pool);
+absl::StatusOr<Linear> LoadLinear(const checkpoint::Checkpoint& checkpoint,
+                                  std::span<const LinearPart> parts, int64_t k, bool has_bias,
+                                  DType dtype, ThreadPool& pool);
 
 // Room for the bf16 image of a GEMM input.
 class GemmScratch {

@@ -11,7 +11,7 @@ namespace conclave::model {
 struct SamplerParams {
   float temperature = 0.0f;  // 0: greedy
   float top_p = 1.0f;
-  int32_t top_k = 0;         // <= 0: off
+  int32_t top_k = 0;  // <= 0: off
   float min_p = 0.0f;
   float repetition_penalty = 1.0f;
   float presence_penalty = 0.0f;
@@ -35,8 +35,8 @@ struct TokenChoice {
 //   step                number of tokens generated before this one; with the seed it is the whole state of randomness
 //   scratch             reused between calls to avoid allocation
 TokenChoice Sample(std::span<const float> logits, int32_t vocab_size, const SamplerParams& params,
-                   std::span<const int32_t> prompt, std::span<const int32_t> generated, uint64_t step,
-                   std::vector<std::pair<float, int32_t>>& scratch);
+                   std::span<const int32_t> prompt, std::span<const int32_t> generated,
+                   uint64_t step, std::vector<std::pair<float, int32_t>>& scratch);
 
 // The uniform number in [0, 1) of (seed, step): 53 bits of SplitMix64.
 double UniformOf(uint64_t seed, uint64_t step);

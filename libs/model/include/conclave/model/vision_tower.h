@@ -30,9 +30,9 @@ class VisionObserver {
 class VisionTower {
  public:
   // Loads the layers that are run and the projector from the checkpoint, which holds its tower (spec 2.6).
-  static absl::StatusOr<std::unique_ptr<VisionTower>> Load(const checkpoint::Checkpoint& checkpoint, DType dtype,
-                                                           const kernels::Context& compute,
-                                                           const std::function<void(int64_t, int64_t)>& on_progress);
+  static absl::StatusOr<std::unique_ptr<VisionTower>> Load(
+      const checkpoint::Checkpoint& checkpoint, DType dtype, const kernels::Context& compute,
+      const std::function<void(int64_t, int64_t)>& on_progress);
   ~VisionTower();
 
   // pixels [3, image_size, image_size] f32 → projected features [num_features, hidden_dim of the decoder] in

@@ -9,8 +9,8 @@ namespace conclave {
 
 enum class DType : uint8_t { kF32, kBf16, kF16, kF64, kI8, kU8, kI16, kI32, kI64, kBool };
 
-size_t SizeOf(DType dtype);             // bytes of one element
-std::string_view NameOf(DType dtype);   // "f32", "bf16", ...
+size_t SizeOf(DType dtype);            // bytes of one element
+std::string_view NameOf(DType dtype);  // "f32", "bf16", ...
 
 // bfloat16 as stored: the upper half of an f32.
 struct Bf16 {

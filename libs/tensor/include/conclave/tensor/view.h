@@ -20,9 +20,7 @@ struct MatView {
   MatView(T* d, int64_t r, int64_t c, int64_t s) : data(d), rows(r), cols(c), stride(s) {}
 
   // NOLINTNEXTLINE(google-explicit-constructor): a view of T reads as a view of const T.
-  operator MatView<const T>() const
-    requires(!std::is_const_v<T>)
-  {
+  operator MatView<const T>() const requires(!std::is_const_v<T>) {
     return {data, rows, cols, stride};
   }
 
