@@ -219,9 +219,8 @@ absl::StatusOr<std::vector<std::string>> ModelFolder::List() const {
 absl::StatusOr<OpenedFile> ModelFolder::OpenFile(const std::string& name) const {
   if (name.empty() || name == "." || name == ".." || name.find('/') != std::string::npos ||
       name.find('\0') != std::string::npos) {
-    return InvalidArgument(
-        "model_path_escape",
-        "\"" + name.substr(0, 64) + "\": not the name of a file in the model folder");
+    return InvalidArgument("model_path_escape", "file name \"" + name.substr(0, 64) +
+                                                    "\": not the name of a file in the folder");
   }
   const std::string full = path_ + "/" + name;
   const std::string resolved = Resolve(full);
