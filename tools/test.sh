@@ -57,7 +57,7 @@ if ((long)); then
     stage "preset $preset: build"
     configure_and_build "$preset" all
     stage "preset $preset: unit and component tests"
-    ctest --preset "$preset" --label-regex '^(unit|component)$' --parallel "$(jobs)" --no-label-summary
+    ctest --preset "$preset" --label-regex '^(unit|component)' --parallel "$(jobs)" --no-label-summary
   done
   stage "clang-tidy over the whole tree"
   tools/tidy.sh --build build/dev --all

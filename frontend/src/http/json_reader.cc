@@ -215,7 +215,7 @@ absl::StatusOr<json::object> ParseJsonObject(std::string_view body, int depth_ma
     }
     return std::move(value.get_object());
   } catch (const std::exception&) {
-    return Error(absl::StatusCode::kResourceExhausted, "out_of_memory",
+    return Error(absl::StatusCode::kUnavailable, "out_of_memory",
                  "request body: too large for the memory that is left");
   }
 }

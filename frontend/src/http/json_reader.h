@@ -16,6 +16,7 @@ namespace conclave::frontend {
 //   values: each costs sixteen bytes or more, whatever its length in the body invalid_utf8     with
 //   the byte offset; also an escape that is half a surrogate pair duplicate_key    with the key;
 //   anywhere in the document
+// kUnavailable (out_of_memory) when the memory runs out.
 // A number that no double holds (1e400, 1e-400) is read as NaN, which no field accepts.
 absl::StatusOr<boost::json::object> ParseJsonObject(std::string_view body, int depth_max);
 

@@ -27,6 +27,7 @@ constexpr auto kNoThrow = asio::as_tuple(asio::use_awaitable);
 constexpr size_t kReadBytes = 4 << 10;
 // What fits besides a head: pipelined requests, and one read of a body.
 constexpr size_t kBufferSlackBytes = 64 << 10;
+constexpr std::chrono::milliseconds kExpiryRepeat{100};
 // A second more for a body per this many bytes.
 constexpr int64_t kBodyBytesPerSecond = 64 << 10;
 
@@ -136,13 +137,20 @@ void Session::CloseNow() {
 
 void Session::Arm(std::chrono::nanoseconds timeout) {
   has_expired_ = false;
+  WaitForDeadline(timeout, ++arm_count_);
+}
+
+void Session::WaitForDeadline(std::chrono::nanoseconds timeout, uint64_t count) {
   deadline_.expires_after(timeout);
-  deadline_.async_wait([self = shared_from_this(), count = ++arm_count_](const error_code& ec) {
-    if (!ec && count == self->arm_count_) {
-      self->has_expired_ = true;
-      error_code ignored;
-      self->socket_.cancel(ignored);
+  deadline_.async_wait([self = shared_from_this(), count](const error_code& ec) {
+    if (ec || count != self->arm_count_) {
+      return;
     }
+    self->has_expired_ = true;
+    error_code ignored;
+    self->socket_.cancel(ignored);
+    // This may have hit the moment between two operations, so the next one is cancelled as well.
+    self->WaitForDeadline(kExpiryRepeat, count);
   });
 }
 
@@ -199,6 +207,7 @@ Session::Awaitable<void> Session::Run() {
   while (goes_on && !is_gone_) {
     goes_on = co_await ServeOne();
     is_busy_ = false;
+    chat_ = nullptr;
     goes_on = goes_on && !state_.is_draining();
   }
 }
@@ -299,7 +308,9 @@ Session::Awaitable<bool> Session::ServeHead(const HeadScanner& scanner, Exchange
   }
   exchange.keep_alive = request.keep_alive();
   const bool has_body = scanner.is_chunked() || scanner.content_length().value_or(0) != 0;
-  if (error.has_value() && has_body) {
+  // Without a length nobody knows whether what follows is a body or the next request.
+  const bool is_length_known = !error.has_value() || error->code != "length_required";
+  if (error.has_value() && (has_body || !is_length_known)) {
     co_return co_await Refuse(*std::move(error), exchange, head.match.allow);
   }
   if (error.has_value()) {

@@ -6,6 +6,7 @@
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -82,6 +83,7 @@ class Session : public std::enable_shared_from_this<Session> {
   // Ends pending socket operations after `timeout`; they then see has_expired_.
   void Arm(std::chrono::nanoseconds timeout);
   void Disarm();
+  void WaitForDeadline(std::chrono::nanoseconds timeout, uint64_t count);
 
   // While the backend works: notices that the client closed, and keeps what it pipelines.
   void Watch();

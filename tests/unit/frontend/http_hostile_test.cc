@@ -185,7 +185,9 @@ TEST_F(HttpHostileTest, H08AmbiguousFramingClosesTheConnection) {
 
 TEST_F(HttpHostileTest, H09ABodyNeedsALength) {
   Start();
-  ExpectError(Call(ChatHead("")), 411, "length_required");
+  const Response response = Call(ChatHead(""));
+  ExpectError(response, 411, "length_required");
+  EXPECT_EQ(response.Field("connection"), "close");
 }
 
 TEST_F(HttpHostileTest, H10ABodyThatEndsEarly) {
