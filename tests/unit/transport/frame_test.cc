@@ -121,7 +121,8 @@ TEST(FrameLayoutTest, FieldsLieAtTheirOffsets) {
   EXPECT_EQ(field(64 + 6 * pairs, uint16_t{}), call.view.pair_expert[0]);
   const size_t rows_at = (64 + 8 * pairs + 63) / 64 * 64;
   EXPECT_EQ(frame.size(), rows_at + size_t{5} * 24 * 2);
-  EXPECT_EQ(std::memcmp(frame.bytes().data() + rows_at, call.view.rows.data(), size_t{5} * 24 * 2), 0);
+  EXPECT_EQ(std::memcmp(frame.bytes().data() + rows_at, call.view.rows.data(), size_t{5} * 24 * 2),
+            0);
 }
 
 TEST(FrameLayoutTest, OneRowCostsLittleMoreThanItself) {
