@@ -3,8 +3,9 @@
 //
 //   kernels_bench --benchmark_filter=MatMul --benchmark_repetitions=5
 //
-// Names read op/<isa>/<sizes>/<threads>. FLOP counters count a multiply-add as two operations; byte
-// counters count each weight, key or value once.
+// Names read op/isa:<its number in enum Isa>/<sizes>/threads:<n>; the label names the path. FLOP
+// counters count a multiply-add as two operations; byte counters count each weight, key or value
+// once.
 #include <benchmark/benchmark.h>
 
 #include <cstdint>
@@ -46,30 +47,52 @@ void SetRates(benchmark::State& state, double flops, double bytes) {
   state.counters["B/s"] = Counter(bytes * runs, Counter::kIsRate);
 }
 
-void MatMulBf16(benchmark::State& state, Isa isa, int64_t m, int64_t k, int64_t n, int threads) {
-  ThreadPool pool(threads);
-  const Context context(isa, pool);
+// The arguments isa and threads of a benchmark, which are its first and its last.
+struct Setup {
+  Setup(benchmark::State& state, size_t last)
+      : isa(static_cast<Isa>(state.range(0))),
+        pool(static_cast<int>(state.range(last))),
+        context(isa, pool) {
+    state.SetLabel(std::string(NameOf(isa)));
+  }
+
+  Isa isa;
+  ThreadPool pool;
+  Context context;
+};
+
+void MatMulBf16(benchmark::State& state) {
+  Setup setup(state, 4);
+  ThreadPool& pool = setup.pool;
+  const Context& context = setup.context;
+  const int64_t m = state.range(1);
+  const int64_t k = state.range(2);
+  const int64_t n = state.range(3);
   const std::vector<Bf16> x = ToBf16s(RandomFloats(m * k, 1));
   const std::vector<float> row = RandomFloats(n * k, 2);
   PackedMatrix w(n, k, DType::kBf16);
   w.PackRows(0, MatView<const float>(row.data(), n, k), pool);
   std::vector<float> y(static_cast<size_t>(m * n));
-  for (auto _ : state) {
+  while (state.KeepRunning()) {
     MatMul(context, MatView<const Bf16>(x.data(), m, k), w, {}, MatView<float>(y.data(), m, n));
     benchmark::DoNotOptimize(y.data());
   }
   SetRates(state, 2.0 * static_cast<double>(m * n * k), static_cast<double>(w.size_bytes()));
 }
 
-void MatMulF32(benchmark::State& state, Isa isa, int64_t m, int64_t k, int64_t n, int threads) {
-  ThreadPool pool(threads);
-  const Context context(isa, pool);
+void MatMulF32(benchmark::State& state) {
+  Setup setup(state, 4);
+  ThreadPool& pool = setup.pool;
+  const Context& context = setup.context;
+  const int64_t m = state.range(1);
+  const int64_t k = state.range(2);
+  const int64_t n = state.range(3);
   const std::vector<float> x = RandomFloats(m * k, 1);
   const std::vector<float> row = RandomFloats(n * k, 2);
   PackedMatrix w(n, k, DType::kF32);
   w.PackRows(0, MatView<const float>(row.data(), n, k), pool);
   std::vector<float> y(static_cast<size_t>(m * n));
-  for (auto _ : state) {
+  while (state.KeepRunning()) {
     MatMul(context, MatView<const float>(x.data(), m, k), w, {}, MatView<float>(y.data(), m, n));
     benchmark::DoNotOptimize(y.data());
   }
@@ -78,14 +101,14 @@ void MatMulF32(benchmark::State& state, Isa isa, int64_t m, int64_t k, int64_t n
 
 // What the memory gives: sums of a buffer far larger than the caches, in as many streams as there
 // are threads.
-void ReadMemory(benchmark::State& state, int threads) {
-  ThreadPool pool(threads);
+void ReadMemory(benchmark::State& state) {
+  ThreadPool pool(static_cast<int>(state.range(0)));
   constexpr int64_t kTaskWords = int64_t{1} << 17;
   constexpr int64_t kTasks = 512;
   AlignedBuffer buffer(static_cast<size_t>(kTaskWords * kTasks) * sizeof(uint64_t));
   std::memset(buffer.As<char>(), 1, buffer.size_bytes());
   const uint64_t* words = buffer.As<uint64_t>();
-  for (auto _ : state) {
+  while (state.KeepRunning()) {
     pool.ParallelFor(kTasks, [&](int64_t task) {
       const uint64_t* from = words + task * kTaskWords;
       uint64_t sums[32] = {};
@@ -101,10 +124,13 @@ void ReadMemory(benchmark::State& state, int threads) {
 }
 
 // `rows` queries at the end of a context of `tokens`: 1 is decode, more a chunk of prefill.
-void Attention(benchmark::State& state, Isa isa, int64_t rows, int64_t tokens, int64_t heads,
-               int64_t head_dim, int threads) {
-  ThreadPool pool(threads);
-  const Context context(isa, pool);
+void Attention(benchmark::State& state) {
+  const Setup setup(state, 5);
+  const Context& context = setup.context;
+  const int64_t rows = state.range(1);
+  const int64_t tokens = state.range(2);
+  const int64_t heads = state.range(3);
+  const int64_t head_dim = state.range(4);
   const KvLayout layout{.num_kv_heads = heads, .head_dim = head_dim, .dtype = DType::kBf16};
   const int64_t blocks = (tokens + kKvBlockTokens - 1) / kKvBlockTokens;
   AlignedBuffer memory(static_cast<size_t>(blocks) * layout.block_bytes());
@@ -126,18 +152,21 @@ void Attention(benchmark::State& state, Isa isa, int64_t rows, int64_t tokens, i
         {memory.As<std::byte>(), layout.block_bytes(), table.data(), 0, tokens - rows + r + 1});
   }
   const int64_t width = heads * head_dim;
-  for (auto _ : state) {
+  while (state.KeepRunning()) {
     Attend(context, layout, heads, 0.125f, MatView<const float>(q.data(), rows, width), ranges,
            MatView<float>(out.data(), rows, width));
     benchmark::DoNotOptimize(out.data());
   }
-  SetRates(state, 4.0 * static_cast<double>(rows * (tokens - rows / 2) * width),
+  const double seen = static_cast<double>(tokens) - 0.5 * static_cast<double>(rows - 1);
+  SetRates(state, 4.0 * seen * static_cast<double>(rows * width),
            static_cast<double>(memory.size_bytes()));
 }
 
-void Elementwise(benchmark::State& state, Isa isa, int op) {
-  ThreadPool pool(1);
-  const Context context(isa, pool);
+// op 0 is LayerNorm, 1 the gated silu, 2 and on the activations in the order of their enum.
+void Elementwise(benchmark::State& state) {
+  const Setup setup(state, 2);
+  const Context& context = setup.context;
+  const int64_t op = state.range(1);
   constexpr int64_t kRows = 16;
   constexpr int64_t kCols = 2560;
   const std::vector<float> x = RandomFloats(2 * kRows * kCols, 5);
@@ -145,7 +174,7 @@ void Elementwise(benchmark::State& state, Isa isa, int op) {
   std::vector<float> y(static_cast<size_t>(kRows * kCols));
   const MatView<const float> in(x.data(), kRows, kCols);
   const MatView<float> out(y.data(), kRows, kCols);
-  for (auto _ : state) {
+  while (state.KeepRunning()) {
     switch (op) {
       case 0:
         LayerNorm(context, in, w, w, 1e-5f, out);
@@ -164,54 +193,64 @@ void Elementwise(benchmark::State& state, Isa isa, int op) {
   state.SetItemsProcessed(state.iterations() * kRows * kCols);
 }
 
-void RegisterFor(Isa isa) {
-  const std::string name(NameOf(isa));
-  const auto add = [](const std::string& label, auto fn) {
-    benchmark::RegisterBenchmark(label.c_str(), fn)->UseRealTime()->Unit(benchmark::kMicrosecond);
-  };
-  if (isa != Isa::kScalar) {
-    for (const int threads : {1, 2}) {
-      for (const int64_t m : {1, 2, 4, 8, 16, 64, 512}) {
-        const std::string sizes =
-            "/" + std::to_string(m) + "x2048x5632/threads:" + std::to_string(threads);
-        add("MatMulBf16/" + name + sizes,
-            [=](benchmark::State& state) { MatMulBf16(state, isa, m, 2048, 5632, threads); });
-        add("MatMulF32/" + name + sizes,
-            [=](benchmark::State& state) { MatMulF32(state, isa, m, 2048, 5632, threads); });
+using Definition = benchmark::internal::Benchmark;
+
+// Runs every list of sizes on every vector path with one and with two threads.
+void OnAllPaths(Definition* definition, const std::vector<std::vector<int64_t>>& sizes) {
+  for (const Isa isa : SupportedIsas()) {
+    if (isa == Isa::kScalar) {
+      continue;
+    }
+    for (const int64_t threads : {1, 2}) {
+      for (std::vector<int64_t> args : sizes) {
+        args.insert(args.begin(), static_cast<int64_t>(isa));
+        args.push_back(threads);
+        definition->Args(args);
       }
-      // 128 MiB of weights, four times the last-level cache of a large desktop: the memory decides.
-      add("MatMulBf16/" + name + "/1x2048x32768/threads:" + std::to_string(threads),
-          [=](benchmark::State& state) { MatMulBf16(state, isa, 1, 2048, 32768, threads); });
-      add("MatMulBf16/" + name + "/512x10240x2560/threads:" + std::to_string(threads),
-          [=](benchmark::State& state) { MatMulBf16(state, isa, 512, 10240, 2560, threads); });
-      add("Attention/" + name + "/decode 1x2048 32x80/threads:" + std::to_string(threads),
-          [=](benchmark::State& state) { Attention(state, isa, 1, 2048, 32, 80, threads); });
-      add("Attention/" + name + "/decode 1x64 32x80/threads:" + std::to_string(threads),
-          [=](benchmark::State& state) { Attention(state, isa, 1, 64, 32, 80, threads); });
-      add("Attention/" + name + "/prefill 512x1024 32x80/threads:" + std::to_string(threads),
-          [=](benchmark::State& state) { Attention(state, isa, 512, 1024, 32, 80, threads); });
     }
   }
-  const char* const ops[] = {"layer_norm", "silu gated", "silu",
-                             "gelu tanh",  "gelu erf",   "quick gelu"};
-  for (int op = 0; op < 6; ++op) {
-    add("Elementwise/" + name + "/" + ops[op],
-        [=](benchmark::State& state) { Elementwise(state, isa, op); });
-  }
+  definition->UseRealTime()->Unit(benchmark::kMicrosecond);
 }
 
-const bool kRegistered = [] {
-  for (const int threads : {1, 2}) {
-    benchmark::RegisterBenchmark(("ReadMemory/threads:" + std::to_string(threads)).c_str(),
-                                 [=](benchmark::State& state) { ReadMemory(state, threads); })
-        ->UseRealTime()
-        ->Unit(benchmark::kMicrosecond);
-  }
+void MatMulSizes(Definition* definition) {
+  definition->ArgNames({"isa", "m", "k", "n", "threads"});
+  // The last of one row is 128 MiB of bf16, more than a last-level cache: the memory decides.
+  OnAllPaths(definition, {{1, 2048, 5632},
+                          {2, 2048, 5632},
+                          {4, 2048, 5632},
+                          {8, 2048, 5632},
+                          {16, 2048, 5632},
+                          {64, 2048, 5632},
+                          {512, 2048, 5632},
+                          {512, 10240, 2560},
+                          {1, 2048, 32768}});
+}
+
+void AttentionSizes(Definition* definition) {
+  definition->ArgNames({"isa", "rows", "tokens", "heads", "head_dim", "threads"});
+  OnAllPaths(definition, {{1, 2048, 32, 80}, {1, 64, 32, 80}, {512, 1024, 32, 80}});
+}
+
+void ElementwiseSizes(Definition* definition) {
+  definition->ArgNames({"isa", "op", "threads"});
   for (const Isa isa : SupportedIsas()) {
-    RegisterFor(isa);
+    for (int64_t op = 0; op < 6; ++op) {
+      definition->Args({static_cast<int64_t>(isa), op, 1});
+    }
   }
-  return true;
-}();
+  definition->Unit(benchmark::kMicrosecond);
+}
+
+BENCHMARK(ReadMemory)
+    ->ArgName("threads")
+    ->Arg(1)
+    ->Arg(2)
+    ->UseRealTime()
+    ->Unit(benchmark::kMicrosecond);
+BENCHMARK(MatMulBf16)->Apply(MatMulSizes);
+BENCHMARK(MatMulF32)->Apply(MatMulSizes);
+BENCHMARK(Attention)->Apply(AttentionSizes);
+BENCHMARK(Elementwise)->Apply(ElementwiseSizes);
 
 }  // namespace
 }  // namespace conclave::kernels

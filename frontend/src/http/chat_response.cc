@@ -1,6 +1,7 @@
 #include "http/chat_response.h"
 
 #include <algorithm>
+#include <cmath>
 #include <iterator>
 #include <utility>
 
@@ -83,9 +84,7 @@ void WriteUsage(const Usage& usage, JsonWriter& json) {
 }
 
 // Microseconds are enough, and spare clients seventeen digits.
-double Rounded(double ms) {
-  return static_cast<double>(static_cast<int64_t>(ms * 1000 + 0.5)) / 1000;
-}
+double Rounded(double ms) { return std::round(ms * 1000) / 1000; }
 
 void WriteExtension(const ReplyShape& shape, const Timings& timings, JsonWriter& json) {
   json.Key("conclave").BeginObject().Key("timings").BeginObject();

@@ -12,6 +12,7 @@
 #include <boost/asio/strand.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/asio/write.hpp>
+#include <exception>
 #include <map>
 #include <string>
 #include <string_view>
@@ -99,6 +100,7 @@ struct HttpServer::Impl {
   asio::awaitable<void> Accept();
   void Admit(tcp::socket socket);
   void StopAccepting();
+  void Stop();
   std::vector<std::shared_ptr<Session>> Sessions();
 };
 
@@ -201,6 +203,20 @@ void HttpServer::Impl::StopAccepting() {
   accept_timer.cancel();
 }
 
+void HttpServer::Impl::Stop() {
+  // No session is admitted after this ran on the strand, so the second step sees them all.
+  asio::post(strand, [this] {
+    StopAccepting();
+    for (const std::shared_ptr<Session>& session : Sessions()) {
+      session->Stop();
+    }
+  });
+  // Every coroutine ends when its socket is closed; with the last one the threads run out of work.
+  for (std::thread& thread : threads) {
+    thread.join();
+  }
+}
+
 std::vector<std::shared_ptr<Session>> HttpServer::Impl::Sessions() {
   std::vector<std::shared_ptr<Session>> alive;
   MutexLock lock(mu);
@@ -223,17 +239,11 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(HttpServerOptions 
 }
 
 HttpServer::~HttpServer() {
-  Impl& impl = *impl_;
-  // No session is admitted after this ran on the strand, so the second step sees them all.
-  asio::post(impl.strand, [&impl] {
-    impl.StopAccepting();
-    for (const std::shared_ptr<Session>& session : impl.Sessions()) {
-      session->Stop();
-    }
-  });
-  // Every coroutine ends when its socket is closed; with the last one the threads run out of work.
-  for (std::thread& thread : impl.threads) {
-    thread.join();
+  try {
+    impl_->Stop();
+  } catch (...) {
+    // No memory to tell the threads: leaving them with freed state would be worse than the end.
+    std::terminate();
   }
 }
 

@@ -171,6 +171,6 @@ inline std::vector<size_t> AllOf(const Tokens& tokens) {
   return members;
 }
 
-inline const std::vector<int32_t> kAllExperts = {0, 1, 2, 3};
+inline std::vector<int32_t> AllExperts() { return {0, 1, 2, 3}; }
 
 }  // namespace conclave::expert_worker

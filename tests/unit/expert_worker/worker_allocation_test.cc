@@ -37,10 +37,10 @@ TEST_P(WorkerAllocationTest, ExecuteAllocatesNothing) {
   ThreadPool pool(2);
   for (const kernels::Isa isa : kernels::SupportedIsas()) {
     const auto worker =
-        LoadWorker(*checkpoint, kAllExperts, GetParam(), kernels::Context(isa, pool));
+        LoadWorker(*checkpoint, AllExperts(), GetParam(), kernels::Context(isa, pool));
     for (const size_t num_rows : {1, 3, 64}) {
       const Tokens tokens = RandomTokens(num_rows, num_rows, wire);
-      const auto call = MakeCall(tokens, AllOf(tokens), kAllExperts, 2);
+      const auto call = MakeCall(tokens, AllOf(tokens), AllExperts(), 2);
       const int64_t before = num_allocations.load();
       const bool is_ok = worker->Execute(call->view, call->reply).ok();
       const int64_t after = num_allocations.load();

@@ -34,7 +34,7 @@ class WorkerBadInputTest : public ::testing::TestWithParam<DType> {
   // The reason for which the call is refused after `change`; nothing may have been written.
   template <typename Change>
   std::string Refusal(const Change& change, int32_t layer = 2) {
-    const auto call = MakeCall(tokens_, AllOf(tokens_), kAllExperts, layer);
+    const auto call = MakeCall(tokens_, AllOf(tokens_), AllExperts(), layer);
     std::memset(call->reply.rows.data(), 0x5a, call->reply.rows.size());
     change(*call);
     const absl::Status status = worker_->Execute(call->view, call->reply);
@@ -67,7 +67,7 @@ TEST_P(WorkerBadInputTest, TheUnchangedCallIsLegal) {
 }
 
 TEST_P(WorkerBadInputTest, D10_NonfiniteRowsAreRefusedAndTheWorkerGoesOn) {
-  const auto good = MakeCall(tokens_, AllOf(tokens_), kAllExperts, 2);
+  const auto good = MakeCall(tokens_, AllOf(tokens_), AllExperts(), 2);
   ASSERT_TRUE(worker_->Execute(good->view, good->reply).ok());
   for (const float bad :
        {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
@@ -76,7 +76,7 @@ TEST_P(WorkerBadInputTest, D10_NonfiniteRowsAreRefusedAndTheWorkerGoesOn) {
       EXPECT_EQ(Refusal([&](OwnedCall& call) { SetElement(call, index, bad); }), "nonfinite_input");
     }
   }
-  const auto again = MakeCall(tokens_, AllOf(tokens_), kAllExperts, 2);
+  const auto again = MakeCall(tokens_, AllOf(tokens_), AllExperts(), 2);
   ASSERT_TRUE(worker_->Execute(again->view, again->reply).ok());
   EXPECT_EQ(std::memcmp(good->reply.rows.data(), again->reply.rows.data(), good->reply.rows.size()),
             0);
@@ -84,7 +84,7 @@ TEST_P(WorkerBadInputTest, D10_NonfiniteRowsAreRefusedAndTheWorkerGoesOn) {
 
 TEST_P(WorkerBadInputTest, D06_ExpertsOfOthersAreNotHeld) {
   tokens_.choices[3] = {{0, 0.5f}, {2, 0.5f}};
-  const auto call = MakeCall(tokens_, AllOf(tokens_), kAllExperts, 2);
+  const auto call = MakeCall(tokens_, AllOf(tokens_), AllExperts(), 2);
   const absl::Status status = worker_->Execute(call->view, call->reply);
   EXPECT_EQ(status.code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(ReasonOf(status), "not_held");

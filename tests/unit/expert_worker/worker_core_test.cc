@@ -149,16 +149,17 @@ Expert ReadExpert(const checkpoint::Checkpoint& checkpoint, int32_t layer, int32
 TEST_P(WorkerCoreTest, AgreesWithTheReferenceWithinTheDerivedBound) {
   constexpr uint64_t kSeed = 41;
   SCOPED_TRACE(::testing::Message() << "seed " << kSeed);
-  const auto worker = Worker(kAllExperts);
+  const auto worker = Worker(AllExperts());
   const Tokens tokens = Random(kSeed, 24);
   const double unit = GetParam().dtype == DType::kF32 ? 0x1p-24 : 0x1p-8;
   double largest = 0;
   for (const int32_t layer : {0, 2}) {
     std::vector<Expert> experts;
-    for (const int32_t expert : kAllExperts) {
+    experts.reserve(AllExperts().size());
+    for (const int32_t expert : AllExperts()) {
       experts.push_back(ReadExpert(*checkpoint_, layer, expert));
     }
-    const Answers answers = Ask(*worker, tokens, AllOf(tokens), kAllExperts, layer);
+    const Answers answers = Ask(*worker, tokens, AllOf(tokens), AllExperts(), layer);
     for (const auto& [token, row] : answers) {
       std::vector<Expert::Value> want(kWidth);
       for (const Choice& choice : tokens.choices[token]) {
@@ -183,20 +184,20 @@ TEST_P(WorkerCoreTest, AgreesWithTheReferenceWithinTheDerivedBound) {
 }
 
 TEST_P(WorkerCoreTest, RowsAloneEqualRowsInABatch) {
-  const auto worker = Worker(kAllExperts);
+  const auto worker = Worker(AllExperts());
   const Tokens tokens = Random(1, 40);
-  const Answers batch = Ask(*worker, tokens, AllOf(tokens), kAllExperts, 2);
+  const Answers batch = Ask(*worker, tokens, AllOf(tokens), AllExperts(), 2);
   Answers alone;
   for (size_t token = 0; token < tokens.rows.size(); ++token) {
-    alone.merge(Ask(*worker, tokens, {token}, kAllExperts, 2));
+    alone.merge(Ask(*worker, tokens, {token}, AllExperts(), 2));
   }
   ExpectSameBits(batch, alone);
 }
 
 TEST_P(WorkerCoreTest, AnyGroupingIntoCallsGivesTheSameBits) {
-  const auto worker = Worker(kAllExperts);
+  const auto worker = Worker(AllExperts());
   const Tokens tokens = Random(2, 50);
-  const Answers batch = Ask(*worker, tokens, AllOf(tokens), kAllExperts, 0);
+  const Answers batch = Ask(*worker, tokens, AllOf(tokens), AllExperts(), 0);
   for (uint64_t seed = 0; seed < 5; ++seed) {
     SCOPED_TRACE(::testing::Message() << "seed " << seed);
     std::mt19937_64 rng(seed);
@@ -207,7 +208,7 @@ TEST_P(WorkerCoreTest, AnyGroupingIntoCallsGivesTheSameBits) {
       const size_t count = std::min<size_t>(1 + rng() % 17, order.size() - first);
       const std::vector<size_t> members(order.begin() + static_cast<std::ptrdiff_t>(first),
                                         order.begin() + static_cast<std::ptrdiff_t>(first + count));
-      pieces.merge(Ask(*worker, tokens, members, kAllExperts, 0));
+      pieces.merge(Ask(*worker, tokens, members, AllExperts(), 0));
       first += count;
     }
     ExpectSameBits(batch, pieces);
@@ -233,8 +234,8 @@ Answers Combine(const Answers& a, const Answers& b, WireDtype dtype) {
 
 TEST_P(WorkerCoreTest, EverySplitOverTwoWorkersGivesTheBitsOfOne) {
   const Tokens tokens = Random(3, 40);
-  const auto whole = Worker(kAllExperts);
-  const Answers one = Ask(*whole, tokens, AllOf(tokens), kAllExperts, 2);
+  const auto whole = Worker(AllExperts());
+  const Answers one = Ask(*whole, tokens, AllOf(tokens), AllExperts(), 2);
   const std::vector<std::pair<std::vector<int32_t>, std::vector<int32_t>>> splits = {
       {{0, 2}, {1, 3}}, {{0, 1}, {2, 3}}, {{3}, {0, 1, 2}}};
   for (const auto& [left, right] : splits) {
@@ -249,27 +250,27 @@ TEST_P(WorkerCoreTest, EverySplitOverTwoWorkersGivesTheBitsOfOne) {
 
 TEST_P(WorkerCoreTest, ThreadsDoNotChangeBits) {
   const Tokens tokens = Random(4, 60);
-  const auto worker = Worker(kAllExperts);
-  const Answers one = Ask(*worker, tokens, AllOf(tokens), kAllExperts, 0);
+  const auto worker = Worker(AllExperts());
+  const Answers one = Ask(*worker, tokens, AllOf(tokens), AllExperts(), 0);
   ThreadPool three(3);
-  const auto threaded = LoadWorker(*checkpoint_, kAllExperts, GetParam().dtype,
+  const auto threaded = LoadWorker(*checkpoint_, AllExperts(), GetParam().dtype,
                                    kernels::Context(GetParam().isa, three));
-  ExpectSameBits(one, Ask(*threaded, tokens, AllOf(tokens), kAllExperts, 0));
+  ExpectSameBits(one, Ask(*threaded, tokens, AllOf(tokens), AllExperts(), 0));
 }
 
 TEST_P(WorkerCoreTest, IsaPathsDoNotChangeBits) {
   const Tokens tokens = Random(5, 30);
-  const auto worker = Worker(kAllExperts);
-  const auto scalar = LoadWorker(*checkpoint_, kAllExperts, GetParam().dtype,
+  const auto worker = Worker(AllExperts());
+  const auto scalar = LoadWorker(*checkpoint_, AllExperts(), GetParam().dtype,
                                  kernels::Context(kernels::Isa::kScalar, pool_));
-  ExpectSameBits(Ask(*scalar, tokens, AllOf(tokens), kAllExperts, 2),
-                 Ask(*worker, tokens, AllOf(tokens), kAllExperts, 2));
+  ExpectSameBits(Ask(*scalar, tokens, AllOf(tokens), AllExperts(), 2),
+                 Ask(*worker, tokens, AllOf(tokens), AllExperts(), 2));
 }
 
 TEST_P(WorkerCoreTest, AnswersThroughTheChannelAreTheSameWithAndWithoutFrames) {
   const Tokens tokens = Random(6, 20);
-  const auto worker = Worker(kAllExperts);
-  const auto call = MakeCall(tokens, AllOf(tokens), kAllExperts, 2);
+  const auto worker = Worker(AllExperts());
+  const auto call = MakeCall(tokens, AllOf(tokens), AllExperts(), 2);
   ASSERT_TRUE(worker->Execute(call->view, call->reply).ok());
   for (const bool use_frames : {false, true}) {
     transport::InprocOptions options;
@@ -323,7 +324,7 @@ class WorkerLoadTest : public ::testing::Test {
 };
 
 TEST_F(WorkerLoadTest, HoldsNoMoreThanItsExperts) {
-  const auto all = LoadWorker(*checkpoint_, kAllExperts, DType::kBf16, compute_);
+  const auto all = LoadWorker(*checkpoint_, AllExperts(), DType::kBf16, compute_);
   const auto half = LoadWorker(*checkpoint_, {1, 3}, DType::kBf16, compute_);
   const auto none = LoadWorker(*checkpoint_, {}, DType::kBf16, compute_);
   EXPECT_EQ(half->weight_bytes() * 2, all->weight_bytes());
@@ -347,7 +348,7 @@ TEST_F(WorkerLoadTest, CountsRowsByUnitPhaseAndModality) {
   Tokens tokens = RandomTokens(7, 5, WireDtype::kBf16);
   // Image rows are the first two. Expert 1 sees rows 0, 1, 2, 4; expert 2 sees rows 1, 3.
   tokens.choices = {{{1, 0.5f}}, {{1, 0.5f}, {2, 0.5f}}, {{1, 0.5f}}, {{2, 0.5f}}, {{1, 0.5f}}};
-  const auto call = MakeCall(tokens, AllOf(tokens), kAllExperts, 2);
+  const auto call = MakeCall(tokens, AllOf(tokens), AllExperts(), 2);
   call->view.image_rows = 2;
   call->view.phase = transport::Phase::kPrefill;
   ASSERT_TRUE(worker->Execute(call->view, call->reply).ok());

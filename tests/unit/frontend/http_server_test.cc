@@ -212,10 +212,11 @@ TEST_F(HttpServerTest, StreamsEveryTokenWhenItComes) {
           "\n\n");
   for (const std::string text : {"Hel", "lo"}) {
     chat.Delta(text);
-    EXPECT_EQ(client.ReceiveChunk(),
-              prefix + R"("choices":[{"index":0,"delta":{"content":")" + text +
-                  R"("},"logprobs":null,"finish_reason":null}],"usage":null})"
-                  "\n\n");
+    std::string expected = prefix + R"("choices":[{"index":0,"delta":{"content":")";
+    expected += text;
+    expected += R"("},"logprobs":null,"finish_reason":null}],"usage":null})";
+    expected += "\n\n";
+    EXPECT_EQ(client.ReceiveChunk(), expected);
   }
   chat.End(FinishReason::kLength);
   EXPECT_EQ(
@@ -408,6 +409,7 @@ TEST_F(HttpServerTest, EightStreamsInParallelEachGetTheirOwnText) {
   };
   Start(options);
   std::vector<std::thread> threads;
+  threads.reserve(8);
   std::vector<int> num_found(8);
   for (int i = 0; i < 8; ++i) {
     threads.emplace_back([this, i, &num_found] {

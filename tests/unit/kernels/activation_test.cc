@@ -89,7 +89,7 @@ TEST_P(ActivationTest, NansStayNans) {
 TEST_P(ActivationTest, GatedIsTheActivationOfTheLeftHalfTimesTheRightHalf) {
   Random random(3);
   for (const Activation activation : kAll) {
-    Matrix<float> gate_up = UniformMatrix(random, 5, 2 * 37, -4.0f, 4.0f);
+    Matrix<float> gate_up = UniformMatrix(random, 5, 74, -4.0f, 4.0f);
     Matrix<float> out(5, 37, 40);
     GatedActivate(context_, activation, std::as_const(gate_up).View(), out.View());
     for (int64_t r = 0; r < 5; ++r) {

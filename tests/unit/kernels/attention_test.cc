@@ -169,6 +169,7 @@ TEST_P(AttentionTest, RowsOfOneCallHaveTheBitsOfRowsAlone) {
     std::vector<int64_t> rows(50);
     std::iota(rows.begin(), rows.end(), 88);
     std::vector<KvRange> ranges;
+    ranges.reserve(rows.size());
     for (const int64_t row : rows) {
       ranges.push_back(cache.Range(row % 7 == 0 ? row - 70 : 0, row + 1));
     }
@@ -199,6 +200,22 @@ TEST_P(AttentionTest, SequencesOfOneBatchDoNotMeet) {
   EXPECT_TRUE(SameBytes(both[0], layer.RunOne(99, first.Range(0, 100))));
   EXPECT_TRUE(SameBytes(both[1], layer.RunOne(59, second.Range(0, 60))));
   EXPECT_TRUE(SameBytes(both[2], both[0]));
+}
+
+// As in a server: one memory holds the blocks of all sequences, only the block tables differ.
+TEST_P(AttentionTest, RowsWithDifferentTablesOverOneMemoryReadTheirOwnBlocks) {
+  Layer layer(GetParam(), kShapes[1], 2);
+  const KvCache cache = layer.Cache(0, kTokens, 0);
+  const KvRange first = cache.Range(0, 100);
+  const std::vector<int32_t> other_table(first.block_table + 1, first.block_table + 5);
+  KvRange second = first;
+  second.block_table = other_table.data();
+  const std::vector<std::vector<float>> both =
+      layer.Run({99, 99, 99, 99}, {first, second, first, second});
+  EXPECT_TRUE(SameBytes(both[0], layer.RunOne(99, first)));
+  EXPECT_TRUE(SameBytes(both[1], layer.RunOne(99, second)));
+  EXPECT_TRUE(SameBytes(both[3], both[1]));
+  EXPECT_FALSE(SameBytes(both[1], both[0]));
 }
 
 TEST_P(AttentionTest, PhysicalOrderOfBlocksAndThreadsChangeNothing) {
@@ -250,7 +267,7 @@ TEST(StoreKvTest, KeysAreTransposedValuesAreNotAndThePaddingIsZero) {
   for (int64_t h = 0; h < 2; ++h) {
     const Bf16* head = block + h * layout.head_elements();
     for (int64_t d = 0; d < 32; ++d) {
-      const Bf16 v = head[20 * kKvBlockTokens + 7 * 32 + d];
+      const Bf16 v = head[20 * kKvBlockTokens + 7 * layout.value_stride() + d];
       EXPECT_EQ(v, d < 20 ? ToBf16(value[static_cast<size_t>(h * 20 + d)]) : Bf16{})
           << h << " " << d;
     }

@@ -138,6 +138,7 @@ inline Matrix<Bf16> Rounded(const Matrix<float>& matrix) {
 }
 
 inline uint32_t BitsOf(float value) { return __builtin_bit_cast(uint32_t, value); }
+inline uint32_t BitsOf(Bf16 value) { return value.bits; }
 
 // Bound of the relative error of a sum of n terms, each with one rounding per step (Higham,
 // "Accuracy and Stability", lemma 3.1), for f32.
@@ -153,7 +154,7 @@ testing::AssertionResult SameBytes(const std::vector<T>& found, const std::vecto
     return testing::AssertionFailure() << found.size() << " elements, expected " << expected.size();
   }
   for (size_t i = 0; i < found.size(); ++i) {
-    if (std::memcmp(&found[i], &expected[i], sizeof(T)) != 0) {
+    if (BitsOf(found[i]) != BitsOf(expected[i])) {
       return testing::AssertionFailure()
              << "element " << i << " is " << testing::PrintToString(found[i]) << ", expected "
              << testing::PrintToString(expected[i]);

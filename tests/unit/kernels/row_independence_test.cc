@@ -48,7 +48,7 @@ class Fixture {
   static constexpr bool kIsF32 = std::is_same_v<T, float>;
 
   static Matrix<T> Make(Random& random) {
-    const Matrix<float> rows = HostileMatrix(random, kRowsMax, kInputs);
+    Matrix<float> rows = HostileMatrix(random, kRowsMax, kInputs);
     if constexpr (kIsF32) {
       return rows;
     } else {

@@ -4,6 +4,8 @@
 // the tiny recorded checkpoint for loading.
 #include "conclave/model/ffn.h"
 
+#include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <random>
@@ -147,6 +149,9 @@ std::vector<float> Forward(const kernels::Context& context, const FfnWeights& we
   return y;
 }
 
+// -0 and 0 differ.
+bool SameBits(float a, float b) { return std::bit_cast<uint32_t>(a) == std::bit_cast<uint32_t>(b); }
+
 struct Shape {
   const char* name;
   bool is_gated;
@@ -208,9 +213,7 @@ TEST_P(FfnForwardTest, RowsDoNotDependOnTheirNeighbours) {
     for (int64_t r = 0; r < kRows; ++r) {
       const std::vector<float> row(x.begin() + r * kWidth, x.begin() + (r + 1) * kWidth);
       const std::vector<float> alone = Forward(context, weights, row, scratch);
-      EXPECT_EQ(std::memcmp(alone.data(), &batch[static_cast<size_t>(r * kWidth)],
-                            kWidth * sizeof(float)),
-                0)
+      EXPECT_TRUE(std::equal(alone.begin(), alone.end(), batch.begin() + r * kWidth, SameBits))
           << kernels::NameOf(isa) << " row " << r;
     }
   }
@@ -251,7 +254,7 @@ TEST(LoadFfnTest, StacksGateOverUp) {
     EXPECT_TRUE(loaded->up_bias.empty());
     EXPECT_EQ(loaded->size_bytes(), loaded->up.size_bytes() + loaded->down.size_bytes());
 
-    kernels::PackedMatrix want(2 * desc.ffn.inner_dim, desc.hidden_dim, dtype);
+    kernels::PackedMatrix want(int64_t{2} * desc.ffn.inner_dim, desc.hidden_dim, dtype);
     int64_t first_row = 0;
     for (const std::string& name : {desc.names.ffn_gate, desc.names.ffn_up}) {
       const checkpoint::TensorView* tensor = stored.Find(prefix + name + ".weight");

@@ -21,7 +21,7 @@ constexpr uint16_t kRows = 6;
 // Rows 0..5; experts 0 and 3 of each: 12 pairs, in order.
 SampleCall PlainCall(const FrameLimits& limits) {
   SampleCall call = MakeSampleCall(1, limits, kRows);
-  call.weights.assign(2 * kRows, 0.5f);
+  call.weights.assign(size_t{2} * kRows, 0.5f);
   call.rows_of_pairs = {0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5};
   call.experts_of_pairs = {0, 0, 0, 0, 0, 0, 3, 3, 3, 3, 3, 3};
   call.view.image_rows = 2;

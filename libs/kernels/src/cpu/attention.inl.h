@@ -84,7 +84,7 @@ CONCLAVE_KERNEL_INLINE void AddValuesUpTo(Query* const (&queries)[R],
                                           int64_t value_stride, int64_t lo, int64_t hi, int64_t d,
                                           int64_t head_dim) {
   if constexpr (C > 1) {
-    if (head_dim - d <= 16 * (C - 1)) {
+    if (head_dim - d <= 16 * (int64_t{C} - 1)) {
       AddValuesUpTo<R, C - 1>(queries, p, alpha, v, value_stride, lo, hi, d, head_dim);
       return;
     }
