@@ -83,6 +83,9 @@ enum class ImageFit { kPad, kCrop, kStretch };
 
 struct VisionSpec {
   TowerKind kind = TowerKind::kNone;
+  // Folder of the tower's own that said its geometry, and whose weights serve when the checkpoint
+  // has none of the tower's. Empty: the checkpoint's own config, or a published name.
+  std::string folder;
   int32_t image_size = 0;  // pixels, square
   int32_t patch_size = 0;
   int32_t hidden_dim = 0;
@@ -148,7 +151,7 @@ struct TensorNames {
   std::string residual_ffn;          // "mlp.mlp."
   std::string residual_coefficient;  // "mlp.coefficient"
   std::string tower;                 // "model.image_tower.image_tower.vision_model."
-  std::string projector;             // "model.mm_projector.image_spatial_proj"; pooling: ".block" follows
+  std::string projector;  // "model.mm_projector.image_spatial_proj"; pooling: ".block" follows
 };
 
 struct ModelDesc {
