@@ -55,7 +55,17 @@ std::string ShapeText(std::span<const int64_t> shape) {
 }
 
 bool IsFloat(DType dtype) {
-  return dtype == DType::kF32 || dtype == DType::kBf16 || dtype == DType::kF16;
+  return dtype == DType::kF32 || dtype == DType::kBf16 || dtype == DType::kF16 ||
+         dtype == DType::kF64;
+}
+
+TensorView ViewOf(const WeightFile& file, size_t index, std::string_view name) {
+  const StoredTensor& tensor = file.tensors[index];
+  return {.name = name,
+          .file = file.file.name,
+          .dtype = tensor.dtype,
+          .shape = tensor.shape,
+          .bytes = file.BytesOf(index)};
 }
 
 bool IsBefore(const TensorView& tensor, std::string_view name) { return tensor.name < name; }
@@ -73,9 +83,9 @@ absl::Status CheckTensor(const TensorView& tensor, std::span<const int64_t> shap
                                                         ShapeText(tensor.shape));
   }
   if (!IsFloat(tensor.dtype)) {
-    return InvalidArgument("tensor_dtype", where +
-                                               ": wrong dtype; expected f32, bf16 or f16, found " +
-                                               std::string(NameOf(tensor.dtype)));
+    return InvalidArgument("tensor_dtype",
+                           where + ": wrong dtype; expected f32, bf16, f16 or f64, found " +
+                               std::string(NameOf(tensor.dtype)));
   }
   return absl::OkStatus();
 }
@@ -195,14 +205,8 @@ struct Checkpoint::State {
 
 void Checkpoint::State::Collect() {
   for (const WeightFile& file : files) {
-    for (const StoredTensor& tensor : file.tensors) {
-      tensors.push_back(
-          {.name = tensor.name,
-           .file = file.file.name,
-           .dtype = tensor.dtype,
-           .shape = tensor.shape,
-           .bytes = file.mapped.bytes().subspan(static_cast<size_t>(tensor.offset),
-                                                static_cast<size_t>(tensor.size_bytes))});
+    for (size_t i = 0; i < file.tensors.size(); ++i) {
+      tensors.push_back(ViewOf(file, i, file.tensors[i].name));
     }
   }
   std::sort(tensors.begin(), tensors.end(),
@@ -239,19 +243,12 @@ void Checkpoint::State::CollectTower() {
   std::erase_if(tensors,
                 [this](const TensorView& t) { return t.name.starts_with(desc.names.tower); });
   for (const WeightFile& file : tower_files) {
-    for (const StoredTensor& tensor : file.tensors) {
-      if (!tensor.name.starts_with(kTowerRoot)) {
-        continue;
+    for (size_t i = 0; i < file.tensors.size(); ++i) {
+      const std::string& stored = file.tensors[i].name;
+      if (stored.starts_with(kTowerRoot)) {
+        const auto name = new_names.insert(desc.names.tower + stored.substr(kTowerRoot.size()));
+        tensors.push_back(ViewOf(file, i, *name.first));
       }
-      const auto name =
-          new_names.insert(desc.names.tower + tensor.name.substr(kTowerRoot.size())).first;
-      tensors.push_back(
-          {.name = *name,
-           .file = file.file.name,
-           .dtype = tensor.dtype,
-           .shape = tensor.shape,
-           .bytes = file.mapped.bytes().subspan(static_cast<size_t>(tensor.offset),
-                                                static_cast<size_t>(tensor.size_bytes))});
     }
   }
   std::sort(tensors.begin(), tensors.end(),
@@ -282,9 +279,10 @@ absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& 
   CONCLAVE_ASSIGN_OR_RETURN(state->desc, ReadDesc(opened, options.vision_tower));
   CONCLAVE_ASSIGN_OR_RETURN(const WeightsKind kind, FindWeights(opened));
   if (kind == WeightsKind::kNone) {
-    return NotFound("model_file_missing", opened.path() +
-                                              ": no weights; expected model.safetensors or "
-                                              "model.safetensors.index.json with its shards");
+    return NotFound("model_file_missing",
+                    opened.path() +
+                        ": no weights; expected model.safetensors or pytorch_model.bin, or "
+                        "one's .index.json with its shards");
   }
   CONCLAVE_ASSIGN_OR_RETURN(state->files, OpenWeights(opened, kind));
   state->Collect();
@@ -312,7 +310,7 @@ absl::StatusOr<TensorView> Checkpoint::Require(std::string_view name,
   CONCLAVE_RETURN_IF_ERROR(CheckTensor(*tensor, shape));
   const WeightFile* file = state_->FileOf(*tensor);
   if (file == nullptr) {
-    return *tensor;  // No bytes.
+    return *tensor;  // No bytes, or a copy in memory.
   }
   const std::string where = std::string(tensor->file) + ": tensor " + std::string(name) + ": ";
   if (const std::string what = WhatChanged(file->file); !what.empty()) {
@@ -331,6 +329,9 @@ absl::StatusOr<TensorView> Checkpoint::Require(std::string_view name,
 
 void Checkpoint::Release(const TensorView& tensor) const {
   // Whole pages inside the tensor only: the neighbours on a shared page may be in use.
+  if (state_->FileOf(tensor) == nullptr) {
+    return;  // A copy in memory, whose pages hold the only values.
+  }
   const std::byte* first = tensor.bytes.data() + (kPageBytes - 1);
   first -= PageOffset(first);
   const std::byte* last = tensor.bytes.data() + tensor.bytes.size();

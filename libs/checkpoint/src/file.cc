@@ -171,8 +171,9 @@ absl::Status CheckFormat(const std::string& name) {
     return InvalidArgument(
         "pickle_refused",
         name +
-            ": PyTorch pickle weights are not read by this version; expected safetensors, "
-            "convert with save_pretrained(..., safe_serialization=True)");
+            ": a PyTorch file of unknown content; expected pytorch_model.bin, its shards with "
+            "pytorch_model.bin.index.json, or safetensors, convert with save_pretrained(..., "
+            "safe_serialization=True)");
   }
   return absl::OkStatus();
 }

@@ -20,6 +20,11 @@ struct StoredTensor {
   std::vector<int64_t> shape;
   int64_t offset = 0;  // of the first byte, from the start of the file
   int64_t size_bytes = 0;
+  // Of torch.save's files alone: a view whose elements do not follow each other, as steps in
+  // elements along each axis and bytes from its first to behind its last element. Empty: row-major
+  // without gaps.
+  std::vector<int64_t> strides;
+  int64_t span_bytes = 0;
 };
 
 // Headers above this are refused before memory is taken for them, as by the format's own library.

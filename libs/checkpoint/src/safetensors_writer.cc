@@ -1,45 +1,18 @@
 #include "conclave/checkpoint/safetensors_writer.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <bit>
-#include <cerrno>
 #include <cstring>
-#include <system_error>
 #include <utility>
 
 #include "conclave/base/check.h"
 #include "conclave/base/status.h"
-#include "file.h"
+#include "file_output.h"
 #include "json.h"
 #include "safetensors.h"
 
 namespace conclave::checkpoint {
 namespace {
-
-absl::Status WriteError(const std::string& path, int error) {
-  const bool is_full = error == ENOSPC || error == EDQUOT;
-  return Error(absl::StatusCode::kResourceExhausted, is_full ? "disk_full" : "file_write_error",
-               path + ": cannot be written: " + std::generic_category().message(error));
-}
-
-absl::Status PwriteAll(int fd, const std::string& path, int64_t offset,
-                       std::span<const std::byte> bytes) {
-  while (!bytes.empty()) {
-    const ssize_t put = ::pwrite(fd, bytes.data(), bytes.size(), offset);
-    if (put < 0 && errno == EINTR) {
-      continue;
-    }
-    if (put <= 0) {
-      return WriteError(path, put < 0 ? errno : EIO);
-    }
-    bytes = bytes.subspan(static_cast<size_t>(put));
-    offset += put;
-  }
-  return absl::OkStatus();
-}
 
 std::string HeaderText(std::span<const TensorSpec> tensors) {
   boost::json::object header;
@@ -101,13 +74,7 @@ absl::StatusOr<SafetensorsWriter> SafetensorsWriter::Create(const std::string& p
     state->offsets.push_back(state->file_bytes);
     state->file_bytes += tensor.size_bytes();
   }
-  state->fd = UniqueFd(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644));
-  if (state->fd.get() < 0) {
-    return WriteError(path, errno);
-  }
-  if (::ftruncate(state->fd.get(), state->file_bytes) != 0) {
-    return WriteError(path, errno);
-  }
+  CONCLAVE_ASSIGN_OR_RETURN(state->fd, CreateFile(path, state->file_bytes));
   const uint64_t length = header.size();
   CONCLAVE_RETURN_IF_ERROR(
       PwriteAll(state->fd.get(), path, 0, std::as_bytes(std::span(&length, 1))));
@@ -127,13 +94,7 @@ absl::Status SafetensorsWriter::Write(size_t index, int64_t offset_bytes,
   return PwriteAll(state_->fd.get(), state_->path, state_->offsets[index] + offset_bytes, bytes);
 }
 
-absl::Status SafetensorsWriter::Finish() {
-  // Delayed allocation can report a full disk as late as here.
-  const int result = ::fdatasync(state_->fd.get());
-  const int error = errno;
-  state_->fd = UniqueFd();
-  return result == 0 ? absl::OkStatus() : WriteError(state_->path, error);
-}
+absl::Status SafetensorsWriter::Finish() { return SyncAndClose(state_->fd, state_->path); }
 
 absl::Status SaveSafetensors(const std::string& path, std::span<const TensorValues> tensors) {
   std::vector<TensorSpec> specs;

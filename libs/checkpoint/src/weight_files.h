@@ -1,6 +1,10 @@
-// The weight files of a folder: one model.safetensors, or shards with an index.
+// The weight files of a folder: one file, or shards with an index; safetensors or torch.save's
+// archives.
 #pragma once
 
+#include <cstddef>
+#include <map>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -14,9 +18,15 @@ struct WeightFile {
   OpenedFile file;
   MappedFile mapped;
   std::vector<StoredTensor> tensors;
+  // Row-major copies of tensors that the file holds otherwise, by number in `tensors`.
+  std::map<size_t, std::vector<std::byte>> copies;
+
+  // The values of tensors[index], row-major: in the mapped file, or in `copies`. May be unaligned.
+  std::span<const std::byte> BytesOf(size_t index) const;
 };
 
-enum class WeightsKind { kNone, kSingle, kSharded };
+// model.safetensors, its shards, pytorch_model.bin, its shards.
+enum class WeightsKind { kNone, kSingle, kSharded, kTorchSingle, kTorchSharded };
 
 // Whether the folder has one of the files that FindWeights starts from. Looks at names alone.
 bool HasWeights(const ModelFolder& folder);
@@ -25,8 +35,9 @@ bool HasWeights(const ModelFolder& folder);
 // adapters, a projector alone, DeepSpeed's own training state (spec 2.4, 2.7).
 absl::Status CheckFolderKind(const ModelFolder& folder);
 
-// kNone when the folder holds no weight file at all; "pickle_refused" or "model_format_unsupported"
-// when it holds only such as are not read.
+// safetensors before torch.save's archives when both are there. kNone when the folder holds no
+// weight file at all; "pickle_refused" or "model_format_unsupported" when it holds only such as are
+// not read, "model_file_missing" for shards without their index.
 absl::StatusOr<WeightsKind> FindWeights(const ModelFolder& folder);
 
 // Opens, checks and maps them; no tensor stands in two files. "shard_index" for everything in which

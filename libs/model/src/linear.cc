@@ -22,6 +22,13 @@ bool HasNonfinite(const Word* words, int64_t count, Word mask) {
   return found;
 }
 
+// The packing kernels read aligned f32, bf16 and f16; f64, and what archives of torch.save leave
+// unaligned, are converted first.
+bool IsReadInPlace(const checkpoint::TensorView& tensor) {
+  return tensor.dtype != DType::kF64 &&
+         reinterpret_cast<uintptr_t>(tensor.bytes.data()) % SizeOf(tensor.dtype) == 0;
+}
+
 absl::Status CheckFinite(const checkpoint::TensorView& tensor, ThreadPool& pool) {
   const int64_t count = tensor.num_elements();
   std::atomic<bool> found{false};
@@ -54,10 +61,16 @@ absl::Status PackTensor(const checkpoint::Checkpoint& checkpoint, const std::str
                         std::span<const int64_t> shape, kernels::PackedMatrix& matrix,
                         int64_t first_row, ThreadPool& pool) {
   CONCLAVE_ASSIGN_OR_RETURN(const checkpoint::TensorView tensor, checkpoint.Require(name, shape));
-  CONCLAVE_RETURN_IF_ERROR(CheckFinite(tensor, pool));
   const int64_t rows = shape[0];
   const int64_t k = matrix.k();
   CONCLAVE_CHECK(rows * k == tensor.num_elements() && first_row + rows <= matrix.n());
+  if (!IsReadInPlace(tensor)) {
+    CONCLAVE_ASSIGN_OR_RETURN(const std::vector<float> values, checkpoint::ToFloats(tensor));
+    matrix.PackRows(first_row, MatView<const float>(values.data(), rows, k, k), pool);
+    checkpoint.Release(tensor);
+    return absl::OkStatus();
+  }
+  CONCLAVE_RETURN_IF_ERROR(CheckFinite(tensor, pool));
   const std::byte* bytes = tensor.bytes.data();
   switch (tensor.dtype) {
     case DType::kF32:

@@ -141,7 +141,7 @@ TEST_F(BadCheckpoint, C12_removed_after_open) {
 
 TEST_F(BadCheckpoint, C14_pickle_only) {
   for (const std::string name :
-       {"pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "consolidated.pt", "model.pth"}) {
+       {"pytorch_model.bin", "consolidated.pt", "model.pth", "other.bin"}) {
     fs::remove(folder_ / kWeights);
     WriteFile(folder_ / name, "\x80\x02}q\x01.");
     ExpectRefusedWith("pickle_refused", {name, "safetensors"});
