@@ -148,7 +148,7 @@ struct TensorNames {
   std::string residual_ffn;          // "mlp.mlp."
   std::string residual_coefficient;  // "mlp.coefficient"
   std::string tower;                 // "model.image_tower.image_tower.vision_model."
-  std::string projector;             // "model.mm_projector.image_spatial_proj"; pooling: ".block" follows
+  std::string projector;  // "model.mm_projector.image_spatial_proj"; pooling: ".block" follows
 };
 
 struct ModelDesc {
