@@ -197,8 +197,8 @@ void ChatService::State::Prepare(const Request& request) {
 
 absl::StatusOr<SequenceRequest> ChatService::State::BuildSequence(OpenRequest& request) {
   SequenceRequest sequence;
-  CONCLAVE_ASSIGN_OR_RETURN(sequence.tokens,
-                            BuildPrompt(request.request.messages, prompt_template, tokenizer));
+  CONCLAVE_ASSIGN_OR_RETURN(sequence.tokens, BuildPrompt(request.request.messages, prompt_template,
+                                                         desc.splice, tokenizer));
   // Lengths are known before any picture is encoded: refuse before the dear work.
   CONCLAVE_RETURN_IF_ERROR(FitContext(request.request, sequence));
   CONCLAVE_RETURN_IF_ERROR(EncodeImages(request, sequence));
