@@ -17,6 +17,7 @@ namespace conclave::checkpoint {
 namespace {
 
 constexpr std::string_view kTowerRoot = "vision_model.";
+constexpr char kHeadName[] = "lm_head.weight";
 // How many unused tensors a warning names.
 constexpr size_t kNamedMax = 3;
 
@@ -106,17 +107,32 @@ absl::Status MissingTensor(const ModelDesc& desc, const ExpectedTensor& expected
                                              expected.name + " is missing; expected shape " +
                                              ShapeText(expected.shape));
   }
-  const std::string hint = expected.part == TensorPart::kTower
-                               ? " (a checkpoint without its tower needs --vision-tower)"
-                               : "";
+  std::string_view hint;
+  if (expected.part == TensorPart::kTower) {
+    hint = " (a checkpoint without its tower needs --vision-tower)";
+  } else if (expected.part == TensorPart::kHead) {
+    hint = " (is the embedding its head? then config.json needs tie_word_embeddings: true)";
+  }
   return NotFound("tensor_missing", "tensor " + expected.name + ": missing in the weights of " +
                                         desc.served_name + "; expected shape " +
-                                        ShapeText(expected.shape) + hint);
+                                        ShapeText(expected.shape) + std::string(hint));
+}
+
+// One matrix for embedding and head may be stored under either name, or under both.
+void UseStoredHead(std::span<const TensorView> tensors, ModelDesc& desc) {
+  if (desc.tie_embeddings && FindIn(tensors, desc.names.embed) == nullptr &&
+      FindIn(tensors, kHeadName) != nullptr) {
+    desc.names.embed = kHeadName;
+    desc.names.lm_head = kHeadName;
+  }
 }
 
 // Presence and shape of all that the config implies, and warnings about the rest.
 absl::Status CheckAgainstConfig(std::span<const TensorView> tensors, ModelDesc& desc) {
   std::set<std::string_view> known;
+  if (desc.tie_embeddings) {
+    known.insert(kHeadName);  // The same values as the embedding's, which serve.
+  }
   const std::vector<ExpectedTensor> list = ExpectedTensors(desc);
   for (const ExpectedTensor& expected : list) {
     known.insert(expected.name);
@@ -172,6 +188,7 @@ struct Checkpoint::State {
   std::vector<TensorView> tensors;
 
   void Collect();
+  absl::Status OpenTower(bool is_explicit);
   void CollectTower();
   const WeightFile* FileOf(const TensorView& tensor) const;
 };
@@ -190,6 +207,27 @@ void Checkpoint::State::Collect() {
   }
   std::sort(tensors.begin(), tensors.end(),
             [](const TensorView& a, const TensorView& b) { return a.name < b.name; });
+}
+
+// The tower's own folder replaces the checkpoint's tower when it was named explicitly, and serves
+// when the checkpoint holds none.
+absl::Status Checkpoint::State::OpenTower(bool is_explicit) {
+  const std::string& path = desc.vision.folder;
+  const bool has_own = std::any_of(tensors.begin(), tensors.end(), [this](const TensorView& t) {
+    return t.name.starts_with(desc.names.tower);
+  });
+  if (desc.vision.kind == TowerKind::kNone || path.empty() || (has_own && !is_explicit)) {
+    return absl::OkStatus();
+  }
+  CONCLAVE_ASSIGN_OR_RETURN(const ModelFolder tower, ModelFolder::Open(path));
+  const absl::StatusOr<WeightsKind> kind = FindWeights(tower);
+  if (kind.ok() && *kind != WeightsKind::kNone) {
+    CONCLAVE_ASSIGN_OR_RETURN(tower_files, OpenWeights(tower, *kind));
+    CollectTower();
+  } else if (has_own) {
+    desc.warnings.push_back(path + ": no weights; the tower's are the checkpoint's own");
+  }
+  return absl::OkStatus();
 }
 
 // Tensors of the tower's own folder take the place of the checkpoint's; its text model, if any, is
@@ -250,17 +288,8 @@ absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& 
   }
   CONCLAVE_ASSIGN_OR_RETURN(state->files, OpenWeights(opened, kind));
   state->Collect();
-  if (!options.vision_tower.empty() && state->desc.vision.kind != TowerKind::kNone) {
-    CONCLAVE_ASSIGN_OR_RETURN(const ModelFolder tower, ModelFolder::Open(options.vision_tower));
-    const absl::StatusOr<WeightsKind> tower_kind = FindWeights(tower);
-    if (tower_kind.ok() && *tower_kind != WeightsKind::kNone) {
-      CONCLAVE_ASSIGN_OR_RETURN(state->tower_files, OpenWeights(tower, *tower_kind));
-      state->CollectTower();
-    } else {
-      state->desc.warnings.push_back(
-          options.vision_tower + ": no safetensors; the tower's weights are the checkpoint's own");
-    }
-  }
+  CONCLAVE_RETURN_IF_ERROR(state->OpenTower(!options.vision_tower.empty()));
+  UseStoredHead(state->tensors, state->desc);
   CONCLAVE_RETURN_IF_ERROR(CheckAgainstConfig(state->tensors, state->desc));
   return std::unique_ptr<Checkpoint>(new Checkpoint(std::move(state)));
 }

@@ -53,6 +53,11 @@ const boost::json::value* ConfigReader::Find(std::string_view key) const {
 
 bool ConfigReader::Has(std::string_view key) const { return Find(key) != nullptr; }
 
+bool ConfigReader::IsNull(std::string_view key) const {
+  const boost::json::value* value = object_->if_contains({key.data(), key.size()});
+  return value != nullptr && value->is_null();
+}
+
 std::string_view ConfigReader::FirstOf(std::initializer_list<std::string_view> keys) const {
   for (const std::string_view key : keys) {
     if (Has(key)) {
@@ -68,8 +73,7 @@ const boost::json::value* ConfigReader::Required(std::string_view key) {
   }
   const boost::json::value* value = Find(key);
   if (value == nullptr) {
-    const bool is_null = object_->if_contains({key.data(), key.size()}) != nullptr;
-    Fail("config_key", key, is_null ? "is null; a value is needed" : "missing");
+    Fail("config_key", key, IsNull(key) ? "is null; a value is needed" : "missing");
   }
   return value;
 }

@@ -30,6 +30,8 @@ class ConfigReader {
 
   // Present and not null.
   bool Has(std::string_view key) const;
+  // Present and null.
+  bool IsNull(std::string_view key) const;
   // The first of `keys` that the object has; the first when it has none.
   std::string_view FirstOf(std::initializer_list<std::string_view> keys) const;
 

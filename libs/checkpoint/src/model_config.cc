@@ -1,121 +1,14 @@
 #include "model_config.h"
 
-#include <algorithm>
 #include <array>
 #include <utility>
 
 #include "conclave/base/status.h"
 #include "conclave/checkpoint/checkpoint.h"
+#include "weight_files.h"
 
 namespace conclave::checkpoint {
 namespace {
-
-using FamilyReader = void (*)(ConfigReader& config, ModelDesc& desc);
-
-struct Family {
-  std::string_view name;  // model_type is "moe_llava_<name>" or "llava_<name>"
-  std::string_view
-      architecture;  // between "MoELLaVA" or "Llava" and "ForCausalLM" in architectures[0]
-  std::string_view prompt_template;
-  FamilyReader read;  // null: not built yet
-};
-
-// Spec 2.3 and 5.2. Of the rows without a reader only the names are known.
-constexpr std::array<Family, 8> kFamilies = {{
-    {"stablelm", "Stablelm", "stablelm", &ReadStablelm},
-    {"qwen", "QWen", "qwen", nullptr},
-    {"phi", "Phi", "phi", nullptr},
-    {"mistral", "Mistral", "openchat", nullptr},
-    {"llama", "Llama", "vicuna_v1", nullptr},
-    {"qwen1_5", "Qwen1_5", "qwen", nullptr},
-    {"minicpm", "MiniCPM", "minicpm", nullptr},
-    {"mpt", "MPT", "mpt", nullptr},
-}};
-
-constexpr std::string_view kMoePrefix = "moe_llava_";
-constexpr std::string_view kDensePrefix = "llava_";
-
-std::string Supported() {
-  std::string list;
-  for (const Family& family : kFamilies) {
-    if (family.read != nullptr) {
-      list += (list.empty() ? "" : ", ") + std::string(kMoePrefix) + std::string(family.name) +
-              ", " + std::string(kDensePrefix) + std::string(family.name);
-    }
-  }
-  return list;
-}
-
-// model_type, or what architectures[0] stands for when that key is absent.
-std::string ModelType(ConfigReader& config, ModelDesc& desc) {
-  const boost::json::value* architectures = config.Find("architectures");
-  const bool has_name = architectures != nullptr && architectures->is_array() &&
-                        !architectures->get_array().empty() &&
-                        architectures->get_array()[0].is_string();
-  if (config.Has("model_type") || !has_name) {
-    return config.String("model_type");
-  }
-  const std::string_view name = architectures->get_array()[0].get_string();
-  for (const Family& family : kFamilies) {
-    const std::string tail = std::string(family.architecture) + "ForCausalLM";
-    for (const auto& [head, prefix] :
-         {std::pair("MoELLaVA", kMoePrefix), std::pair("Llava", kDensePrefix)}) {
-      if (name == head + tail) {
-        desc.warnings.push_back("config.json: model_type: absent; taken from architectures");
-        return std::string(prefix) + std::string(family.name);
-      }
-    }
-  }
-  return config.String("model_type");
-}
-
-absl::StatusOr<const Family*> FindFamily(const std::string& model_type) {
-  for (const Family& family : kFamilies) {
-    const bool is_this = model_type == std::string(kMoePrefix) + std::string(family.name) ||
-                         model_type == std::string(kDensePrefix) + std::string(family.name);
-    if (is_this && family.read != nullptr) {
-      return &family;
-    }
-    if (is_this) {
-      return InvalidArgument("model_type_unsupported",
-                             "config.json: model_type: \"" + model_type +
-                                 "\" is not built yet: a later version; expected one of " +
-                                 Supported());
-    }
-  }
-  return InvalidArgument("model_type_unsupported",
-                         "config.json: model_type: unknown; expected one of " + Supported() +
-                             ", found \"" + model_type.substr(0, 64) + "\"");
-}
-
-// The first file name of the folder with that ending, empty when there is none.
-std::string FirstWithSuffix(const std::vector<std::string>& names, std::string_view suffix) {
-  const auto found = std::find_if(names.begin(), names.end(), [suffix](const std::string& name) {
-    return name.ends_with(suffix);
-  });
-  return found == names.end() ? std::string() : *found;
-}
-
-absl::Status ReadTokenizer(const ModelFolder& folder, ModelDesc& desc) {
-  CONCLAVE_ASSIGN_OR_RETURN(const std::vector<std::string> names, folder.List());
-  TokenizerSpec& tokenizer = desc.tokenizer;
-  const std::string ranks = folder.Has("arcade100k.tiktoken") ? "arcade100k.tiktoken"
-                                                              : FirstWithSuffix(names, ".tiktoken");
-  if (!ranks.empty()) {
-    tokenizer = {.kind = TokenizerKind::kTiktoken, .file = ranks};
-  } else if (folder.Has("tokenizer.json")) {
-    tokenizer = {.kind = TokenizerKind::kTokenizerJson, .file = "tokenizer.json"};
-  } else if (folder.Has("tokenizer.model")) {
-    tokenizer = {.kind = TokenizerKind::kSentencePiece, .file = "tokenizer.model"};
-  } else if (folder.Has("vocab.json")) {
-    tokenizer = {.kind = TokenizerKind::kByteLevelBpe, .file = "vocab.json"};
-  } else {
-    desc.warnings.push_back(
-        "no tokenizer file (.tiktoken, tokenizer.json, tokenizer.model or vocab.json) in the "
-        "folder");
-  }
-  return absl::OkStatus();
-}
 
 void WarnOfIgnored(const std::string& file, const boost::json::object& object, ModelDesc& desc) {
   constexpr std::array<std::pair<std::string_view, std::string_view>, 6> kIgnored = {{
@@ -183,6 +76,7 @@ absl::Status ReadCompanions(const ModelFolder& folder, ModelDesc& desc) {
 }  // namespace
 
 absl::StatusOr<ModelDesc> ReadDesc(const ModelFolder& folder, const std::string& vision_tower) {
+  CONCLAVE_RETURN_IF_ERROR(CheckFolderKind(folder));
   const std::string file = "config.json";
   CONCLAVE_ASSIGN_OR_RETURN(const std::string text,
                             folder.ReadText(file, kConfigBytesMax, "config_key"));
@@ -192,7 +86,7 @@ absl::StatusOr<ModelDesc> ReadDesc(const ModelFolder& folder, const std::string&
   ConfigReader config(file, object, "config_range", &status);
   ModelDesc desc;
   desc.served_name = folder.base_name();
-  desc.model_type = ModelType(config, desc);
+  desc.model_type = ModelType(config, folder, desc);
   CONCLAVE_RETURN_IF_ERROR(status);
   CONCLAVE_ASSIGN_OR_RETURN(const Family* family, FindFamily(desc.model_type));
   desc.prompt_template = std::string(family->prompt_template);
@@ -209,7 +103,7 @@ absl::StatusOr<ModelDesc> ReadDesc(const ModelFolder& folder, const std::string&
   CONCLAVE_RETURN_IF_ERROR(status);
   CONCLAVE_RETURN_IF_ERROR(ReadVision(folder, object, vision_tower, desc));
   WarnOfIgnored(file, object, desc);
-  CONCLAVE_RETURN_IF_ERROR(ReadTokenizer(folder, desc));
+  CONCLAVE_RETURN_IF_ERROR(ReadTokenizer(folder, family->name == "mistral", desc));
   CONCLAVE_RETURN_IF_ERROR(ReadCompanions(folder, desc));
   return desc;
 }

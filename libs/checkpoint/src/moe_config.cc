@@ -69,6 +69,16 @@ std::vector<int32_t> ReadExperts(ConfigReader& moe, size_t num_layers) {
   return experts;
 }
 
+int32_t ReadTopK(ConfigReader& moe) {
+  const boost::json::value* value = moe.Find("top_k_experts");
+  if (value != nullptr && value->is_int64() && value->get_int64() == -1) {
+    moe.OutOfRange("top_k_experts",
+                   "a DynMoE checkpoint, whose gate is another method under the same names; not "
+                   "supported: use a MoE-LLaVA one; expected 1 or 2, found -1");
+  }
+  return moe.Int("top_k_experts", 1, 2);
+}
+
 void WarnOfIgnored(ConfigReader& moe, ModelDesc& desc) {
   if (moe.IntOr("ep_size", 1, 1, 1 << 20) != 1) {
     desc.warnings.push_back(moe.Where("ep_size") + ": ignored; expert numbers are taken as global");
@@ -105,7 +115,7 @@ void ReadMoe(ConfigReader& config, ModelDesc& desc) {
   const std::vector<int32_t> listed = moe.IntsOr(kLayersKey, 0, desc.num_layers - 1);
   const std::vector<int32_t> layers = ReadLayers(moe, desc);
   const std::vector<int32_t> experts = ReadExperts(moe, layers.size());
-  desc.moe.top_k = moe.Int("top_k_experts", 1, 2);
+  desc.moe.top_k = ReadTopK(moe);
   if (!moe.ok()) {
     return;
   }

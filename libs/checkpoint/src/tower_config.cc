@@ -7,6 +7,7 @@
 
 #include "conclave/base/status.h"
 #include "model_config.h"
+#include "weight_files.h"
 
 namespace conclave::checkpoint {
 namespace {
@@ -22,10 +23,12 @@ struct PublishedTower {
   int32_t image_size, patch_size, hidden_dim, num_heads, inner_dim, num_layers;
 };
 
-// Spec 3.3 and 3.4.
-constexpr std::array<PublishedTower, 2> kPublished = {{
+// Spec 3.3 and 3.4, and two more that training with the original's scripts leads to (spec 1.1).
+constexpr std::array<PublishedTower, 4> kPublished = {{
     {"openai/clip-vit-large-patch14-336", TowerKind::kClip, 336, 14, 1024, 16, 4096, 24},
     {"google/siglip-so400m-patch14-384", TowerKind::kSiglip, 384, 14, 1152, 16, 4304, 27},
+    {"openai/clip-vit-large-patch14", TowerKind::kClip, 224, 14, 1024, 16, 4096, 24},
+    {"google/siglip-base-patch16-256-multilingual", TowerKind::kSiglip, 256, 16, 768, 12, 3072, 12},
 }};
 
 // What a kind fixes, and the values that configs leave out when they are the kind's defaults.
@@ -63,6 +66,7 @@ TowerKind KindOfName(std::string_view name) {
 
 // The two files that describe a tower, parsed.
 struct TowerFiles {
+  std::string folder;  // that they lie in; empty: the checkpoint's own
   std::string config_file;
   boost::json::value config;  // holds vision_config, or is one
   std::string preprocessor_file;
@@ -84,6 +88,7 @@ absl::StatusOr<TowerFiles> ReadTowerFolder(const std::string& path) {
     return absl::OkStatus();
   };
   CONCLAVE_RETURN_IF_ERROR(Annotate(read(), "vision tower " + path));
+  files.folder = path;
   files.config_file = path + "/config.json";
   files.preprocessor_file = path + "/" + std::string(kPreprocessorFile);
   return files;
@@ -100,14 +105,13 @@ absl::StatusOr<std::optional<TowerFiles>> FindTowerFiles(const ModelFolder& fold
   }
   if (const boost::json::value* vision_config = config.if_contains("vision_config");
       vision_config != nullptr && !vision_config->is_null()) {
-    TowerFiles files{.config_file = "config.json",
+    TowerFiles files{.folder = {},
+                     .config_file = "config.json",
                      .config = boost::json::object{{"vision_config", *vision_config}},
                      .preprocessor_file = std::string(kPreprocessorFile),
                      .preprocessor = {}};
     // Without weights nothing is normalised: sizes are all that is asked of such a folder.
-    const bool has_weights =
-        folder.Has("model.safetensors") || folder.Has("model.safetensors.index.json");
-    if (has_weights || folder.Has(kPreprocessorFile)) {
+    if (HasWeights(folder) || folder.Has(kPreprocessorFile)) {
       CONCLAVE_ASSIGN_OR_RETURN(files.preprocessor, ReadJson(folder, files.preprocessor_file));
     }
     return files;
@@ -255,6 +259,7 @@ absl::Status ReadFiles(const TowerFiles& files, const std::string& name, VisionS
             config.StringOr("model_type", "").substr(0, 64) + "\"");
   }
   SetKind(kind, vision);
+  vision.folder = files.folder;
   ReadGeometry(config, vision);
   CONCLAVE_RETURN_IF_ERROR(status);
   if (files.preprocessor.is_null()) {

@@ -28,6 +28,23 @@ int32_t MlpLinears(std::string_view type, std::string_view prefix) {
              : 0;
 }
 
+// The original's other projectors are networks of their own, which no published model has.
+std::string WhyNot(std::string_view type) {
+  if (type.starts_with("cheap_")) {
+    type.remove_prefix(std::string_view("cheap_").size());
+  }
+  std::string_view what = "a projector that is not supported";
+  if (type.starts_with("qformer")) {
+    what = "a Q-Former projector, which is not supported; train the projector as mlp2x_gelu";
+  } else if (type.starts_with("simple")) {
+    what =
+        "a convolutional projector, which is not supported; train the projector as mlp2x_gelu "
+        "or pool_mlp2x_gelu";
+  }
+  return std::string(what) +
+         "; expected linear, identity, mlpNx_gelu or pool_mlpNx_gelu (N from 1 to 16)";
+}
+
 void ReadProjector(ConfigReader& config, ModelDesc& desc) {
   const std::string_view key = config.FirstOf({"image_projector_type", "mm_projector_type"});
   if (!config.Has(key)) {
@@ -49,13 +66,8 @@ void ReadProjector(ConfigReader& config, ModelDesc& desc) {
   } else if (const int32_t pooled = MlpLinears(type, "pool_mlp"); pooled > 0) {
     projector = {.kind = ProjectorKind::kMlpGelu, .num_linears = pooled, .pools_2x2 = true};
   } else if (config.ok()) {
-    config.OutOfRange(key,
-                      "a projector that is not supported; expected linear, identity, mlpNx_gelu or "
-                      "pool_mlpNx_gelu "
-                      "(N from 1 to 16), found \"" +
-                          type.substr(0, 64) + "\"");
+    config.OutOfRange(key, WhyNot(type) + ", found \"" + type.substr(0, 64) + "\"");
   }
-  desc.names.projector = "model.mm_projector.image_spatial_proj";
 }
 
 void ReadSelection(ConfigReader& config, VisionSpec& vision) {
@@ -113,12 +125,13 @@ absl::Status ReadVision(const ModelFolder& folder, const boost::json::object& ob
                   "missing beside vision_config; expected the vision tower's name");
     }
     desc.warnings.push_back(config.Where(tower_key) + ": absent; a model without images");
+    desc.names.tower.clear();
+    desc.names.projector.clear();
     return status;
   }
   const std::string name = config.String(tower_key);
   CONCLAVE_RETURN_IF_ERROR(status);
   CONCLAVE_RETURN_IF_ERROR(ReadTower(folder, object, name, vision_tower, desc.vision));
-  desc.names.tower = "model.image_tower.image_tower.vision_model.";
   const int32_t width = desc.vision.hidden_dim;
   if (const int32_t stated = config.IntOr("mm_hidden_size", width, 1, kHiddenMax);
       stated != width && config.ok()) {

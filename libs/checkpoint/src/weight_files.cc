@@ -138,7 +138,45 @@ absl::StatusOr<std::vector<WeightFile>> OpenShards(const ModelFolder& folder) {
   return files;
 }
 
+absl::Status NotAModel(const std::string& name, const std::string& why) {
+  return InvalidArgument("model_format_unsupported", name + ": " + why);
+}
+
 }  // namespace
+
+bool HasWeights(const ModelFolder& folder) {
+  return folder.Has(kSingleFile) || folder.Has(kIndexFile);
+}
+
+absl::Status CheckFolderKind(const ModelFolder& folder) {
+  for (const std::string name : {"adapter_config.json", "adapter_model.safetensors",
+                                 "adapter_model.bin", "non_lora_trainables.bin"}) {
+    if (folder.Has(name)) {
+      return NotAModel(name,
+                       "a folder of LoRA adapters, which are not applied here; merge them first "
+                       "with MoE-LLaVA's scripts/merge_lora_weights.py or "
+                       "scripts/merge_moe_lora_weights.py and give the merged folder");
+    }
+  }
+  if (HasWeights(folder)) {
+    return absl::OkStatus();
+  }
+  if (folder.Has("mm_projector.bin")) {
+    return NotAModel("mm_projector.bin",
+                     "a projector alone, as pretraining leaves it; give the folder of the whole "
+                     "model that was trained from it");
+  }
+  CONCLAVE_ASSIGN_OR_RETURN(const std::vector<std::string> names, folder.List());
+  for (const std::string& name : names) {
+    if (name.starts_with("global_step") ||
+        (name.starts_with("layer_") && name.find("_expert_") != std::string::npos)) {
+      return NotAModel(name,
+                       "DeepSpeed's own training state; load it with the code that trained it and "
+                       "write a model folder with save_pretrained");
+    }
+  }
+  return absl::OkStatus();
+}
 
 absl::StatusOr<WeightsKind> FindWeights(const ModelFolder& folder) {
   if (folder.Has(kSingleFile)) {

@@ -18,6 +18,13 @@ struct WeightFile {
 
 enum class WeightsKind { kNone, kSingle, kSharded };
 
+// Whether the folder has one of the files that FindWeights starts from. Looks at names alone.
+bool HasWeights(const ModelFolder& folder);
+
+// "model_format_unsupported" for folders that are not a whole model, with how to make one: LoRA
+// adapters, a projector alone, DeepSpeed's own training state (spec 2.4, 2.7).
+absl::Status CheckFolderKind(const ModelFolder& folder);
+
 // kNone when the folder holds no weight file at all; "pickle_refused" or "model_format_unsupported"
 // when it holds only such as are not read.
 absl::StatusOr<WeightsKind> FindWeights(const ModelFolder& folder);

@@ -1,8 +1,8 @@
-// Names and shapes of all tensors at the published sizes, against what a published config.json implies.
+// Names and shapes of all tensors at the published sizes, against what the published config.json of
+// that name (data/configs) implies.
 #include <unistd.h>
 
 #include <filesystem>
-#include <fstream>
 #include <map>
 
 #include "checks.h"
@@ -13,66 +13,25 @@
 namespace conclave::golden {
 namespace {
 
+namespace fs = std::filesystem;
 namespace json = boost::json;
 
-// The keys of the published StableLM checkpoints' config.json that decide shapes (spec 1.2, 2.1, 2.2).
-json::object StablelmConfig(bool is_384) {
-  json::array layers, experts;
-  for (int layer = 0; layer < 24; layer += 2) {
-    layers.push_back(layer);
-    experts.push_back(4);
-  }
-  return {{"model_type", "moe_llava_stablelm"},
-          {"vocab_size", 100352},
-          {"hidden_size", 2048},
-          {"intermediate_size", 5632},
-          {"num_hidden_layers", 24},
-          {"num_attention_heads", 32},
-          {"num_key_value_heads", 32},
-          {"max_position_embeddings", 4096},
-          {"norm_eps", 1e-5},
-          {"rope_pct", 0.25},
-          {"rope_theta", 10000},
-          {"use_qkv_bias", true},
-          {"tie_word_embeddings", false},
-          {"hidden_act", "silu"},
-          {"bos_token_id", 100257},
-          {"eos_token_id", 100257},
-          {"torch_dtype", "bfloat16"},
-          {"mm_image_tower",
-           is_384 ? "google/siglip-so400m-patch14-384" : "openai/clip-vit-large-patch14-336"},
-          {"mm_hidden_size", is_384 ? 1152 : 1024},
-          {"mm_vision_select_layer", -2},
-          {"mm_vision_select_feature", "patch"},
-          {"image_projector_type", "mlp2x_gelu"},
-          {"image_aspect_ratio", "pad"},
-          {"mm_use_im_start_end", false},
-          {"mm_use_im_patch_token", false},
-          {"moe",
-           {{"moe_enable", true},
-            {"moe_mode", "sparse"},
-            {"moe_layers_idx", layers},
-            {"num_experts", experts},
-            {"ep_size", 1},
-            {"top_k_experts", 2},
-            {"capacity_factor", 1.5},
-            {"eval_capacity_factor", 2.0},
-            {"min_capacity", 0},
-            {"use_residual", false},
-            {"router_aux_loss_coef", 0.01}}}};
+// Beside the sources, not in the checked folder: recordings do not hold them.
+const fs::path& Configs() {
+  static const fs::path folder = fs::path(CONCLAVE_SOURCE_DIR) / "tests/golden/data/configs";
+  return folder;
 }
 
 // A folder that goes with the scope.
 class TemporaryFolder {
  public:
   TemporaryFolder() {
-    std::string pattern =
-        (std::filesystem::temp_directory_path() / "conclave-shapes-XXXXXX").string();
+    std::string pattern = (fs::temp_directory_path() / "conclave-shapes-XXXXXX").string();
     path_ = ::mkdtemp(pattern.data()) == nullptr ? "" : pattern;
   }
   ~TemporaryFolder() {
     std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
+    fs::remove_all(path_, ignored);
   }
   const std::string& path() const { return path_; }
 
@@ -83,10 +42,11 @@ class TemporaryFolder {
 }  // namespace
 
 void CheckShapes(const std::string& file, Report& report) {
-  const std::string stem = std::filesystem::path(file).stem().string();
+  const std::string stem = fs::path(file).stem().string();
   const std::string name = "shapes/" + stem;
-  if (!stem.starts_with("MoE-LLaVA-StableLM-1.6B-4e")) {
-    report.NotSupported(name, "decoder family");
+  const fs::path config = Configs() / (stem + ".json");
+  if (!fs::exists(config)) {
+    report.NotSupported(name, "no published config of that name");
     return;
   }
   const absl::StatusOr<json::value> recording = ReadJson(file);
@@ -95,8 +55,7 @@ void CheckShapes(const std::string& file, Report& report) {
     return;
   }
   const TemporaryFolder folder;
-  std::ofstream(folder.path() + "/config.json")
-      << json::serialize(StablelmConfig(stem.ends_with("-384")));
+  fs::copy_file(config, folder.path() + "/config.json");
   const absl::StatusOr<checkpoint::ModelDesc> desc = checkpoint::ReadModelDesc(folder.path());
   if (!desc.ok()) {
     report.Error(name, "config", desc.status().ToString());

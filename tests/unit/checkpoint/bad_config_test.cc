@@ -161,7 +161,8 @@ INSTANTIATE_TEST_SUITE_P(
             "expected 1, found 2"},
         Row{"C18_experts_no_entry", kM, "num_experts", "[]", "config_moe", "expected 1, found 0"},
         Row{"C18_top_k_0", kM, "top_k_experts", "0", "config_moe", "from 1 to 2"},
-        Row{"C18_top_k_negative", kM, "top_k_experts", "-1", "config_moe", "from 1 to 2"},
+        Row{"C18_top_k_negative", kM, "top_k_experts", "-2", "config_moe", "from 1 to 2"},
+        Row{"C18_top_k_of_dynmoe", kM, "top_k_experts", "-1", "config_moe", "DynMoE"},
         Row{"C18_top_k_above_experts", kM, "top_k_experts", "3", "config_moe", "from 1 to 2"},
         Row{"C18_layer_out_of_range", kM, "moe_layers_idx", "[2]", "config_moe",
             "moe_layers_idx[0]"},
@@ -200,7 +201,11 @@ INSTANTIATE_TEST_SUITE_P(
             "cls_patch"},
         Row{"C21_tower_width", kC, "mm_hidden_size", "9", "config_vision", "expected 8"},
         Row{"C21_projector_qformer", kC, "image_projector_type", "\"qformer2_64\"", "config_vision",
-            "qformer2_64"},
+            "a Q-Former projector, which is not supported; train the projector as mlp2x_gelu"},
+        Row{"C21_projector_cheap_qformer", kC, "image_projector_type", "\"cheap_qformer2_64\"",
+            "config_vision", "a Q-Former projector"},
+        Row{"C21_projector_cheap_simple", kC, "image_projector_type", "\"cheap_simple_in2_out0\"",
+            "config_vision", "expected linear, identity, mlpNx_gelu"},
         Row{"C21_projector_simple", kC, "image_projector_type", "\"simple_in2_out1\"",
             "config_vision", "mlpNx_gelu"},
         Row{"C21_projector_cheap", kC, "image_projector_type", "\"cheap_mlp2x_gelu\"",
@@ -309,14 +314,14 @@ TEST(BadConfigFile, C23_code_and_templates_are_ignored_with_a_warning) {
 }
 
 TEST(BadConfigFile, UnsupportedModelTypesAreNamedWithWhatIsSupported) {
-  for (const std::string type :
-       {"moe_llava_phi", "llava_qwen", "moe_llava_mistral", "llava_mpt", "moe_llava_qwen1_5"}) {
+  for (const std::string type : {"moe_llava_mpt", "llava_mpt"}) {
     SmallModel model;
     model.config.Set("model_type", "\"" + type + "\"");
     const absl::Status status = ReadText(model.ConfigText());
     EXPECT_EQ(ReasonOf(status), "model_type_unsupported");
-    EXPECT_THAT(MessageOf(status), HasSubstr("\"" + type + "\" is not built yet"));
+    EXPECT_THAT(MessageOf(status), HasSubstr("\"" + type + "\": MPT decoders are not supported"));
     EXPECT_THAT(MessageOf(status), HasSubstr("moe_llava_stablelm, llava_stablelm"));
+    EXPECT_THAT(MessageOf(status), HasSubstr("moe_llava_minicpm, llava_minicpm"));
   }
   SmallModel model;
   model.config.Set("model_type", "\"gpt5\"");

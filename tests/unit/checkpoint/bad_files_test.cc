@@ -154,6 +154,37 @@ TEST_F(BadCheckpoint, C14_pickle_beside_safetensors_is_not_looked_at) {
   EXPECT_TRUE(Open(folder_.path()).ok());
 }
 
+// Folders of training that are not a model: refused by name, with how to make one of them.
+TEST_F(BadCheckpoint, C15_lora_folder) {
+  for (const std::string name : {"adapter_config.json", "adapter_model.safetensors",
+                                 "adapter_model.bin", "non_lora_trainables.bin"}) {
+    WriteFile(folder_ / name, "x");
+    ExpectRefusedWith("model_format_unsupported", {name, "LoRA", "merge_lora_weights.py"});
+    fs::remove(folder_ / name);
+  }
+  EXPECT_TRUE(Open(folder_.path()).ok());
+}
+
+TEST_F(BadCheckpoint, C15_projector_alone) {
+  WriteFile(folder_ / "mm_projector.bin", "x");
+  EXPECT_TRUE(Open(folder_.path()).ok()) << "beside a whole model it is ignored";
+  fs::remove(folder_ / kWeights);
+  ExpectRefusedWith("model_format_unsupported", {"mm_projector.bin", "projector alone"});
+}
+
+TEST_F(BadCheckpoint, C15_deepspeed_state) {
+  for (const std::string name :
+       {"global_step1200", "layer_0_expert_3_mp_rank_00_model_states.pt"}) {
+    fs::create_directory(folder_ / name);
+    EXPECT_TRUE(Open(folder_.path()).ok()) << "beside a whole model it is ignored";
+    const std::string weights = ReadFile(folder_ / kWeights);
+    fs::remove(folder_ / kWeights);
+    ExpectRefusedWith("model_format_unsupported", {name, "DeepSpeed", "save_pretrained"});
+    WriteFile(folder_ / kWeights, weights);
+    fs::remove(folder_ / name);
+  }
+}
+
 TEST_F(BadCheckpoint, C15_other_formats) {
   fs::remove(folder_ / kWeights);
   for (const std::string name : {"model-q4.gguf", "model.onnx"}) {

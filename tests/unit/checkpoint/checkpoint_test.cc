@@ -5,6 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <random>
@@ -174,7 +175,72 @@ TEST_F(CheckpointTest, TowerFolderWithoutWeightsGivesGeometryAndAWarning) {
   WriteFile(tower / "preprocessor_config.json", model.preprocessor.Text());
   const auto checkpoint = Open({.vision_tower = tower.path()});
   ASSERT_NE(checkpoint, nullptr);
-  EXPECT_THAT(checkpoint->desc().warnings, Contains(HasSubstr("no safetensors")));
+  EXPECT_THAT(checkpoint->desc().warnings,
+              Contains(HasSubstr("no weights; the tower's are the checkpoint's own")));
+}
+
+// A checkpoint without its tower takes the one that lies beside it under the name of the config.
+TEST_F(CheckpointTest, TowerBesideTheCheckpointServesWhenItHasNone) {
+  SmallModel model;
+  model.has_vision_config = false;
+  model.config.Set("mm_image_tower", "\"tower\"");
+  fs::create_directory(folder_ / "tower");
+  WriteFile(folder_ / "tower/config.json", "{\"vision_config\":" + model.vision.Text() + "}");
+  WriteFile(folder_ / "tower/preprocessor_config.json", model.preprocessor.Text());
+  model.WriteConfigs(folder_.path());
+  const std::string prefix = "model.image_tower.image_tower.";
+  std::vector<TensorValues> tower;
+  tensors_.clear();
+  for (TensorValues& tensor : SmallModel::Tensors(folder_.path())) {
+    if (tensor.spec.name.starts_with(prefix)) {
+      tensor.spec.name.erase(0, prefix.size());
+      tower.push_back(std::move(tensor));
+    } else {
+      tensors_.push_back(std::move(tensor));
+    }
+  }
+  WriteWeights(folder_.path(), tensors_);
+  EXPECT_EQ(ReasonOf(Checkpoint::Open(folder_.path()).status()), "tensor_missing");
+  WriteWeights((folder_ / "tower").string(), tower);
+  const auto checkpoint = Open();
+  ASSERT_NE(checkpoint, nullptr);
+  const TensorView* tensor = checkpoint->Find(prefix + "vision_model.pre_layrnorm.weight");
+  ASSERT_NE(tensor, nullptr);
+}
+
+// One matrix for embedding and head, stored under either name or under both.
+TEST_F(CheckpointTest, TiedHeadIsStoredUnderEitherName) {
+  SmallModel model;
+  model.config.Set("tie_word_embeddings", "true");
+  model.WriteConfigs(folder_.path());
+  tensors_ = SmallModel::Tensors(folder_.path());
+  const auto embed = std::find_if(tensors_.begin(), tensors_.end(), [](const TensorValues& t) {
+    return t.spec.name == "model.embed_tokens.weight";
+  });
+  ASSERT_NE(embed, tensors_.end());
+  TensorValues head = *embed;
+  head.spec.name = "lm_head.weight";
+  tensors_.push_back(head);
+  auto both = Open();
+  ASSERT_NE(both, nullptr);
+  EXPECT_EQ(both->desc().names.lm_head, "model.embed_tokens.weight");
+  EXPECT_TRUE(both->desc().warnings.empty());
+  std::erase_if(tensors_,
+                [](const TensorValues& t) { return t.spec.name == "model.embed_tokens.weight"; });
+  auto alone = Open();
+  ASSERT_NE(alone, nullptr);
+  EXPECT_EQ(alone->desc().names.embed, "lm_head.weight");
+  EXPECT_EQ(alone->desc().names.lm_head, "lm_head.weight");
+  EXPECT_TRUE(alone->desc().warnings.empty());
+}
+
+TEST_F(CheckpointTest, MissingHeadOfAnUntiedModelSaysWhatToChange) {
+  std::vector<TensorValues> tensors = SmallModel::Tensors(folder_.path());
+  std::erase_if(tensors, [](const TensorValues& t) { return t.spec.name == "lm_head.weight"; });
+  WriteWeights(folder_.path(), tensors);
+  const absl::Status status = Checkpoint::Open(folder_.path()).status();
+  EXPECT_EQ(ReasonOf(status), "tensor_missing");
+  EXPECT_THAT(MessageOf(status), HasSubstr("tie_word_embeddings"));
 }
 
 TEST_F(CheckpointTest, WriterRefusesToOverwrite) {

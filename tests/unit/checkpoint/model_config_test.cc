@@ -339,12 +339,13 @@ TEST_F(ModelConfigTest, TokenizerKindFollowsTheFiles) {
   EXPECT_EQ(desc->tokenizer.file, "");
   EXPECT_THAT(desc->warnings, Contains(HasSubstr("no tokenizer file")));
   const std::pair<const char*, TokenizerKind> kinds[] = {
+      {"tokenizer.json", TokenizerKind::kTokenizerJson},
       {"vocab.json", TokenizerKind::kByteLevelBpe},
       {"tokenizer.model", TokenizerKind::kSentencePiece},
-      {"tokenizer.json", TokenizerKind::kTokenizerJson},
       {"other.tiktoken", TokenizerKind::kTiktoken}};
   for (const auto& [file, kind] : kinds) {
     WriteFile(folder_ / file, "x");
+    WriteFile(folder_ / "merges.txt", "x");
     desc = ReadModelDesc(folder_.path());
     ASSERT_TRUE(desc.ok());
     EXPECT_EQ(desc->tokenizer.kind, kind);

@@ -83,6 +83,9 @@ enum class ImageFit { kPad, kCrop, kStretch };
 
 struct VisionSpec {
   TowerKind kind = TowerKind::kNone;
+  // Folder of the tower's own that said its geometry, and whose weights serve when the checkpoint
+  // has none of the tower's. Empty: the checkpoint's own config, or a published name.
+  std::string folder;
   int32_t image_size = 0;  // pixels, square
   int32_t patch_size = 0;
   int32_t hidden_dim = 0;
