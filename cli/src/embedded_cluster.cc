@@ -165,6 +165,9 @@ absl::Status EmbeddedCluster::State::Plan() {
   engine_options.max_num_seqs = options.max_num_seqs;
   engine_options.prefill_chunk = options.prefill_chunk;
   engine_options.prefill_chunk_mixed = std::max(1, options.prefill_chunk / 4);
+  engine_options.embedding_scaling = options.scales_embeddings_consistently
+                                         ? frontend::EmbeddingScaling::kConsistent
+                                         : frontend::EmbeddingScaling::kReference;
   engine_options.max_model_len =
       options.max_model_len > 0 ? options.max_model_len : desc.max_positions;
   if (engine_options.max_model_len > desc.max_positions) {
@@ -187,6 +190,8 @@ frontend::ModelCard EmbeddedCluster::State::Card() const {
   card.max_model_len = engine_options.max_model_len;
   card.vocab_size = assembly->tokenizer->size();
   card.has_vision = assembly->tower != nullptr;
+  card.num_moe_layers = static_cast<int32_t>(assembly->desc().moe.layers.size());
+  card.moe_top_k = assembly->desc().moe.top_k;
   card.created = static_cast<int64_t>(std::time(nullptr));
   card.numeric_mode = std::string(NameOf(options.dtype));
   card.fingerprint = checkpoint::ManifestHash(*assembly->checkpoint).substr(0, 12) + "-" +

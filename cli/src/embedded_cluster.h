@@ -28,6 +28,7 @@ struct EmbeddedOptions {
   int32_t max_num_seqs = 64;
   int32_t max_model_len = 0;  // tokens; 0: the model's own
   int32_t prefill_chunk = 256;
+  bool scales_embeddings_consistently = false;  // frontend::EmbeddingScaling::kConsistent
   bool use_frames = false;
   // Null: nothing is counted. Outlives the cluster.
   observability::Metrics* metrics = nullptr;

@@ -76,6 +76,11 @@ void AddEngineOptions(service::OptionSet& set, EngineSettings& settings) {
            .help = "prompt tokens in one step; smaller ones keep running answers smoother",
            .group = "Engine"},
           &settings.prefill_chunk, {1, 8192});
+  set.AddChoice({.name = "embedding-scale",
+                 .help = "MiniCPM only; reference: token embeddings are scaled where the original "
+                         "does it; consistent: never beside images",
+                 .group = "Engine"},
+                &settings.embedding_scale, {"reference", "consistent"});
   set.AddChoice({.name = "inproc-frames",
                  .help = "send dispatches to in-process workers as frames; auto: in debug builds",
                  .group = "Engine"},
@@ -116,6 +121,7 @@ absl::StatusOr<EmbeddedOptions> ToEmbedded(const EngineSettings& settings,
   options.max_num_seqs = settings.max_num_seqs;
   options.max_model_len = settings.max_model_len;
   options.prefill_chunk = settings.prefill_chunk;
+  options.scales_embeddings_consistently = settings.embedding_scale == "consistent";
   options.use_frames = UsesFrames(settings.inproc_frames);
   return options;
 }

@@ -32,6 +32,7 @@ struct EngineSettings {
   int32_t max_num_seqs = 64;
   int32_t max_model_len = 0;  // 0: the model's own
   int32_t prefill_chunk = 256;
+  std::string embedding_scale = "reference";
   std::string inproc_frames = "auto";
 };
 void AddEngineOptions(service::OptionSet& set, EngineSettings& settings);

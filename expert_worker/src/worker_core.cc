@@ -105,6 +105,10 @@ struct WorkerCore::State {
   // layer.
   std::vector<int32_t> unit_of;
   std::unique_ptr<std::atomic<uint64_t>[]> counters;  // [units][kCountersPerUnit]
+  // The call that was counted last: one that is delivered twice loads the experts once.
+  uint64_t counted_frontend = 0;
+  uint64_t counted_slot = 0;
+  uint64_t counted_seq = 0;  // 0: none; channels number calls from 1
 
   // Scratch of one call, allocated by Load.
   std::optional<model::FfnScratch> ffn_scratch;
@@ -237,6 +241,14 @@ void WorkerCore::State::Compute(const CallView& call, ReplyView& reply) {
 }
 
 void WorkerCore::State::Count(const CallView& call) {
+  const bool is_repeat = call.seq != 0 && call.seq == counted_seq && call.slot == counted_slot &&
+                         call.frontend == counted_frontend;
+  if (is_repeat) {
+    return;
+  }
+  counted_frontend = call.frontend;
+  counted_slot = call.slot;
+  counted_seq = call.seq;
   for (const Segment& segment : segments) {
     const auto begin = call.pair_row.begin() + static_cast<std::ptrdiff_t>(segment.first);
     const auto end = begin + static_cast<std::ptrdiff_t>(segment.count);

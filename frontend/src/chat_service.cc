@@ -197,8 +197,8 @@ void ChatService::State::Prepare(const Request& request) {
 
 absl::StatusOr<SequenceRequest> ChatService::State::BuildSequence(OpenRequest& request) {
   SequenceRequest sequence;
-  CONCLAVE_ASSIGN_OR_RETURN(sequence.tokens,
-                            BuildPrompt(request.request.messages, prompt_template, tokenizer));
+  CONCLAVE_ASSIGN_OR_RETURN(sequence.tokens, BuildPrompt(request.request.messages, prompt_template,
+                                                         desc.splice, tokenizer));
   // Lengths are known before any picture is encoded: refuse before the dear work.
   CONCLAVE_RETURN_IF_ERROR(FitContext(request.request, sequence));
   CONCLAVE_RETURN_IF_ERROR(EncodeImages(request, sequence));
@@ -243,7 +243,8 @@ absl::Status ChatService::State::FitContext(const ChatRequest& request,
         InvalidArgument("image_not_allowed", "this model takes no images; send text only"),
         "messages");
   }
-  const int64_t image_rows = num_images > 0 ? int64_t{num_images} * desc.vision.num_features() : 0;
+  const int64_t image_rows =
+      num_images > 0 ? int64_t{num_images} * desc.splice.tokens_per_image : 0;
   const int64_t prompt_rows =
       static_cast<int64_t>(sequence.tokens.size()) - num_images + image_rows;
   const int64_t length_max = engine.options().max_model_len;

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cmath>
 #include <deque>
+#include <limits>
 #include <thread>
 #include <utility>
 
@@ -72,6 +73,8 @@ struct Engine::State : public model::StepObserver {
   void End(Sequence& sequence, FinishReason reason, const absl::Status& status);
   void OnGate(int32_t layer, MatView<const float> logits, MatView<const float> probabilities,
               const model::GateChoice& choice) override;
+  // How many leading positions keep the embedding as it is stored.
+  int32_t NumUnscaled(const SequenceRequest& request, int32_t prompt_rows) const;
   std::unique_ptr<Sequence> MakeSequence(SequenceId id, SequenceRequest request,
                                          std::shared_ptr<SequenceSink> sink) const;
 
@@ -127,16 +130,32 @@ Engine::State::State(const EngineOptions& engine_options, model::Decoder& model,
   sampler_scratch.reserve(static_cast<size_t>(vocab_size));
 }
 
+int32_t Engine::State::NumUnscaled(const SequenceRequest& request, int32_t prompt_rows) const {
+  const checkpoint::ModelDesc& desc = decoder.desc();
+  const bool is_multimodal = desc.vision.kind != checkpoint::TowerKind::kNone;
+  if (desc.embedding_scale == 1.0f ||
+      (is_multimodal && options.embedding_scaling == EmbeddingScaling::kConsistent)) {
+    return std::numeric_limits<int32_t>::max();
+  }
+  return request.images.empty() ? 0 : prompt_rows;
+}
+
 std::unique_ptr<Sequence> Engine::State::MakeSequence(SequenceId id, SequenceRequest request,
                                                       std::shared_ptr<SequenceSink> sink) const {
   auto sequence = std::make_unique<Sequence>();
   sequence->id = id;
   sequence->sink = std::move(sink);
   sequence->submitted = clock.Now();
+  int32_t prompt_rows = static_cast<int32_t>(request.tokens.size() - request.images.size());
+  for (const std::shared_ptr<const ImageFeatures>& features : request.images) {
+    prompt_rows += features->num_rows;
+  }
+  sequence->rope_table = decoder.RopeTable(prompt_rows);
+  sequence->num_unscaled = NumUnscaled(request, prompt_rows);
   size_t image = 0;
   for (const int32_t token : request.tokens) {
     if (token != text::kImageToken) {
-      sequence->keys.push_back({static_cast<uint64_t>(token), -1});
+      sequence->keys.push_back(sequence->KeyOf(token, static_cast<int32_t>(sequence->keys.size())));
       sequence->image_index.push_back(-1);
       sequence->prompt_tokens.push_back(token);
       continue;
@@ -144,7 +163,7 @@ std::unique_ptr<Sequence> Engine::State::MakeSequence(SequenceId id, SequenceReq
     CONCLAVE_CHECK(image < request.images.size());
     const ImageFeatures& features = *request.images[image];
     for (int32_t row = 0; row < features.num_rows; ++row) {
-      sequence->keys.push_back({features.digest, row});
+      sequence->keys.push_back({features.digest, row, sequence->rope_table * 2});
       sequence->image_index.push_back(static_cast<int16_t>(image));
     }
     sequence->stats.image_rows += features.num_rows;
@@ -245,7 +264,7 @@ void Engine::State::Preempt(Sequence& sequence) {
 }
 
 void Engine::State::AddRow(Sequence& sequence, int32_t position, bool is_prefill) {
-  rows.push_back({position, nullptr, sequence.is_image(position), is_prefill});
+  rows.push_back({position, nullptr, sequence.is_image(position), is_prefill, sequence.rope_table});
   row_sequence.push_back(&sequence);
 }
 
@@ -262,7 +281,7 @@ void Engine::State::FillInput() {
       std::copy_n(features.rows.begin() + static_cast<ptrdiff_t>(key.row) * input.cols, input.cols,
                   out.begin());
     } else {
-      decoder.Embed(static_cast<int32_t>(key.content), out);
+      decoder.Embed(static_cast<int32_t>(key.content), sequence.is_scaled(rows[r].position), out);
     }
   }
 }
@@ -404,7 +423,7 @@ void Engine::State::Emit(Sequence& sequence, std::span<const float> logits) {
   }
   sequence.last_token = now;
   sequence.generated.push_back(token.token);
-  sequence.keys.push_back({static_cast<uint64_t>(token.token), -1});
+  sequence.keys.push_back(sequence.KeyOf(token.token, static_cast<int32_t>(sequence.keys.size())));
   ++sequence.stats.generated;
   const std::vector<int32_t>& stops = sequence.request.stop_tokens;
   token.is_stop = std::find(stops.begin(), stops.end(), token.token) != stops.end();

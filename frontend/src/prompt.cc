@@ -34,10 +34,27 @@ text::Turn ToTurn(const Message& message) {
   return turn;
 }
 
+// Pictures between their two marks, which are template text: special ids where the tokenizer has them.
+std::vector<text::PromptSpan> WithMarks(std::vector<text::PromptSpan> spans) {
+  std::vector<text::PromptSpan> marked;
+  for (text::PromptSpan& span : spans) {
+    const bool is_image = span.kind == text::PromptSpan::Kind::kImage;
+    if (is_image) {
+      marked.push_back({text::PromptSpan::Kind::kSpecial, "<im_start>"});
+    }
+    marked.push_back(std::move(span));
+    if (is_image) {
+      marked.push_back({text::PromptSpan::Kind::kSpecial, "<im_end>"});
+    }
+  }
+  return marked;
+}
+
 }  // namespace
 
 absl::StatusOr<std::vector<int32_t>> BuildPrompt(std::span<const Message> messages,
                                                  const text::PromptTemplate& prompt_template,
+                                                 const checkpoint::SpliceSpec& splice,
                                                  const text::Tokenizer& tokenizer) {
   std::optional<std::string> system;
   std::vector<text::Turn> turns;
@@ -53,7 +70,11 @@ absl::StatusOr<std::vector<int32_t>> BuildPrompt(std::span<const Message> messag
                      "messages");
   }
   turns.push_back({false, std::nullopt});
-  return text::EncodePrompt(tokenizer, text::Render(prompt_template, turns, system, tokenizer));
+  std::vector<text::PromptSpan> spans = text::Render(prompt_template, turns, system, tokenizer);
+  if (splice.use_start_end_tokens) {
+    spans = WithMarks(std::move(spans));
+  }
+  return text::EncodePrompt(tokenizer, spans);
 }
 
 }  // namespace conclave::frontend

@@ -23,6 +23,10 @@ struct Sequence {
   std::vector<int32_t> prompt_tokens;  // ids without images, for penalties
   std::vector<int32_t> generated;
 
+  int32_t rope_table = 0;  // model::Decoder::RopeTable of the prompt
+  // Embeddings of positions below this are not multiplied by the model's embedding scale.
+  int32_t num_unscaled = 0;
+
   int32_t num_computed = 0;     // positions whose K and V are in the pool
   std::vector<int32_t> blocks;  // KV blocks of positions [0, ...)
   int32_t num_published = 0;    // leading blocks offered for reuse
@@ -34,6 +38,11 @@ struct Sequence {
   int32_t num_pending() const { return static_cast<int32_t>(keys.size()) - num_computed; }
   // One row that continues an answer, as against rows of a prompt.
   bool is_decoding() const { return !generated.empty() && num_pending() == 1; }
+  bool is_scaled(int32_t position) const { return position >= num_unscaled; }
+  // The key of a position that holds `token`.
+  model::PositionKey KeyOf(int32_t token, int32_t position) const {
+    return {static_cast<uint64_t>(token), -1, rope_table * 2 + (is_scaled(position) ? 1 : 0)};
+  }
   bool is_image(int32_t position) const {
     return position < static_cast<int32_t>(image_index.size()) &&
            image_index[static_cast<size_t>(position)] >= 0;

@@ -4,6 +4,8 @@ Method: one server with the demo model; the client's own types and exceptions ar
 those recorded in models/demo/samples.
 """
 
+import ast
+import base64
 import concurrent.futures
 import time
 import unittest
@@ -54,6 +56,17 @@ class OpenAiClientTest(conclave.TestCase):
         self.assertEqual([model.id for model in models], ["demo"])
         self.assertEqual(models[0].object, "model")
         self.assertEqual(models[0].max_model_len, 512)
+
+    def test_routed_experts_come_as_positions_by_layers_by_choices(self):
+        reply = self.ask([user("How many shapes are there?")], max_tokens=2, extra_body={"return_routed_experts": True})
+        data = base64.b64decode(reply.choices[0].routed_experts)
+        self.assertEqual(data[:6], b"\x93NUMPY")
+        header = ast.literal_eval(data[10:10 + int.from_bytes(data[8:10], "little")].decode())
+        # The demo has two MoE layers of four experts, two of which see each token.
+        positions = reply.usage.prompt_tokens + reply.usage.completion_tokens - 1
+        self.assertEqual(header["shape"], (positions, 2, 2))
+        values = memoryview(data[-2 * positions * 4:]).cast("h")
+        self.assertTrue(all(-1 <= value < 4 for value in values), list(values))
 
     def test_text_only_chat(self):
         sample = next(sample for sample in conclave.samples() if not sample["image"] and not sample["history"])

@@ -21,7 +21,6 @@
 #include <vector>
 
 #include "conclave/base/status.h"
-#include "http/asio_config.h"
 #include "http/server_state.h"
 #include "http/session.h"
 

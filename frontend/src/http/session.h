@@ -14,7 +14,6 @@
 #include <string_view>
 
 #include "conclave/base/clock.h"
-#include "http/asio_config.h"
 #include "http/chat_response.h"
 #include "http/chat_stream.h"
 #include "http/head_scanner.h"

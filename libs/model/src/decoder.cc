@@ -28,6 +28,16 @@ class Matrix {
   AlignedBuffer buffer_;
 };
 
+// NTK tables that a model needs: one for prompts up to ntk_length, then one per doubling.
+int32_t NumRopeTables(const checkpoint::ModelDesc& desc) {
+  int32_t count = 1;
+  const int64_t length = desc.attention.rope.ntk_length;
+  while (length > 0 && (length << (count - 1)) < desc.max_positions) {
+    ++count;
+  }
+  return count;
+}
+
 int64_t MaxExperts(const checkpoint::ModelDesc& desc) {
   int64_t most = 1;
   for (const checkpoint::MoeLayerSpec& layer : desc.moe.layers) {
@@ -52,9 +62,14 @@ struct Decoder::State {
               MatView<float> out);
   absl::Status Ffn(int32_t layer, std::span<const StepRow> rows, MatView<const float> normed,
                    MoeExecutor& experts, StepObserver* observer, MatView<float> out);
+  // out = c0 · out + c1 · FFN(input) with c = softmax(W input + b): residual MoE (spec 4.3).
+  void MixResidual(const LayerWeights& w, MatView<const float> input, MatView<float> out);
   absl::Status Layer(int32_t layer, std::span<const StepRow> rows, KvPool& kv, MoeExecutor& experts,
                      StepObserver* observer);
-  void BuildRopeTable();
+  void BuildRopeTable(int32_t table);
+  void BuildLogn();
+  // Queries of `rows` times the log-n factor of their position.
+  void ScaleQueries(std::span<const StepRow> rows, MatView<float> q) const;
 
   int64_t q_dim() const {
     return static_cast<int64_t>(desc.attention.num_heads) * desc.attention.head_dim;
@@ -74,9 +89,12 @@ struct Decoder::State {
   Matrix head_input, logits;
   GemmScratch gemm;
   FfnScratch ffn_scratch;
-  std::vector<int32_t> positions;
+  std::vector<int32_t> rope_rows;  // row of the rotary tables, per row of the step
   std::vector<kernels::KvRange> ranges;
-  std::vector<float> rope_cos, rope_sin;  // [max_positions, rotary_dim / 2]
+  const int32_t num_rope_tables;
+  std::vector<float> rope_cos, rope_sin;  // [num_rope_tables · max_positions, rotary_dim / 2]
+  std::vector<float> logn;                // [max_positions]; empty: none
+  Matrix residual_out, residual_mix;      // [max_rows, hidden_dim], [max_rows, 2]; empty: none
 };
 
 Decoder::State::State(const checkpoint::ModelDesc& model_desc,
@@ -101,26 +119,62 @@ Decoder::State::State(const checkpoint::ModelDesc& model_desc,
       logits(options.max_logit_rows, desc.vocab_rows),
       gemm(options.max_rows, std::max<int64_t>(desc.hidden_dim, q_dim()), options.dtype),
       ffn_scratch(desc.ffn, options.max_rows, options.dtype),
-      positions(static_cast<size_t>(options.max_rows)),
-      ranges(static_cast<size_t>(options.max_rows)) {
-  BuildRopeTable();
+      rope_rows(static_cast<size_t>(options.max_rows)),
+      ranges(static_cast<size_t>(options.max_rows)),
+      num_rope_tables(NumRopeTables(desc)),
+      residual_out(desc.moe.use_residual ? options.max_rows : 0, desc.hidden_dim),
+      residual_mix(desc.moe.use_residual ? options.max_rows : 0, 2) {
+  const int64_t half = desc.attention.rope.rotary_dim / 2;
+  rope_cos.resize(static_cast<size_t>(num_rope_tables * int64_t{desc.max_positions} * half));
+  rope_sin.resize(rope_cos.size());
+  for (int32_t table = 0; table < num_rope_tables; ++table) {
+    BuildRopeTable(table);
+  }
+  BuildLogn();
 }
 
-void Decoder::State::BuildRopeTable() {
+void Decoder::State::BuildRopeTable(int32_t table) {
   const checkpoint::RopeSpec& rope = desc.attention.rope;
   const int64_t half = rope.rotary_dim / 2;
-  rope_cos.resize(static_cast<size_t>(desc.max_positions * half));
-  rope_sin.resize(rope_cos.size());
+  const int64_t first_row = int64_t{table} * desc.max_positions;
+  // α of table t is 2^(t+1) - 1, which is 1 for the first (spec 4.2).
+  const double alpha = std::exp2(table + 1) - 1.0;
+  const double dims = rope.rotary_dim;
+  const auto theta = static_cast<float>(
+      table == 0 ? double{rope.theta} : double{rope.theta} * std::pow(alpha, dims / (dims - 2.0)));
   for (int64_t i = 0; i < half; ++i) {
     // The original keeps the inverse frequency and the angle in f32; doing so keeps long positions on its grid.
-    const float inverse = 1.0f / std::pow(rope.theta, static_cast<float>(2 * i) /
-                                                          static_cast<float>(rope.rotary_dim));
+    const float inverse =
+        1.0f / std::pow(theta, static_cast<float>(2 * i) / static_cast<float>(rope.rotary_dim));
     for (int64_t p = 0; p < desc.max_positions; ++p) {
       const float angle = static_cast<float>(p) * inverse;
-      rope_cos[static_cast<size_t>(p * half + i)] =
-          static_cast<float>(std::cos(static_cast<double>(angle)));
-      rope_sin[static_cast<size_t>(p * half + i)] =
-          static_cast<float>(std::sin(static_cast<double>(angle)));
+      const auto at = static_cast<size_t>((first_row + p) * half + i);
+      rope_cos[at] = static_cast<float>(std::cos(static_cast<double>(angle)));
+      rope_sin[at] = static_cast<float>(std::sin(static_cast<double>(angle)));
+    }
+  }
+}
+
+void Decoder::State::BuildLogn() {
+  const int32_t length = desc.attention.logn_length;
+  if (length == 0) {
+    return;
+  }
+  logn.assign(static_cast<size_t>(desc.max_positions), 1.0f);
+  for (int32_t p = length; p < desc.max_positions; ++p) {
+    // Position p is the (p + 1)-th.
+    logn[static_cast<size_t>(p)] =
+        static_cast<float>(std::log(p + 1.0) / std::log(static_cast<double>(length)));
+  }
+}
+
+void Decoder::State::ScaleQueries(std::span<const StepRow> rows, MatView<float> q) const {
+  for (size_t r = 0; r < rows.size(); ++r) {
+    const float factor = logn[static_cast<size_t>(rows[r].position)];
+    if (factor != 1.0f) {
+      for (float& value : q.RowSpan(static_cast<int64_t>(r))) {
+        value *= factor;
+      }
     }
   }
 }
@@ -137,11 +191,15 @@ void Decoder::State::Attend(int32_t layer, std::span<const StepRow> rows,
   const MatView<float> k = fused.Cols(q_dim(), kv_dim());
   const MatView<float> v = fused.Cols(q_dim() + kv_dim(), kv_dim());
   if (const int64_t half = spec.rope.rotary_dim / 2; half > 0) {
-    const MatView<const float> cos(rope_cos.data(), desc.max_positions, half, half);
-    const MatView<const float> sin(rope_sin.data(), desc.max_positions, half, half);
-    const std::span<const int32_t> at(positions.data(), rows.size());
+    const int64_t table_rows = num_rope_tables * int64_t{desc.max_positions};
+    const MatView<const float> cos(rope_cos.data(), table_rows, half, half);
+    const MatView<const float> sin(rope_sin.data(), table_rows, half, half);
+    const std::span<const int32_t> at(rope_rows.data(), rows.size());
     kernels::RotateHalfSplit(compute, cos, sin, at, spec.num_heads, spec.head_dim, q);
     kernels::RotateHalfSplit(compute, cos, sin, at, spec.num_kv_heads, spec.head_dim, k);
+  }
+  if (!logn.empty()) {
+    ScaleQueries(rows, q);
   }
   // Store every row before any is attended: rows of one chunk see each other.
   compute.pool->ParallelFor(num_rows, [&](int64_t r) {
@@ -191,7 +249,37 @@ absl::Status Decoder::State::Ffn(int32_t layer, std::span<const StepRow> rows,
   if (observer != nullptr) {
     observer->OnGate(layer, gate, probabilities, choice);
   }
-  return experts.Run(layer, input, rows, choice, out);
+  CONCLAVE_RETURN_IF_ERROR(experts.Run(layer, input, rows, choice, out));
+  if (desc.moe.use_residual) {
+    MixResidual(w, input, out);
+  }
+  return absl::OkStatus();
+}
+
+void Decoder::State::MixResidual(const LayerWeights& w, MatView<const float> input,
+                                 MatView<float> out) {
+  const kernels::Context& compute = options.compute;
+  const MatView<float> beside = residual_out.Rows(input.rows);
+  if (options.dtype == DType::kBf16) {
+    FfnForward(compute, *w.residual_ffn, gemm.Round(compute, input), ffn_scratch, beside);
+  } else {
+    FfnForward(compute, *w.residual_ffn, input, ffn_scratch, beside);
+  }
+  const MatView<float> mix = residual_mix.Rows(input.rows);
+  kernels::DotRows(compute, input, {w.coefficient.data(), 2, input.cols, input.cols}, mix);
+  for (int64_t r = 0; r < mix.rows; ++r) {
+    mix.Row(r)[0] += w.coefficient_bias[0];
+    mix.Row(r)[1] += w.coefficient_bias[1];
+  }
+  kernels::Softmax(compute, mix);
+  compute.pool->ParallelFor(input.rows, [&](int64_t r) {
+    const float* share = mix.Row(r);
+    const float* other = beside.Row(r);
+    float* row = out.Row(r);
+    for (int64_t c = 0; c < out.cols; ++c) {
+      row[c] = share[0] * row[c] + share[1] * other[c];
+    }
+  });
 }
 
 absl::Status Decoder::State::Layer(int32_t layer, std::span<const StepRow> rows, KvPool& kv,
@@ -206,14 +294,14 @@ absl::Status Decoder::State::Layer(int32_t layer, std::span<const StepRow> rows,
   w.norm1.Apply(compute, x, n);
   Attend(layer, rows, n, kv, attention_out);
   if (desc.topology == checkpoint::BlockTopology::kSequential) {
-    kernels::AddScaled(compute, attention_out, 1.0f, x);
+    kernels::AddScaled(compute, attention_out, desc.residual_scale, x);
     w.norm2->Apply(compute, x, n);
     CONCLAVE_RETURN_IF_ERROR(Ffn(layer, rows, n, experts, observer, feed_forward_out));
   } else {
     CONCLAVE_RETURN_IF_ERROR(Ffn(layer, rows, n, experts, observer, feed_forward_out));
-    kernels::AddScaled(compute, attention_out, 1.0f, x);
+    kernels::AddScaled(compute, attention_out, desc.residual_scale, x);
   }
-  kernels::AddScaled(compute, feed_forward_out, 1.0f, x);
+  kernels::AddScaled(compute, feed_forward_out, desc.residual_scale, x);
   if (observer != nullptr) {
     observer->OnHidden(layer, x);
   }
@@ -228,11 +316,6 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(
     const std::function<void(int64_t, int64_t)>& on_progress) {
   CONCLAVE_CHECK(options.max_rows >= 1 && options.max_logit_rows >= 1);
   const checkpoint::ModelDesc& desc = checkpoint.desc();
-  if (desc.moe.use_residual) {
-    return Error(absl::StatusCode::kUnimplemented, "model_unsupported",
-                 "config.json: moe.use_residual: residual MoE is not served yet; expected false, "
-                 "found true");
-  }
   CONCLAVE_ASSIGN_OR_RETURN(
       DecoderWeights weights,
       LoadDecoderWeights(checkpoint, options.dtype, *options.compute.pool, on_progress));
@@ -245,7 +328,17 @@ kernels::KvLayout Decoder::kv_layout() const { return state_->kv_layout; }
 size_t Decoder::weight_bytes() const { return state_->weights.size_bytes(); }
 MatView<float> Decoder::input() { return state_->hidden.Rows(state_->options.max_rows); }
 
-void Decoder::Embed(int32_t token, std::span<float> out) const {
+int32_t Decoder::RopeTable(int32_t prompt_rows) const {
+  const int64_t length = state_->desc.attention.rope.ntk_length;
+  int32_t table = 0;
+  while (length > 0 && (length << table) < prompt_rows) {
+    ++table;
+  }
+  CONCLAVE_CHECK(table < state_->num_rope_tables);
+  return table;
+}
+
+void Decoder::Embed(int32_t token, bool is_scaled, std::span<float> out) const {
   const int64_t dim = state_->desc.hidden_dim;
   CONCLAVE_CHECK(token >= 0 && token < state_->desc.vocab_rows &&
                  static_cast<int64_t>(out.size()) == dim);
@@ -255,6 +348,11 @@ void Decoder::Embed(int32_t token, std::span<float> out) const {
   } else {
     const float* row = state_->weights.embedding.As<float>() + token * dim;
     std::copy(row, row + dim, out.begin());
+  }
+  if (is_scaled && state_->desc.embedding_scale != 1.0f) {
+    for (float& value : out) {
+      value *= state_->desc.embedding_scale;
+    }
   }
 }
 
@@ -268,7 +366,8 @@ absl::StatusOr<MatView<const float>> Decoder::Step(std::span<const StepRow> rows
   CONCLAVE_CHECK(static_cast<int32_t>(logit_rows.size()) <= s.options.max_logit_rows);
   for (size_t r = 0; r < rows.size(); ++r) {
     CONCLAVE_CHECK(rows[r].position >= 0 && rows[r].position < s.desc.max_positions);
-    s.positions[r] = rows[r].position;
+    CONCLAVE_CHECK(rows[r].rope_table >= 0 && rows[r].rope_table < s.num_rope_tables);
+    s.rope_rows[r] = rows[r].rope_table * s.desc.max_positions + rows[r].position;
   }
   for (int32_t layer = 0; layer < s.desc.num_layers; ++layer) {
     CONCLAVE_RETURN_IF_ERROR(s.Layer(layer, rows, kv, experts, observer));
@@ -282,6 +381,13 @@ absl::StatusOr<MatView<const float>> Decoder::Step(std::span<const StepRow> rows
   s.weights.final_norm.Apply(s.options.compute, head_input, head_input);
   if (observer != nullptr) {
     observer->OnFinalNorm(head_input);
+  }
+  if (s.desc.head_scale != 1.0f) {
+    for (int64_t i = 0; i < num_logits; ++i) {
+      for (float& value : head_input.RowSpan(i)) {
+        value *= s.desc.head_scale;
+      }
+    }
   }
   const MatView<float> logits = s.logits.Rows(num_logits);
   ApplyLinear(s.options.compute, s.weights.head, head_input, s.gemm, logits);

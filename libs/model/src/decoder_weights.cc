@@ -44,6 +44,21 @@ absl::Status LoadEmbedding(const Checkpoint& checkpoint, DType dtype, ThreadPool
   return absl::OkStatus();
 }
 
+absl::Status LoadResidual(const Checkpoint& checkpoint, const std::string& prefix, DType dtype,
+                          ThreadPool& pool, LayerWeights& weights) {
+  const ModelDesc& desc = checkpoint.desc();
+  CONCLAVE_ASSIGN_OR_RETURN(weights.residual_ffn,
+                            LoadFfn(checkpoint, prefix + desc.names.residual_ffn, dtype, pool));
+  const std::string name = prefix + desc.names.residual_coefficient;
+  const int64_t weight_shape[] = {2, desc.hidden_dim};
+  CONCLAVE_ASSIGN_OR_RETURN(weights.coefficient,
+                            LoadFloats(checkpoint, name + ".weight", weight_shape));
+  const int64_t bias_shape[] = {2};
+  CONCLAVE_ASSIGN_OR_RETURN(weights.coefficient_bias,
+                            LoadFloats(checkpoint, name + ".bias", bias_shape));
+  return absl::OkStatus();
+}
+
 absl::StatusOr<LayerWeights> LoadLayer(const Checkpoint& checkpoint, int32_t layer, DType dtype,
                                        ThreadPool& pool) {
   const ModelDesc& desc = checkpoint.desc();
@@ -76,6 +91,9 @@ absl::StatusOr<LayerWeights> LoadLayer(const Checkpoint& checkpoint, int32_t lay
     const int64_t shape[] = {moe->num_experts, desc.hidden_dim};
     CONCLAVE_ASSIGN_OR_RETURN(
         weights.gate, LoadFloats(checkpoint, prefix + desc.names.moe_gate + ".weight", shape));
+    if (desc.moe.use_residual) {
+      CONCLAVE_RETURN_IF_ERROR(LoadResidual(checkpoint, prefix, dtype, pool, weights));
+    }
   } else {
     CONCLAVE_ASSIGN_OR_RETURN(weights.ffn,
                               LoadFfn(checkpoint, prefix + desc.names.ffn, dtype, pool));
@@ -91,6 +109,9 @@ size_t DecoderWeights::size_bytes() const {
     bytes += layer.qkv.size_bytes() + layer.output.size_bytes() + layer.gate.size() * sizeof(float);
     if (layer.ffn.has_value()) {
       bytes += layer.ffn->size_bytes();
+    }
+    if (layer.residual_ffn.has_value()) {
+      bytes += layer.residual_ffn->size_bytes();
     }
   }
   return bytes;

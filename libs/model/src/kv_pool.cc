@@ -50,7 +50,9 @@ std::byte* KvPool::BlockMemory(int32_t layer, int32_t block) {
 uint64_t KvPool::Hash(uint64_t parent_uid, std::span<const PositionKey> keys) {
   uint64_t hash = Mix(0, parent_uid);
   for (const PositionKey& key : keys) {
-    hash = Mix(Mix(hash, key.content), static_cast<uint64_t>(static_cast<uint32_t>(key.row)));
+    const uint64_t how = static_cast<uint64_t>(static_cast<uint32_t>(key.variant)) << 32 |
+                         static_cast<uint64_t>(static_cast<uint32_t>(key.row));
+    hash = Mix(Mix(hash, key.content), how);
   }
   return hash;
 }

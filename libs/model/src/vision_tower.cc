@@ -101,17 +101,12 @@ absl::Status LoadProjector(const Checkpoint& checkpoint, DType dtype, ThreadPool
                            TowerWeights& weights) {
   const checkpoint::ModelDesc& desc = checkpoint.desc();
   const checkpoint::ProjectorSpec& spec = desc.projector;
-  if (spec.pools_2x2) {
-    return Error(absl::StatusCode::kUnimplemented, "model_unsupported",
-                 "config.json: image_projector_type: pooling projectors are not served yet; "
-                 "expected linear, "
-                 "mlpNx_gelu or identity");
-  }
   const int32_t count = spec.kind == ProjectorKind::kLinear ? 1 : spec.num_linears;
   for (int32_t j = 0; j < count && spec.kind != ProjectorKind::kIdentity; ++j) {
     // Indices count the GELUs between the linears, which have no weights.
+    const std::string block = spec.pools_2x2 ? ".block." : ".";
     const std::string suffix =
-        spec.kind == ProjectorKind::kLinear ? "" : "." + std::to_string(2 * j);
+        spec.kind == ProjectorKind::kLinear ? "" : block + std::to_string(2 * j);
     const LinearPart part[] = {{desc.names.projector + suffix, desc.hidden_dim}};
     const int64_t k = j == 0 ? desc.vision.hidden_dim : desc.hidden_dim;
     CONCLAVE_ASSIGN_OR_RETURN(Linear linear, LoadLinear(checkpoint, part, k, true, dtype, pool));
@@ -176,6 +171,9 @@ struct VisionTower::State {
   void EmbedPatches(std::span<const float> pixels, MatView<float> x);
   void Attend(const TowerLayer& layer, MatView<const float> n, MatView<float> out);
   void RunLayer(const TowerLayer& layer, MatView<float> x);
+  // Means of 2×2 neighbours of the square grid of features; an
+  // odd side loses its last row and column, as in the original (spec 3.5).
+  MatView<const float> Pool(MatView<const float> features);
   void Project(MatView<const float> features, std::vector<float>& out);
 
   const checkpoint::ModelDesc desc;
@@ -241,6 +239,25 @@ void VisionTower::State::RunLayer(const TowerLayer& layer, MatView<float> x) {
   kernels::Activate(compute, ToKernel(spec.activation), inner);
   ApplyLinear(compute, layer.fc2, inner, buffers.gemm, out);
   kernels::AddScaled(compute, out, 1.0f, x);
+}
+
+MatView<const float> VisionTower::State::Pool(MatView<const float> features) {
+  const auto side = static_cast<int64_t>(std::sqrt(static_cast<double>(features.rows)));
+  CONCLAVE_CHECK(side * side == features.rows);
+  const int64_t half = side / 2;
+  const MatView<float> pooled = Rows(buffers.mixed, half * half, features.cols);
+  for (int64_t y = 0; y < half; ++y) {
+    for (int64_t x = 0; x < half; ++x) {
+      const float* top = features.Row(2 * y * side + 2 * x);
+      const float* bottom = features.Row((2 * y + 1) * side + 2 * x);
+      float* out = pooled.Row(y * half + x);
+      for (int64_t c = 0; c < features.cols; ++c) {
+        const float upper = top[c] + top[features.cols + c];
+        out[c] = (upper + bottom[c] + bottom[features.cols + c]) * 0.25f;
+      }
+    }
+  }
+  return pooled;
 }
 
 void VisionTower::State::Project(MatView<const float> features, std::vector<float>& out) {
@@ -313,10 +330,10 @@ void VisionTower::Encode(std::span<const float> pixels, std::vector<float>& out,
   if (observer != nullptr) {
     observer->OnFeatures(features);
   }
-  s.Project(features, out);
+  s.Project(s.desc.projector.pools_2x2 ? s.Pool(features) : features, out);
 }
 
-int32_t VisionTower::num_features() const { return state_->spec.num_features(); }
+int32_t VisionTower::num_features() const { return state_->desc.splice.tokens_per_image; }
 
 size_t VisionTower::weight_bytes() const {
   const TowerWeights& w = state_->weights;

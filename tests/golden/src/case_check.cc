@@ -94,6 +94,8 @@ class CaseCheck {
   // Input rows of a prompt: embeddings with pictures spliced in. Checks the vision path on the way.
   std::optional<std::vector<float>> BuildInput(const std::string& name, const json::object& prompt,
                                                std::vector<bool>& is_image);
+  // As the engine has it with EmbeddingScaling::kReference.
+  static bool IsScaled(bool has_images, bool is_prefill) { return !has_images || !is_prefill; }
   std::optional<std::vector<float>> CheckVision(const std::string& name,
                                                 const json::object& prompt);
   void CheckPrefill(const std::string& name, const std::vector<float>& input,
@@ -162,10 +164,6 @@ void CaseCheck::Run() {
   }
   case_ = file->as_object();
   id_ = Str(case_.at("id"));
-  if (const std::string family = Str(case_.at("family")); family != "stablelm") {
-    report_.NotSupported(id_, "decoder family " + family);
-    return;
-  }
   tolerances_ = case_.at("tolerance").as_object();
   if (const absl::Status status = Load(); !status.ok()) {
     report_.Error(id_, "load", status.ToString());
@@ -200,6 +198,8 @@ void CaseCheck::CheckBatch(const json::object& batch) {
   std::vector<int32_t> logit_rows;
   std::vector<size_t> last_rows;
   model::KvPool kv = MakePool(static_cast<int32_t>(padded * tables.size()) + 64);
+  // The original stretches a batch by its padded length.
+  const int32_t rope_table = model_->decoder->RopeTable(static_cast<int32_t>(padded));
   for (size_t b = 0; b < tables.size(); ++b) {
     const Input& input = inputs_.at(Str(batch.at("rows").as_array()[b]));
     const size_t length = input.is_image.size();
@@ -210,7 +210,8 @@ void CaseCheck::CheckBatch(const json::object& batch) {
               model_->decoder->input().Row(static_cast<int64_t>(rows.size())));
     for (size_t r = 0; r < length; ++r) {
       logit_rows.push_back(static_cast<int32_t>(rows.size()));
-      rows.push_back({static_cast<int32_t>(r), tables[b].data(), input.is_image[r], true});
+      rows.push_back(
+          {static_cast<int32_t>(r), tables[b].data(), input.is_image[r], true, rope_table});
     }
     last_rows.push_back(rows.size() - 1);
     const auto first = padded_norm.begin() + static_cast<ptrdiff_t>(b * padded * dim);
@@ -355,7 +356,8 @@ std::optional<std::vector<float>> CaseCheck::BuildInput(const std::string& name,
       is_image.insert(is_image.end(), count / dim, true);
     } else {
       input.resize(input.size() + dim);
-      model_->decoder->Embed(id, std::span(input).last(dim));
+      const bool has_images = !prompt.at("images").as_array().empty();
+      model_->decoder->Embed(id, IsScaled(has_images, true), std::span(input).last(dim));
       is_image.push_back(false);
     }
   }
@@ -386,7 +388,8 @@ absl::StatusOr<MatView<const float>> CaseCheck::Step(const float* input,
   for (int32_t r = 0; r < count; ++r) {
     const auto position = static_cast<size_t>(first + r);
     rows.push_back({first + r, block_table_.data(),
-                    position < is_image.size() && is_image[position], is_prefill});
+                    position < is_image.size() && is_image[position], is_prefill,
+                    model_->decoder->RopeTable(static_cast<int32_t>(is_image.size()))});
     if (all_logits || r + 1 == count) {
       logit_rows.push_back(r);
     }
@@ -463,7 +466,8 @@ void CaseCheck::CheckGreedy(const std::string& name, const json::object& prompt,
       Step(input.data(), is_image, 0, length, false, true, kv, nullptr);
   for (int32_t step = 0; step < steps && logits.ok(); ++step) {
     if (step > 0) {
-      model_->decoder->Embed(ids.back(), row);
+      const bool has_images = !prompt.at("images").as_array().empty();
+      model_->decoder->Embed(ids.back(), IsScaled(has_images, false), row);
       logits = Step(row.data(), is_image, length + step - 1, 1, false, false, kv, &seen);
       if (!logits.ok()) {
         break;

@@ -19,7 +19,7 @@ using frontend::ChatRequest;
 using frontend::ChatSink;
 using frontend::ChoiceEnd;
 using frontend::FinishReason;
-using testing::ElementsAre;
+using ::testing::ElementsAre;
 
 class ScriptedBackend final : public frontend::ChatBackend {
  public:
@@ -71,7 +71,7 @@ class ScriptedBackend final : public frontend::ChatBackend {
   std::thread thread_;
 };
 
-class BackendSourceTest : public testing::Test {
+class BackendSourceTest : public ::testing::Test {
  protected:
   absl::Status Ask(const std::vector<Turn>& turns, const AskParams& params = {}) {
     BackendSource source(backend_);

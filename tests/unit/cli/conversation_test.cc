@@ -8,12 +8,12 @@
 #include <boost/json.hpp>
 
 #include "conclave/base/status.h"
-#include "temp_folder.h"
+#include "conclave/testing/temp_folder.h"
 
 namespace conclave::cli {
 namespace {
 
-using testing::HasSubstr;
+using ::testing::HasSubstr;
 
 boost::json::value Body(const std::vector<Turn>& turns, const AskParams& params = {}) {
   return boost::json::parse(ChatRequestBody("demo", turns, params));
@@ -68,7 +68,7 @@ TEST(MimeTest, KnowsPicturesByTheirFirstBytes) {
 }
 
 TEST(ReadImageFileTest, ReadsFilesAndRefusesOthers) {
-  const TempFolder temp;
+  const testing::TempFolder temp;
   const std::string bytes("a\0b\xff", 4);
   EXPECT_EQ(*ReadImageFile(temp.Write("a.png", bytes)), bytes);
   for (const std::string& file : {temp.path(), temp.path() + "/none", std::string("/dev/zero")}) {
@@ -78,7 +78,7 @@ TEST(ReadImageFileTest, ReadsFilesAndRefusesOthers) {
 }
 
 TEST(ReadImageFileTest, TooLargeIsRefusedBeforeReading) {
-  const TempFolder temp;
+  const testing::TempFolder temp;
   const std::string file = temp.Write("large.png", "");
   std::filesystem::resize_file(file, (10 << 20) + 1);
   EXPECT_THAT(MessageOf(ReadImageFile(file).status()), HasSubstr("expected at most 10MiB"));

@@ -12,8 +12,8 @@
 namespace conclave::cli {
 namespace {
 
-using testing::HasSubstr;
-using testing::IsEmpty;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 
 DoctorReport Healthy() {
   DoctorReport report;

@@ -6,17 +6,17 @@
 #include <gtest/gtest.h>
 
 #include "conclave/base/status.h"
-#include "temp_folder.h"
+#include "conclave/testing/temp_folder.h"
 
 namespace conclave::cli {
 namespace {
 
-using testing::EndsWith;
-using testing::HasSubstr;
+using ::testing::EndsWith;
+using ::testing::HasSubstr;
 
-class FindModelTest : public testing::Test {
+class FindModelTest : public ::testing::Test {
  protected:
-  TempFolder temp_;
+  testing::TempFolder temp_;
 };
 
 TEST_F(FindModelTest, BesideTheBinaryWins) {

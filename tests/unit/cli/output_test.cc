@@ -13,13 +13,13 @@ namespace conclave::cli {
 namespace {
 
 TEST(OutputTest, WritesAll) {
-  testing::internal::CaptureStdout();
+  ::testing::internal::CaptureStdout();
   EXPECT_EQ(PrintResult("a\nb\n"), 0);
-  EXPECT_EQ(testing::internal::GetCapturedStdout(), "a\nb\n");
+  EXPECT_EQ(::testing::internal::GetCapturedStdout(), "a\nb\n");
 }
 
 TEST(OutputDeathTest, L12ReaderThatHasGoneEndsQuietly) {
-  testing::FLAGS_gtest_death_test_style = "threadsafe";
+  ::testing::FLAGS_gtest_death_test_style = "threadsafe";
   EXPECT_EXIT(
       {
         ::signal(SIGPIPE, SIG_IGN);
@@ -29,17 +29,18 @@ TEST(OutputDeathTest, L12ReaderThatHasGoneEndsQuietly) {
         ::dup2(pipe[1], STDOUT_FILENO);
         std::_Exit(has_pipe ? PrintResult("x\n") : 1);
       },
-      testing::ExitedWithCode(0), "^$");
+      ::testing::ExitedWithCode(0), "^$");
 }
 
 TEST(OutputDeathTest, FullDeviceIsAnError) {
-  testing::FLAGS_gtest_death_test_style = "threadsafe";
+  ::testing::FLAGS_gtest_death_test_style = "threadsafe";
   EXPECT_EXIT(
       {
         ::dup2(::open("/dev/full", O_WRONLY), STDOUT_FILENO);
         std::_Exit(PrintResult("x\n"));
       },
-      testing::ExitedWithCode(70), "^error: stdout: cannot be written: No space left on device\n$");
+      ::testing::ExitedWithCode(70),
+      "^error: stdout: cannot be written: No space left on device\n$");
 }
 
 TEST(OutputTest, TerminalSafeKeepsTextAndDropsControls) {

@@ -10,9 +10,9 @@
 namespace conclave::cli {
 namespace {
 
-using testing::ElementsAre;
-using testing::HasSubstr;
-using testing::IsEmpty;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 
 std::vector<std::string> FeedInPieces(const std::string& stream, size_t piece) {
   SseReader reader;

@@ -373,5 +373,26 @@ TEST_F(WorkerLoadTest, CountsRowsByUnitPhaseAndModality) {
   expect(loads[3], 2, 2, {4, 0, 1, 1});
 }
 
+TEST_F(WorkerLoadTest, ACallThatIsDeliveredTwiceCountsOnce) {
+  const auto worker = LoadWorker(*checkpoint_, {1, 2}, DType::kBf16, compute_);
+  Tokens tokens = RandomTokens(8, 1, WireDtype::kBf16);
+  tokens.choices = {{{1, 1.0f}}};
+  const auto call = MakeCall(tokens, AllOf(tokens), AllExperts(), 2);
+  const auto rows_after = [&](uint32_t slot, uint64_t seq) {
+    call->view.slot = slot;
+    call->view.seq = seq;
+    EXPECT_TRUE(worker->Execute(call->view, call->reply).ok());
+    uint64_t sum = 0;
+    for (const ExpertLoad& load : worker->Loads()) {
+      sum += load.rows[0][0] + load.rows[0][1] + load.rows[1][0] + load.rows[1][1];
+    }
+    return sum;
+  };
+  EXPECT_EQ(rows_after(0, 5), 1u);
+  EXPECT_EQ(rows_after(0, 5), 1u);
+  EXPECT_EQ(rows_after(1, 5), 2u);
+  EXPECT_EQ(rows_after(1, 6), 3u);
+}
+
 }  // namespace
 }  // namespace conclave::expert_worker

@@ -12,7 +12,7 @@
 namespace conclave::service {
 namespace {
 
-using testing::HasSubstr;
+using ::testing::HasSubstr;
 
 TEST(AddressTest, ReadsHostAndPort) {
   EXPECT_EQ(*ParseAddress("127.0.0.1:8000"), (Address{"127.0.0.1", 8000}));

@@ -20,9 +20,9 @@
 namespace conclave::service {
 namespace {
 
-using testing::HasSubstr;
-using testing::Not;
-using testing::StartsWith;
+using ::testing::HasSubstr;
+using ::testing::Not;
+using ::testing::StartsWith;
 
 int Connect(uint16_t port) {
   const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -61,7 +61,7 @@ std::string Get(uint16_t port, const std::string& path, const std::string& metho
   return Exchange(port, method + " " + path + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
 }
 
-class AdminServerTest : public testing::Test {
+class AdminServerTest : public ::testing::Test {
  protected:
   AdminServerTest() {
     AdminServerOptions options;
@@ -83,7 +83,7 @@ TEST_F(AdminServerTest, ServesMetrics) {
   const std::string reply = Get(server_->port(), "/metrics?x=1");
   EXPECT_THAT(reply, StartsWith("HTTP/1.1 200 OK\r\n"));
   EXPECT_THAT(reply, HasSubstr("text/plain; version=0.0.4"));
-  EXPECT_THAT(reply, testing::EndsWith("\r\n\r\n" + page_));
+  EXPECT_THAT(reply, ::testing::EndsWith("\r\n\r\n" + page_));
 }
 
 TEST_F(AdminServerTest, ReadinessFollowsTheProcess) {

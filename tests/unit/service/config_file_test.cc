@@ -8,15 +8,15 @@
 #include "conclave/base/status.h"
 #include "conclave/service/exit_codes.h"
 #include "conclave/service/options.h"
-#include "temp_folder.h"
+#include "conclave/testing/temp_folder.h"
 
 namespace conclave::service {
 namespace {
 
-using testing::ElementsAre;
-using testing::HasSubstr;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
 
-class ConfigFileTest : public testing::Test {
+class ConfigFileTest : public ::testing::Test {
  protected:
   ConfigFileTest() : set_("conclave test", "0", "") {
     set_.Add({.name = "threads", .help = ""}, &threads_, {1, 1024});
@@ -48,7 +48,7 @@ class ConfigFileTest : public testing::Test {
     EXPECT_EQ(ExitCodeOf(status, ExitCode::kInternal), ExitCode::kConfig);
   }
 
-  TempFolder temp_;
+  testing::TempFolder temp_;
   std::string file_;
   int32_t threads_ = 1;
   double ratio_ = 1;

@@ -37,9 +37,9 @@ TEST(ExitCodesTest, LineIsOneLine) {
 }
 
 TEST(ExitCodesTest, FailPrintsTheLineAndGivesTheCode) {
-  testing::internal::CaptureStderr();
+  ::testing::internal::CaptureStderr();
   EXPECT_EQ(Fail(InvalidArgument("usage", "--x: no"), ExitCode::kInternal), 2);
-  EXPECT_EQ(testing::internal::GetCapturedStderr(), "error: usage: --x: no\n");
+  EXPECT_EQ(::testing::internal::GetCapturedStderr(), "error: usage: --x: no\n");
 }
 
 }  // namespace

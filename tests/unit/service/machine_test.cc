@@ -4,12 +4,12 @@
 
 #include <gtest/gtest.h>
 
-#include "temp_folder.h"
+#include "conclave/testing/temp_folder.h"
 
 namespace conclave::service {
 namespace {
 
-class MachineTest : public testing::Test {
+class MachineTest : public ::testing::Test {
  protected:
   MachineTest() {
     temp_.Write("proc/meminfo",
@@ -34,7 +34,7 @@ class MachineTest : public testing::Test {
     return ReadMachine(temp_.path(), cpus);
   }
 
-  TempFolder temp_;
+  testing::TempFolder temp_;
 };
 
 TEST_F(MachineTest, ReadsCpuAndMemory) {
@@ -66,7 +66,7 @@ TEST_F(MachineTest, AffinityLimitsTheCores) {
 TEST_F(MachineTest, WithoutTopologyEveryCpuCounts) { EXPECT_EQ(Read(3).num_cores, 3); }
 
 TEST_F(MachineTest, EmptyRootStillGivesAUsableMachine) {
-  const TempFolder empty;
+  const testing::TempFolder empty;
   const Machine machine = ReadMachine(empty.path(), {});
   EXPECT_EQ(machine.num_cores, 1);
   EXPECT_EQ(machine.memory_bytes, 0);

@@ -11,15 +11,15 @@
 
 #include "conclave/base/status.h"
 #include "conclave/service/exit_codes.h"
-#include "temp_folder.h"
+#include "conclave/testing/temp_folder.h"
 
 namespace conclave::service {
 namespace {
 
 using std::chrono::milliseconds;
-using testing::ElementsAre;
-using testing::HasSubstr;
-using testing::Not;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::Not;
 
 struct Settings {
   std::string model;
@@ -35,7 +35,7 @@ struct Settings {
   std::vector<std::string> words;
 };
 
-class OptionsTest : public testing::Test {
+class OptionsTest : public ::testing::Test {
  protected:
   OptionsTest() : set_("conclave test", "1.2.3", "Tests.") {
     set_.AddPath({.name = "model", .help = "folder", .short_name = 'm', .unset_means = "the demo"},
@@ -72,7 +72,7 @@ class OptionsTest : public testing::Test {
 
   Settings s_;
   OptionSet set_;
-  TempFolder temp_;
+  testing::TempFolder temp_;
 };
 
 TEST_F(OptionsTest, NothingGivenLeavesDefaults) {
@@ -293,12 +293,13 @@ TEST_F(OptionsTest, PrintConfigNamesOrigins) {
     const std::string rest = at == std::string::npos ? "" : parsed->output.substr(at + 1);
     return rest.substr(0, rest.find('\n'));
   };
-  EXPECT_THAT(line_of("threads:"), testing::MatchesRegex("threads: 3 +# file .*c\\.yaml:2"));
-  EXPECT_THAT(line_of("dtype:"), testing::MatchesRegex("dtype: f32 +# variable CONCLAVE_DTYPE"));
-  EXPECT_THAT(line_of("model:"), testing::MatchesRegex("model: \"two words\" +# flag --model"));
-  EXPECT_THAT(line_of("listen:"), testing::MatchesRegex("listen: 127\\.0\\.0\\.1:8000 +# default"));
+  EXPECT_THAT(line_of("threads:"), ::testing::MatchesRegex("threads: 3 +# file .*c\\.yaml:2"));
+  EXPECT_THAT(line_of("dtype:"), ::testing::MatchesRegex("dtype: f32 +# variable CONCLAVE_DTYPE"));
+  EXPECT_THAT(line_of("model:"), ::testing::MatchesRegex("model: \"two words\" +# flag --model"));
+  EXPECT_THAT(line_of("listen:"),
+              ::testing::MatchesRegex("listen: 127\\.0\\.0\\.1:8000 +# default"));
   EXPECT_THAT(line_of("# kv-memory:"),
-              testing::MatchesRegex("# kv-memory: \\(a quarter\\) +# default"));
+              ::testing::MatchesRegex("# kv-memory: \\(a quarter\\) +# default"));
 }
 
 TEST_F(OptionsTest, PrintedConfigReadsBackTheSame) {
@@ -333,7 +334,7 @@ TEST_F(OptionsTest, SummaryHasWhatIsSet) {
 }
 
 TEST(OptionsDeathTest, NameDeclaredTwiceIsAMistake) {
-  testing::FLAGS_gtest_death_test_style = "threadsafe";
+  ::testing::FLAGS_gtest_death_test_style = "threadsafe";
   int32_t x = 1;
   OptionSet set("c", "1", "");
   set.Add({.name = "x", .help = ""}, &x, {0, 2});

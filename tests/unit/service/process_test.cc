@@ -11,7 +11,7 @@
 
 #include <cstdlib>
 
-#include "temp_folder.h"
+#include "conclave/testing/temp_folder.h"
 
 namespace conclave::service {
 namespace {
@@ -23,9 +23,9 @@ void SetSoftOpenFiles(rlim_t soft) {
   ::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-class ProcessDeathTest : public testing::Test {
+class ProcessDeathTest : public ::testing::Test {
  protected:
-  ProcessDeathTest() { testing::FLAGS_gtest_death_test_style = "threadsafe"; }
+  ProcessDeathTest() { ::testing::FLAGS_gtest_death_test_style = "threadsafe"; }
 };
 
 TEST_F(ProcessDeathTest, L12ClosedStandardDescriptorsAreFilled) {
@@ -38,11 +38,11 @@ TEST_F(ProcessDeathTest, L12ClosedStandardDescriptorsAreFilled) {
         std::_Exit(is_prepared && next > STDERR_FILENO && ::write(STDOUT_FILENO, "x", 1) == 1 ? 0
                                                                                               : 1);
       },
-      testing::ExitedWithCode(0), "");
+      ::testing::ExitedWithCode(0), "");
 }
 
 TEST_F(ProcessDeathTest, L12CarelessUmaskLetsNobodyElseWrite) {
-  const TempFolder temp;
+  const testing::TempFolder temp;
   const std::string file = temp.path() + "/made";
   EXPECT_EXIT(
       {
@@ -53,7 +53,7 @@ TEST_F(ProcessDeathTest, L12CarelessUmaskLetsNobodyElseWrite) {
         ::stat(file.c_str(), &status);
         std::_Exit(is_prepared && (status.st_mode & 0777) == 0644 ? 0 : 1);
       },
-      testing::ExitedWithCode(0), "");
+      ::testing::ExitedWithCode(0), "");
 }
 
 TEST_F(ProcessDeathTest, L12StrictUmaskStays) {
@@ -63,7 +63,7 @@ TEST_F(ProcessDeathTest, L12StrictUmaskStays) {
         const bool is_prepared = PrepareProcess().ok();
         std::_Exit(is_prepared && ::umask(0) == 077 ? 0 : 1);
       },
-      testing::ExitedWithCode(0), "");
+      ::testing::ExitedWithCode(0), "");
 }
 
 TEST_F(ProcessDeathTest, L14OpenFilesAreRaisedToTheHardLimit) {
@@ -74,7 +74,7 @@ TEST_F(ProcessDeathTest, L14OpenFilesAreRaisedToTheHardLimit) {
         const bool is_kept = RaiseOpenFilesLimit(32) == 128;
         std::_Exit(is_raised && is_kept ? 0 : 1);
       },
-      testing::ExitedWithCode(0), "");
+      ::testing::ExitedWithCode(0), "");
 }
 
 TEST_F(ProcessDeathTest, SR21DumpsAreForbidden) {
@@ -83,7 +83,7 @@ TEST_F(ProcessDeathTest, SR21DumpsAreForbidden) {
         ForbidDumps();
         std::_Exit(::prctl(PR_GET_DUMPABLE, 0, 0, 0, 0) == 0 ? 0 : 1);
       },
-      testing::ExitedWithCode(0), "");
+      ::testing::ExitedWithCode(0), "");
 }
 
 }  // namespace

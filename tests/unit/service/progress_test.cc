@@ -12,7 +12,7 @@ namespace conclave::service {
 namespace {
 
 using std::chrono::milliseconds;
-using testing::HasSubstr;
+using ::testing::HasSubstr;
 
 class ManualClock final : public Clock {
  public:
@@ -29,7 +29,7 @@ struct Line {
   double rate;
 };
 
-class ProgressTest : public testing::Test {
+class ProgressTest : public ::testing::Test {
  protected:
   ProgressOptions Options(bool is_terminal) {
     return {.label = "loading",

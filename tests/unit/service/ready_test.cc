@@ -15,7 +15,7 @@
 #include <string>
 
 #include "conclave/base/status.h"
-#include "temp_folder.h"
+#include "conclave/testing/temp_folder.h"
 
 namespace conclave::service {
 namespace {
@@ -61,14 +61,14 @@ TEST(ReadyTest, LineHasRoleEndpointsAndPid) {
 }
 
 TEST(ReadyTest, AnnouncesOnStdoutFdAndSocket) {
-  const TempFolder temp;
+  const testing::TempFolder temp;
   const std::string path = temp.path() + "/notify";
   const NotifySocket socket(path);
   std::array<int, 2> pipe{};
   ASSERT_EQ(::pipe2(pipe.data(), O_CLOEXEC), 0);
-  testing::internal::CaptureStdout();
+  ::testing::internal::CaptureStdout();
   const absl::Status status = AnnounceReady(Serve(), pipe[1], path);
-  EXPECT_EQ(testing::internal::GetCapturedStdout(), ReadyLine(Serve()) + "\n");
+  EXPECT_EQ(::testing::internal::GetCapturedStdout(), ReadyLine(Serve()) + "\n");
   ASSERT_TRUE(status.ok()) << status;
   std::array<char, 8> buffer{};
   EXPECT_EQ(::read(pipe[0], buffer.data(), buffer.size()), 1);
@@ -94,11 +94,11 @@ TEST(ReadyTest, NoSocketIsFineAndABadOneIsAnError) {
 }
 
 TEST(ReadyTest, ServiceManagerThatIsGoneDoesNotStopTheServer) {
-  testing::internal::CaptureStdout();
-  testing::internal::CaptureStderr();
+  ::testing::internal::CaptureStdout();
+  ::testing::internal::CaptureStderr();
   const absl::Status status = AnnounceReady(Serve(), -1, "/nonexistent/socket");
-  testing::internal::GetCapturedStderr();
-  testing::internal::GetCapturedStdout();
+  ::testing::internal::GetCapturedStderr();
+  ::testing::internal::GetCapturedStdout();
   EXPECT_TRUE(status.ok()) << status;
 }
 

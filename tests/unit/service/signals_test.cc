@@ -93,7 +93,7 @@ TEST(SignalsTest, L12BrokenPipeIsAnErrorAndNoDeath) {
 }
 
 TEST(SignalsDeathTest, SecondStopEndsTheProcessAtOnce) {
-  testing::FLAGS_gtest_death_test_style = "threadsafe";
+  ::testing::FLAGS_gtest_death_test_style = "threadsafe";
   EXPECT_EXIT(
       {
         Calls calls;
@@ -107,7 +107,7 @@ TEST(SignalsDeathTest, SecondStopEndsTheProcessAtOnce) {
           ::pause();
         }
       },
-      testing::ExitedWithCode(128 + SIGTERM), "");
+      ::testing::ExitedWithCode(128 + SIGTERM), "");
 }
 
 }  // namespace

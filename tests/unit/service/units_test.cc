@@ -13,7 +13,7 @@ namespace conclave::service {
 namespace {
 
 using std::chrono::milliseconds;
-using testing::HasSubstr;
+using ::testing::HasSubstr;
 
 TEST(ByteSizeTest, ReadsUnits) {
   const std::pair<const char*, int64_t> cases[] = {

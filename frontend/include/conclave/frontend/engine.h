@@ -69,6 +69,13 @@ class SequenceSink {
                      const SequenceStats& stats) = 0;
 };
 
+// Which token embeddings are multiplied by ModelDesc::embedding_scale, for models that have one (spec 4.2). The original
+// does so whenever it is called with ids: in text-only prompts and in every decode step, but not in prompts with images.
+enum class EmbeddingScaling {
+  kReference,   // as the original
+  kConsistent,  // never, where the model has a vision tower: what the checkpoint was trained with
+};
+
 struct EngineOptions {
   int32_t max_num_seqs = 64;    // sequences that run at once
   int32_t max_queued = 512;     // sequences that wait; more are refused
@@ -77,6 +84,7 @@ struct EngineOptions {
   int32_t prefill_chunk_mixed = 64;
   int32_t max_model_len = 0;  // positions of one sequence
   int64_t kv_bytes = 0;       // at least one sequence of max_model_len fits
+  EmbeddingScaling embedding_scaling = EmbeddingScaling::kReference;
 };
 
 // Rows that a step may have under `options`: DecoderOptions::max_rows.

@@ -25,6 +25,8 @@ struct StepRow {
   const int32_t* block_table = nullptr;  // the sequence's KV blocks, position / kKvBlockTokens
   bool is_image = false;  // the modality byte that travels to the gate and the workers
   bool is_prefill = false;
+  // Decoder::RopeTable of the sequence: the same for all its rows.
+  int32_t rope_table = 0;
 };
 
 // What the gate chose for the rows of one layer. Views into the decoder's buffers, valid during MoeExecutor::Run.
@@ -79,8 +81,13 @@ class Decoder {
   kernels::KvLayout kv_layout() const;
   size_t weight_bytes() const;
 
-  // out = embedding row of `token`, which must be in [0, vocab_rows).
-  void Embed(int32_t token, std::span<float> out) const;
+  // out = embedding row of `token`, which must be in [0, vocab_rows); multiplied by ModelDesc::embedding_scale
+  // when `is_scaled`.
+  void Embed(int32_t token, bool is_scaled, std::span<float> out) const;
+
+  // Which rotary table a sequence of `prompt_rows` positions uses from its first row to its last (StepRow::rope_table).
+  // 0 unless the model stretches long prompts (RopeSpec::ntk_length). prompt_rows <= max_positions.
+  int32_t RopeTable(int32_t prompt_rows) const;
 
   // The buffer for the rows of the next step, [max_rows, hidden_dim]: the caller writes embeddings or image features
   // into the first rows.size() rows.

@@ -21,6 +21,8 @@ namespace conclave::model {
 struct PositionKey {
   uint64_t content = 0;  // token id, or the digest of the picture
   int32_t row = -1;      // -1 for a token, else the feature row
+  // Whatever else of the sequence its K and V depend on: rotary table, scaled embedding.
+  int32_t variant = 0;
   friend bool operator==(const PositionKey&, const PositionKey&) = default;
 };
 

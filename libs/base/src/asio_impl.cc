@@ -2,5 +2,3 @@
 // everything else here.
 #include <boost/asio/impl/src.hpp>
 #include <boost/beast/src.hpp>
-
-#include "http/asio_config.h"

@@ -8,12 +8,12 @@
 #include <fstream>
 #include <string>
 
-namespace conclave::service {
+namespace conclave::testing {
 
 class TempFolder {
  public:
   TempFolder() {
-    std::string name = (std::filesystem::path(testing::TempDir()) / "conclave-XXXXXX").string();
+    std::string name = (std::filesystem::path(::testing::TempDir()) / "conclave-XXXXXX").string();
     if (::mkdtemp(name.data()) == nullptr) {
       std::abort();
     }
@@ -40,4 +40,4 @@ class TempFolder {
   std::string path_;
 };
 
-}  // namespace conclave::service
+}  // namespace conclave::testing
