@@ -190,6 +190,7 @@ int64_t TensorView::num_elements() const {
 
 struct Checkpoint::State {
   std::string folder;
+  std::string config_text;
   ModelDesc desc;
   std::vector<WeightFile> files;
   std::vector<WeightFile> tower_files;  // of OpenOptions::vision_tower
@@ -276,7 +277,9 @@ absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& 
   CONCLAVE_ASSIGN_OR_RETURN(const ModelFolder opened, ModelFolder::Open(folder));
   auto state = std::make_unique<State>();
   state->folder = opened.path();
-  CONCLAVE_ASSIGN_OR_RETURN(state->desc, ReadDesc(opened, options.vision_tower));
+  CONCLAVE_ASSIGN_OR_RETURN(state->config_text, ReadConfigText(opened));
+  CONCLAVE_ASSIGN_OR_RETURN(state->desc,
+                            ReadDesc(opened, state->config_text, options.vision_tower));
   CONCLAVE_ASSIGN_OR_RETURN(const WeightsKind kind, FindWeights(opened));
   if (kind == WeightsKind::kNone) {
     return NotFound("model_file_missing",
@@ -293,6 +296,7 @@ absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& 
 }
 
 const std::string& Checkpoint::folder() const { return state_->folder; }
+const std::string& Checkpoint::config_text() const { return state_->config_text; }
 const ModelDesc& Checkpoint::desc() const { return state_->desc; }
 std::span<const TensorView> Checkpoint::tensors() const { return state_->tensors; }
 const TensorView* Checkpoint::Find(std::string_view name) const {

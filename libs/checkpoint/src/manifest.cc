@@ -4,8 +4,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <fstream>
-#include <sstream>
 #include <string_view>
 
 #include "conclave/base/check.h"
@@ -55,10 +53,7 @@ class Sha256 {
 
 std::string ManifestHash(const Checkpoint& checkpoint) {
   Sha256 hash;
-  std::ifstream file(checkpoint.folder() + "/config.json", std::ios::binary);
-  std::stringstream config;
-  config << file.rdbuf();
-  hash.AddText(config.str());
+  hash.AddText(checkpoint.config_text());
   for (const TensorView& tensor : checkpoint.tensors()) {
     hash.AddText(tensor.name);
     hash.AddText(NameOf(tensor.dtype));

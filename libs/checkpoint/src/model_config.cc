@@ -10,6 +10,8 @@
 namespace conclave::checkpoint {
 namespace {
 
+constexpr std::string_view kConfigFile = "config.json";
+
 void WarnOfIgnored(const std::string& file, const boost::json::object& object, ModelDesc& desc) {
   constexpr std::array<std::pair<std::string_view, std::string_view>, 6> kIgnored = {{
       {"auto_map", "no code of a checkpoint is ever run"},
@@ -75,12 +77,15 @@ absl::Status ReadCompanions(const ModelFolder& folder, ModelDesc& desc) {
 
 }  // namespace
 
-absl::StatusOr<ModelDesc> ReadDesc(const ModelFolder& folder, const std::string& vision_tower) {
+absl::StatusOr<std::string> ReadConfigText(const ModelFolder& folder) {
   CONCLAVE_RETURN_IF_ERROR(CheckFolderKind(folder));
-  const std::string file = "config.json";
-  CONCLAVE_ASSIGN_OR_RETURN(const std::string text,
-                            folder.ReadText(file, kConfigBytesMax, "config_key"));
-  CONCLAVE_ASSIGN_OR_RETURN(const boost::json::value value, ParseConfig(file, text));
+  return folder.ReadText(std::string(kConfigFile), kConfigBytesMax, "config_key");
+}
+
+absl::StatusOr<ModelDesc> ReadDesc(const ModelFolder& folder, std::string_view config_text,
+                                   const std::string& vision_tower) {
+  const std::string file(kConfigFile);
+  CONCLAVE_ASSIGN_OR_RETURN(const boost::json::value value, ParseConfig(file, config_text));
   const boost::json::object& object = value.get_object();
   absl::Status status;
   ConfigReader config(file, object, "config_range", &status);
@@ -110,7 +115,8 @@ absl::StatusOr<ModelDesc> ReadDesc(const ModelFolder& folder, const std::string&
 
 absl::StatusOr<ModelDesc> ReadModelDesc(const std::string& folder, const OpenOptions& options) {
   CONCLAVE_ASSIGN_OR_RETURN(const ModelFolder opened, ModelFolder::Open(folder));
-  return ReadDesc(opened, options.vision_tower);
+  CONCLAVE_ASSIGN_OR_RETURN(const std::string text, ReadConfigText(opened));
+  return ReadDesc(opened, text, options.vision_tower);
 }
 
 }  // namespace conclave::checkpoint

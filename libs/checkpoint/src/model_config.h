@@ -63,7 +63,11 @@ void ReadMoe(ConfigReader& config, ModelDesc& desc);
 absl::Status ReadVision(const ModelFolder& folder, const boost::json::object& config,
                         const std::string& vision_tower, ModelDesc& desc);
 
-// All of it.
-absl::StatusOr<ModelDesc> ReadDesc(const ModelFolder& folder, const std::string& vision_tower);
+// The bytes of config.json, as they are.
+absl::StatusOr<std::string> ReadConfigText(const ModelFolder& folder);
+
+// All of it. `config_text`: what ReadConfigText gave.
+absl::StatusOr<ModelDesc> ReadDesc(const ModelFolder& folder, std::string_view config_text,
+                                   const std::string& vision_tower);
 
 }  // namespace conclave::checkpoint

@@ -1,6 +1,7 @@
 // A ModelSummary as JSON and as lines for a terminal.
 #include <cstdio>
 #include <string>
+#include <string_view>
 
 #include "conclave/checkpoint/model_summary.h"
 #include "json.h"
@@ -40,13 +41,77 @@ boost::json::value TokenizerValue(const TokenizerSpec& tokenizer) {
                                 : boost::json::value(Word(tokenizer.file));
 }
 
+std::string ProjectorWord(const ProjectorSpec& projector) {
+  const std::string number = std::to_string(projector.num_linears);
+  switch (projector.kind) {
+    case ProjectorKind::kNone:
+      return "none";
+    case ProjectorKind::kIdentity:
+      return "identity";
+    case ProjectorKind::kLinear:
+      return "linear";
+    case ProjectorKind::kMlpGelu:
+      return (projector.pools_2x2 ? "pool_mlp" : "mlp") + number + "x_gelu";
+  }
+  return "";
+}
+
 boost::json::value ImageValue(const ModelDesc& desc) {
   if (desc.vision.kind == TowerKind::kNone) {
     return nullptr;
   }
-  return boost::json::object{{"size", desc.vision.image_size},
+  return boost::json::object{{"tower", desc.vision.kind == TowerKind::kClip ? "clip" : "siglip"},
+                             {"projector", Word(ProjectorWord(desc.projector))},
+                             {"size", desc.vision.image_size},
                              {"patches", desc.vision.num_patches()},
                              {"tokens", desc.splice.tokens_per_image}};
+}
+
+boost::json::object DecoderValue(const ModelDesc& desc) {
+  return {{"layers", desc.num_layers},
+          {"hidden", desc.hidden_dim},
+          {"heads", desc.attention.num_heads},
+          {"kv_heads", desc.attention.num_kv_heads},
+          {"head_dim", desc.attention.head_dim},
+          {"rotary_dim", desc.attention.rope.rotary_dim},
+          {"window", desc.attention.sliding_window},
+          {"ffn", desc.ffn.inner_dim},
+          {"vocabulary", desc.vocab_rows},
+          {"tied", desc.tie_embeddings}};
+}
+
+std::string_view ActivationWord(ActivationKind kind) {
+  switch (kind) {
+    case ActivationKind::kSilu:
+      return "SiLU";
+    case ActivationKind::kGeluTanh:
+      return "GELU (tanh)";
+    case ActivationKind::kGeluErf:
+      return "GELU";
+    case ActivationKind::kQuickGelu:
+      return "quick GELU";
+  }
+  return "";
+}
+
+// "24 layers of 2048, sequential; 16 heads of 128; FFN 5504, gated SiLU; RMSNorm; vocabulary 151936".
+std::string DecoderLine(const ModelDesc& desc) {
+  const AttentionSpec& attention = desc.attention;
+  std::string text =
+      std::to_string(desc.num_layers) + " layers of " + std::to_string(desc.hidden_dim) +
+      (desc.topology == BlockTopology::kParallel ? ", parallel; " : ", sequential; ");
+  text += std::to_string(attention.num_heads) + " heads of " + std::to_string(attention.head_dim);
+  if (attention.num_kv_heads != attention.num_heads) {
+    text += " over " + std::to_string(attention.num_kv_heads) + " of keys and values";
+  }
+  if (attention.sliding_window > 0) {
+    text += ", window " + std::to_string(attention.sliding_window);
+  }
+  text += "; FFN " + std::to_string(desc.ffn.inner_dim) + (desc.ffn.is_gated ? ", gated " : ", ") +
+          std::string(ActivationWord(desc.ffn.activation)) + "; ";
+  text += desc.norm.kind == NormKind::kLayerNorm ? "LayerNorm" : "RMSNorm";
+  text += "; vocabulary " + std::to_string(desc.vocab_rows);
+  return text + (desc.tie_embeddings ? ", tied to the head" : "");
 }
 
 boost::json::object MoeValue(const MoeSpec& moe) {
@@ -56,7 +121,10 @@ boost::json::object MoeValue(const MoeSpec& moe) {
     layers.push_back(layer.layer);
     experts.push_back(layer.num_experts);
   }
-  return {{"layers", std::move(layers)}, {"experts", std::move(experts)}, {"top_k", moe.top_k}};
+  return {{"layers", std::move(layers)},
+          {"experts", std::move(experts)},
+          {"top_k", moe.top_k},
+          {"residual", moe.use_residual}};
 }
 
 std::string MoeLine(const ModelSummary& summary) {
@@ -76,7 +144,8 @@ std::string MoeLine(const ModelSummary& summary) {
   std::string experts = is_even ? std::to_string(moe.layers.front().num_experts) + " " : "";
   experts += "experts";
   return experts + " in each of layers " + layers + ", top " + std::to_string(moe.top_k) + ", " +
-         Grouped(summary.parameters.per_expert) + " parameters per expert";
+         Grouped(summary.parameters.per_expert) + " parameters per expert" +
+         (moe.use_residual ? ", beside an FFN for every token" : "");
 }
 
 std::string ImageLine(const ModelDesc& desc) {
@@ -86,7 +155,8 @@ std::string ImageLine(const ModelDesc& desc) {
   }
   return std::string(vision.kind == TowerKind::kClip ? "CLIP" : "SigLIP") + ", " +
          std::to_string(vision.image_size) + " px, " + std::to_string(vision.num_patches()) +
-         " patches, " + std::to_string(desc.splice.tokens_per_image) + " tokens per image";
+         " patches, " + std::to_string(desc.splice.tokens_per_image) +
+         " tokens per image, projector " + ProjectorWord(desc.projector);
 }
 
 }  // namespace
@@ -122,6 +192,7 @@ std::string ToJson(const ModelSummary& summary) {
         {"attention", b.attention},
         {"embeddings", b.embeddings},
         {"vision", b.vision}}},
+      {"decoder", DecoderValue(desc)},
       {"moe", MoeValue(desc.moe)},
       {"kv_bytes_per_token", summary.kv_bytes_per_token},
       {"tokenizer", TokenizerValue(desc.tokenizer)},
@@ -153,6 +224,7 @@ std::string ToText(const ModelSummary& summary) {
                                 Grouped(p.vision) + "; projector " + Grouped(p.projector));
   out += line("bytes", "experts " + Size(b.experts) + ", attention " + Size(b.attention) +
                            ", embeddings " + Size(b.embeddings) + ", vision " + Size(b.vision));
+  out += line("decoder", DecoderLine(desc));
   out += line("experts", MoeLine(summary));
   out += line("kv", Grouped(summary.kv_bytes_per_token) + " bytes per token, " +
                         std::to_string(desc.max_positions) + " positions");

@@ -8,6 +8,7 @@
 #include <gtest/gtest.h>
 
 #include <boost/json.hpp>
+#include <cctype>
 #include <filesystem>
 #include <map>
 #include <string>
@@ -65,14 +66,6 @@ void ExpectRecordedShapes(const ModelDesc& desc, const std::string& file) {
   EXPECT_EQ(listed, wanted);
 }
 
-TEST(TensorListTest, Stablelm4eIsTheOriginals) {
-  ExpectRecordedShapes(Of(Stablelm4e(false)).desc, "MoE-LLaVA-StableLM-1.6B-4e.json");
-}
-
-TEST(TensorListTest, Stablelm4e384IsTheOriginals) {
-  ExpectRecordedShapes(Of(Stablelm4e(true)).desc, "MoE-LLaVA-StableLM-1.6B-4e-384.json");
-}
-
 TEST(TensorListTest, PrefixesOfLayersAndExperts) {
   const TensorNames names = Of(SmallModel(Stablelm4e(false))).desc.names;
   EXPECT_EQ(LayerPrefix(names, 13), "model.layers.13.");
@@ -99,15 +92,100 @@ TEST(ModelSummaryTest, Stablelm4e) {
   EXPECT_EQ(summary.desc.splice.tokens_per_image, 576);
 }
 
-TEST(ModelSummaryTest, Stablelm4e384) {
-  const ModelSummary summary = Of(Stablelm4e(true));
-  EXPECT_EQ(summary.num_tensors, 912);
-  EXPECT_EQ(summary.parameters.total, 3'325'105'216);
-  EXPECT_EQ(summary.parameters.language, 2'890'321'920);
-  EXPECT_EQ(summary.parameters.vision, 428'225'600);
-  EXPECT_EQ(summary.bytes.total, 6'650'210'432);
-  EXPECT_EQ(summary.desc.splice.tokens_per_image, 728);
-  EXPECT_EQ(summary.desc.vision.num_patches(), 729);
+// Spec 1.2 and 1.3: the six published checkpoints, from their configs alone.
+struct Published {
+  const char* name;
+  int64_t total, language, activated, per_expert, dense;  // parameters
+  int64_t bytes;
+  int64_t kv_bytes_per_token;
+  int64_t tensors;
+};
+
+void PrintTo(const Published& row, std::ostream* out) { *out << row.name; }
+
+class PublishedTest : public ::testing::TestWithParam<Published> {
+ protected:
+  static std::string Config() {
+    return ReadFile(std::string(CONCLAVE_SOURCE_DIR) + "/tests/golden/data/configs/" +
+                    GetParam().name + ".json");
+  }
+};
+
+TEST_P(PublishedTest, TotalsAreThePublishedOnes) {
+  const Published& row = GetParam();
+  const TemporaryFolder folder;
+  std::string config = Config();
+  WriteFile(folder / "config.json", config);
+  const absl::StatusOr<ModelSummary> summary = Inspect(folder.path(), 4);
+  ASSERT_TRUE(summary.ok()) << summary.status();
+  EXPECT_EQ(summary->num_tensors, row.tensors);
+  EXPECT_EQ(summary->parameters.total, row.total);
+  EXPECT_EQ(summary->parameters.language, row.language);
+  EXPECT_EQ(summary->parameters.activated, row.activated);
+  EXPECT_EQ(summary->parameters.per_expert, row.per_expert);
+  EXPECT_EQ(summary->bytes.total, row.bytes);
+  EXPECT_EQ(summary->kv_bytes_per_token, row.kv_bytes_per_token);
+  ASSERT_EQ(summary->workers.size(), 4u);
+  const auto num_experts = static_cast<int64_t>(4 * summary->desc.moe.layers.size());
+  for (const WorkerShare& share : summary->workers) {
+    EXPECT_EQ(share.num_experts, num_experts / 4);
+    EXPECT_EQ(share.bytes, num_experts / 4 * row.per_expert * (row.bytes / row.total));
+  }
+  // The dense parent: the same config without experts.
+  config.replace(config.find("moe_llava_"), 10, "llava_");
+  WriteFile(folder / "config.json", config);
+  const absl::StatusOr<ModelSummary> dense = Inspect(folder.path(), 4);
+  ASSERT_TRUE(dense.ok()) << dense.status();
+  EXPECT_EQ(dense->parameters.language, row.dense);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Spec13, PublishedTest,
+    ::testing::Values(
+        Published{"MoE-LLaVA-StableLM-1.6B-4e", 3'200'124'928, 2'890'321'920, 2'059'849'728,
+                  34'603'008, 1'644'515'328, 6'400'249'856, 196'608, 855},
+        Published{"MoE-LLaVA-StableLM-1.6B-4e-384", 3'325'105'216, 2'890'321'920, 2'059'849'728,
+                  34'603'008, 1'644'515'328, 6'650'210'432, 196'608, 912},
+        Published{"MoE-LLaVA-Qwen-1.8B-4e", 3'364'126'720, 3'054'323'712, 2'242'725'888, 33'816'576,
+                  1'836'828'672, 13'456'506'880, 196'608, 710},
+        Published{"MoE-LLaVA-Phi2-2.7B-4e", 5'609'680'896, 5'296'993'280, 3'618'862'080, 52'441'600,
+                  2'779'632'640, 11'219'361'792, 327'680, 1055},
+        Published{"MoE-LLaVA-Phi2-2.7B-4e-384", 5'734'726'720, 5'296'993'280, 3'618'862'080,
+                  52'441'600, 2'779'632'640, 11'469'453'440, 327'680, 1112},
+        Published{"MoE-LLaVA-OpenChat-7B-4e", 16'022'214'656, 15'697'727'488, 10'060'582'912,
+                  176'160'768, 7'241'748'480, 32'044'429'312, 131'072, 846}),
+    [](const ::testing::TestParamInfo<Published>& row) {
+      std::string name = row.param.name;
+      std::erase_if(name, [](unsigned char c) { return std::isalnum(c) == 0; });
+      return name;
+    });
+
+// The files of recorded shapes, by the configs of the same names.
+TEST_P(PublishedTest, ShapesAreTheOriginals) {
+  const TemporaryFolder folder;
+  WriteFile(folder / "config.json", Config());
+  const absl::StatusOr<ModelDesc> desc = ReadModelDesc(folder.path());
+  ASSERT_TRUE(desc.ok()) << desc.status();
+  ExpectRecordedShapes(*desc, std::string(GetParam().name) + ".json");
+}
+
+TEST(TensorListTest, TypesThatExistInCodeAloneAreTheOriginals) {
+  for (const std::string name : {"code-only-MiniCPM-2B", "code-only-Qwen1.5-1.8B"}) {
+    const TemporaryFolder folder;
+    WriteFile(folder / "config.json", ReadFile(std::string(CONCLAVE_SOURCE_DIR) +
+                                               "/tests/golden/data/configs/" + name + ".json"));
+    const absl::StatusOr<ModelDesc> desc = ReadModelDesc(folder.path());
+    ASSERT_TRUE(desc.ok()) << desc.status();
+    ExpectRecordedShapes(*desc, name + ".json");
+  }
+}
+
+TEST(ModelSummaryTest, ResidualFfnWorksForEveryToken) {
+  SmallModel model = Stablelm4e(false);
+  model.moe.Set("use_residual", "true");
+  const ModelSummary summary = Of(model);
+  EXPECT_EQ(summary.parameters.activated, 2'059'849'728 + 12LL * (34'603'008 + 2 * 2048 + 2));
+  EXPECT_THAT(ToText(summary), HasSubstr("beside an FFN for every token"));
 }
 
 TEST(ModelSummaryTest, DenseModelOfTheSameSizes) {
@@ -214,8 +292,10 @@ TEST(ModelSummaryTest, JsonHasTheKeysOfTheContract) {
 TEST(ModelSummaryTest, TextShowsTheSameFigures) {
   const std::string text = ToText(Of(Stablelm4e(false), 4));
   for (const char* word :
-       {"3,200,124,928", "2,890,321,920", "2,059,849,728", "34,603,008", "6.400 GB", "855 tensors",
-        "196,608", "336 px, 576 patches, 576 tokens", "worker 3", "absent", "top 2"}) {
+       {"24 layers of 2048, sequential; 32 heads of 64; FFN 5632, gated SiLU; LayerNorm",
+        "mlp2x_gelu", "3,200,124,928", "2,890,321,920", "2,059,849,728", "34,603,008", "6.400 GB",
+        "855 tensors", "196,608", "336 px, 576 patches, 576 tokens", "worker 3", "absent",
+        "top 2"}) {
     EXPECT_THAT(text, HasSubstr(word));
   }
 }

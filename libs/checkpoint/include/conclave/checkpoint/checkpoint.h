@@ -52,6 +52,8 @@ class Checkpoint {
   ~Checkpoint();
 
   const std::string& folder() const;
+  // The bytes of config.json that desc() was read from.
+  const std::string& config_text() const;
   // Its warnings name the stored tensors that are not used, too.
   const ModelDesc& desc() const;
 
