@@ -6,37 +6,28 @@
 #include <numeric>
 #include <optional>
 #include <queue>
-#include <string>
 #include <utility>
 
 #include "conclave/base/status.h"
 #include "layer_balance.h"
+#include "plan_layout.h"
 
 namespace conclave::placement {
 namespace {
 
 // A change for balance has to lower the highest level of its layer by this part.
 constexpr double kLeastGain = 0.002;
-// Loads below this part of the layer's mean count as this part: an expert that nobody asked for yet still has a place.
-constexpr double kLoadFloor = 1e-3;
 // Changes after packing: until a layer is this level, or so many. What is left to gain is less than the loads are known.
 constexpr double kLevelEnough = 1.005;
 constexpr int kPolishMax = 24;
 
-std::string Describe(ExpertUnit unit) {
-  return "layer " + std::to_string(unit.layer.value()) + " expert " +
-         std::to_string(unit.expert.value());
-}
-
 size_t Index(int32_t i) { return static_cast<size_t>(i); }
 
-// The problem, sorted and by layer, with indices instead of ids.
 class Planner {
  public:
-  Planner(const PlanProblem& problem, const PlanOptions& options)
-      : problem_(problem), options_(options) {}
+  Planner(const PlanLayout& layout, const PlanOptions& options)
+      : layout_(layout), options_(options), total_levels_(layout.num_workers(), 0) {}
 
-  absl::Status Prepare();
   // Builds layers_ from nothing.
   void PackAll();
   // Builds layers_ from `current`; false when some expert has none.
@@ -53,24 +44,9 @@ class Planner {
   double RatioWith(std::span<const double> shares) const;
 
  private:
-  struct LayerUnits {
-    LayerId layer;
-    std::vector<size_t> units;  // into units_, ascending
-  };
-
-  absl::Status CheckWorkers() const;
-  absl::Status SortUnits();
-  absl::Status PlacePins();
-  void ShareSlots();
-  std::vector<Bin> BinsOf(size_t layer) const;
-  LayerBalance EmptyLayer(size_t layer) const;
-  int32_t Replication(size_t layer) const;
-  // Replicas that a layer is given in all.
-  int32_t WantedReplicas(size_t layer) const;
   std::vector<int32_t> Counts(const LayerBalance& balance, size_t layer) const;
   void Pack(size_t layer);
   void AddPins(size_t layer, LayerBalance& balance) const;
-  std::vector<double> Affinity(const LayerBalance& balance, size_t layer, int32_t expert) const;
   // Frees a place for `expert` by moving another replica out of its way; the bin, or -1.
   static int32_t MakeRoom(LayerBalance& balance, int32_t expert);
   // Of layers that were adopted: a worker takes as many replicas as its memory holds, but no more of one layer than its
@@ -83,288 +59,44 @@ class Planner {
   int32_t Evict(size_t layer, int32_t expert, int32_t keep);
   int32_t EvictFrom(size_t layer, int32_t worker, int32_t keep);
   void CountLevels(const LayerBalance& balance, double sign);
-  int32_t WorkerIndex(WorkerId id) const;
-  std::optional<std::pair<size_t, int32_t>> Find(ExpertUnit unit) const;  // layer, expert
 
-  const PlanProblem& problem_;
-  const PlanOptions options_;
-  std::vector<PlanUnit> units_;
-  std::vector<double> loads_;  // of units_, floored
-  std::vector<LayerUnits> layer_units_;
-  std::vector<std::vector<int32_t>> slots_;                     // [layers][workers]
-  std::vector<std::vector<std::pair<int32_t, int32_t>>> pins_;  // [layers]: expert, worker
-  std::vector<int64_t> memory_;                                 // per worker, in replicas
-  std::vector<int64_t> held_;                                   // of that, by CountHeld
+  const PlanLayout& layout_;
+  const PlanOptions& options_;
+  std::vector<int64_t> held_;         // replicas per worker, by CountHeld
   std::vector<double> total_levels_;  // per worker, over the layers packed so far
   std::vector<LayerBalance> layers_;
 };
 
-absl::Status Planner::CheckWorkers() const {
-  for (size_t w = 0; w < problem_.workers.size(); ++w) {
-    const PlanWorker& worker = problem_.workers[w];
-    const bool is_twin =
-        std::any_of(problem_.workers.begin(), problem_.workers.begin() + static_cast<ptrdiff_t>(w),
-                    [&](const PlanWorker& other) { return other.id == worker.id; });
-    if (is_twin || worker.id.value() < 0 || worker.memory_bytes < 0 ||
-        !(worker.speed > 0 && std::isfinite(worker.speed))) {
-      return InvalidArgument("placement_worker",
-                             "worker " + std::to_string(worker.id.value()) +
-                                 ": expected distinct ids of at least 0, a speed above 0 and no "
-                                 "negative memory");
-    }
-  }
-  const bool has_worker =
-      std::any_of(problem_.workers.begin(), problem_.workers.end(),
-                  [](const PlanWorker& worker) { return worker.takes_experts; });
-  if (!has_worker && !problem_.units.empty()) {
-    return InvalidArgument("placement_worker", "expected a worker that takes experts, found none");
-  }
-  return absl::OkStatus();
-}
-
-absl::Status Planner::SortUnits() {
-  units_ = problem_.units;
-  std::sort(units_.begin(), units_.end(),
-            [](const PlanUnit& a, const PlanUnit& b) { return a.unit < b.unit; });
-  for (size_t u = 0; u < units_.size(); ++u) {
-    if (u > 0 && units_[u].unit == units_[u - 1].unit) {
-      return InvalidArgument(
-          "placement_duplicate",
-          Describe(units_[u].unit) + " is listed twice; expected each unit once");
-    }
-    if (units_[u].bytes <= 0 || !(units_[u].load >= 0 && std::isfinite(units_[u].load))) {
-      return InvalidArgument("placement_unknown_unit",
-                             Describe(units_[u].unit) +
-                                 ": expected bytes above 0 and a load that is finite and not "
-                                 "negative");
-    }
-    if (layer_units_.empty() || layer_units_.back().layer != units_[u].unit.layer) {
-      layer_units_.push_back({units_[u].unit.layer, {}});
-    }
-    layer_units_.back().units.push_back(u);
-  }
-  loads_.resize(units_.size());
-  for (const LayerUnits& layer : layer_units_) {
-    double sum = 0;
-    for (const size_t u : layer.units) {
-      sum += units_[u].load;
-    }
-    // Without any load all experts count alike.
-    const double mean = sum > 0 ? sum / static_cast<double>(layer.units.size()) : 1.0;
-    for (const size_t u : layer.units) {
-      loads_[u] = std::max(units_[u].load, mean * (sum > 0 ? kLoadFloor : 1.0));
-    }
-  }
-  return absl::OkStatus();
-}
-
-std::optional<std::pair<size_t, int32_t>> Planner::Find(ExpertUnit unit) const {
-  const auto it = std::lower_bound(
-      units_.begin(), units_.end(), unit,
-      [](const PlanUnit& candidate, ExpertUnit wanted) { return candidate.unit < wanted; });
-  if (it == units_.end() || it->unit != unit) {
-    return std::nullopt;
-  }
-  const auto layer = std::lower_bound(
-      layer_units_.begin(), layer_units_.end(), unit.layer,
-      [](const LayerUnits& candidate, LayerId wanted) { return candidate.layer < wanted; });
-  const auto expert =
-      static_cast<int32_t>(static_cast<size_t>(it - units_.begin()) - layer->units[0]);
-  return std::pair{static_cast<size_t>(layer - layer_units_.begin()), expert};
-}
-
-int32_t Planner::WorkerIndex(WorkerId id) const {
-  for (size_t w = 0; w < problem_.workers.size(); ++w) {
-    if (problem_.workers[w].id == id) {
-      return static_cast<int32_t>(w);
-    }
-  }
-  return -1;
-}
-
-absl::Status Planner::PlacePins() {
-  pins_.resize(layer_units_.size());
-  for (const PlanPin& pin : problem_.pins) {
-    const auto at = Find(pin.unit);
-    if (!at.has_value()) {
-      return InvalidArgument("placement_unknown_unit",
-                             "a pin of " + Describe(pin.unit) + "; expected a unit to place");
-    }
-    const int32_t worker = WorkerIndex(pin.worker);
-    // A pin to a worker that is gone or leaving waits for its return.
-    if (worker >= 0 && problem_.workers[Index(worker)].takes_experts) {
-      pins_[at->first].emplace_back(at->second, worker);
-    }
-  }
-  return absl::OkStatus();
-}
-
-// Divides every worker's memory over the layers in proportion to their experts, so that the layers' totals are level too.
-void Planner::ShareSlots() {
-  int64_t unit_bytes = 1;
-  for (const PlanUnit& unit : units_) {
-    unit_bytes = std::max(unit_bytes, unit.bytes);
-  }
-  const size_t num_workers = problem_.workers.size();
-  std::vector<int64_t> left(num_workers, 0);
-  std::vector<double> due(num_workers, 0);
-  for (size_t w = 0; w < num_workers; ++w) {
-    const PlanWorker& worker = problem_.workers[w];
-    left[w] = worker.takes_experts ? worker.memory_bytes / unit_bytes : 0;
-  }
-  memory_ = left;
-  const std::vector<int64_t>& all = memory_;
-  const auto total = static_cast<double>(std::accumulate(all.begin(), all.end(), int64_t{0}));
-  const auto num_units = static_cast<double>(units_.size());
-  slots_.assign(layer_units_.size(), std::vector<int32_t>(num_workers, 0));
-  double reached = 0;
-  int64_t given = 0;
-  for (size_t l = 0; l < layer_units_.size(); ++l) {
-    const auto num_experts = static_cast<double>(layer_units_[l].units.size());
-    reached += num_experts;
-    auto open = static_cast<int64_t>(std::floor(total * reached / num_units)) - given;
-    for (size_t w = 0; w < num_workers; ++w) {
-      due[w] += static_cast<double>(all[w]) * num_experts / num_units;
-      const auto whole =
-          std::clamp<int64_t>(static_cast<int64_t>(std::floor(due[w])), 0, std::min(open, left[w]));
-      slots_[l][w] = static_cast<int32_t>(whole);
-      due[w] -= static_cast<double>(whole);
-      left[w] -= whole;
-      open -= whole;
-      given += whole;
-    }
-    while (open > 0) {
-      size_t best = num_workers;
-      for (size_t w = 0; w < num_workers; ++w) {
-        if (left[w] > 0 && (best == num_workers || due[w] > due[best])) {
-          best = w;
-        }
-      }
-      if (best == num_workers) {
-        break;
-      }
-      ++slots_[l][best];
-      due[best] -= 1;
-      --left[best];
-      --open;
-      ++given;
-    }
-  }
-}
-
-absl::Status Planner::Prepare() {
-  if (options_.replication < 1) {
-    return InvalidArgument("replication_unsatisfiable", "replication: expected at least 1, found " +
-                                                            std::to_string(options_.replication));
-  }
-  CONCLAVE_RETURN_IF_ERROR(CheckWorkers());
-  CONCLAVE_RETURN_IF_ERROR(SortUnits());
-  CONCLAVE_RETURN_IF_ERROR(PlacePins());
-  ShareSlots();
-  total_levels_.assign(problem_.workers.size(), 0);
-  for (size_t l = 0; l < layer_units_.size(); ++l) {
-    const auto slots = std::accumulate(slots_[l].begin(), slots_[l].end(), int64_t{0});
-    const auto experts = static_cast<int64_t>(layer_units_[l].units.size());
-    if (slots < experts) {
-      return absl::Status(Error(absl::StatusCode::kResourceExhausted, "placement_over_capacity",
-                                "layer " + std::to_string(layer_units_[l].layer.value()) +
-                                    ": the workers' memory takes " + std::to_string(slots) +
-                                    " replicas; expected room for its " + std::to_string(experts) +
-                                    " experts"));
-    }
-  }
-  return absl::OkStatus();
-}
-
-std::vector<Bin> Planner::BinsOf(size_t layer) const {
-  std::vector<Bin> bins;
-  for (size_t w = 0; w < problem_.workers.size(); ++w) {
-    const PlanWorker& worker = problem_.workers[w];
-    Bin bin;
-    bin.speed = worker.speed;
-    bin.host = worker.host;
-    bin.capacity = slots_[layer][w];
-    bin.takes_experts = worker.takes_experts;
-    bins.push_back(std::move(bin));
-  }
-  return bins;
-}
-
-LayerBalance Planner::EmptyLayer(size_t layer) const {
-  const std::vector<size_t>& units = layer_units_[layer].units;
-  return {{loads_.begin() + static_cast<ptrdiff_t>(units.front()),
-           loads_.begin() + static_cast<ptrdiff_t>(units.back()) + 1},
-          BinsOf(layer)};
-}
-
-int32_t Planner::Replication(size_t layer) const {
-  const auto slots = std::accumulate(slots_[layer].begin(), slots_[layer].end(), int64_t{0});
-  const auto workers = std::count_if(slots_[layer].begin(), slots_[layer].end(),
-                                     [](int32_t count) { return count > 0; });
-  const auto experts = static_cast<int64_t>(layer_units_[layer].units.size());
-  return static_cast<int32_t>(
-      std::min({int64_t{options_.replication}, slots / experts, int64_t{workers}}));
-}
-
-int32_t Planner::WantedReplicas(size_t layer) const {
-  const auto slots = std::accumulate(slots_[layer].begin(), slots_[layer].end(), int64_t{0});
-  const auto experts = static_cast<double>(layer_units_[layer].units.size());
-  const double wanted = std::floor(experts * options_.replication * (1 + options_.extra_share));
-  return static_cast<int32_t>(std::min<int64_t>(slots, static_cast<int64_t>(wanted)));
-}
-
 // Replicas per expert: the common number, then one at a time for the expert whose replicas carry most.
 std::vector<int32_t> Planner::Counts(const LayerBalance& balance, size_t layer) const {
   const int32_t num_experts = balance.num_experts();
-  const auto workers = static_cast<int32_t>(
-      std::count_if(slots_[layer].begin(), slots_[layer].end(), [](int32_t n) { return n > 0; }));
-  std::vector<int32_t> counts(Index(num_experts), Replication(layer));
-  const size_t first = layer_units_[layer].units.front();
+  const int32_t workers = layout_.NumTaking(layer);
+  std::vector<int32_t> counts(Index(num_experts), layout_.Replication(layer));
   using Hot = std::pair<double, int32_t>;  // share, minus the expert: the lower id first on ties
   std::priority_queue<Hot> hot;
   for (int32_t e = 0; e < num_experts; ++e) {
-    hot.emplace(loads_[first + Index(e)] / counts[Index(e)], -e);
+    hot.emplace(layout_.load(layer, e) / counts[Index(e)], -e);
   }
-  int32_t open = WantedReplicas(layer) - Replication(layer) * num_experts;
+  int32_t open = layout_.WantedReplicas(layer) - layout_.Replication(layer) * num_experts;
   while (open > 0 && !hot.empty()) {
     const int32_t e = -hot.top().second;
     hot.pop();
     if (counts[Index(e)] < workers) {
       ++counts[Index(e)];
       --open;
-      hot.emplace(loads_[first + Index(e)] / counts[Index(e)], -e);
+      hot.emplace(layout_.load(layer, e) / counts[Index(e)], -e);
     }
   }
   return counts;
 }
 
 void Planner::AddPins(size_t layer, LayerBalance& balance) const {
-  for (const auto& [expert, worker] : pins_[layer]) {
+  for (const auto& [expert, worker] : layout_.pins(layer)) {
     if (!balance.Holds(worker, expert)) {
       balance.Add(expert, worker);
     }
     balance.Pin(expert, worker);
   }
-}
-
-std::vector<double> Planner::Affinity(const LayerBalance& balance, size_t layer,
-                                      int32_t expert) const {
-  std::vector<double> affinity;
-  for (const PlanPair& pair : problem_.pairs) {
-    if (pair.layer != layer_units_[layer].layer) {
-      continue;
-    }
-    const auto a = Find({pair.layer, pair.a});
-    const auto b = Find({pair.layer, pair.b});
-    if (!a.has_value() || !b.has_value() || (a->second != expert && b->second != expert)) {
-      continue;
-    }
-    affinity.resize(problem_.workers.size(), 0);
-    for (const int32_t bin : balance.BinsOf(a->second == expert ? b->second : a->second)) {
-      affinity[Index(bin)] += pair.rows;
-    }
-  }
-  return affinity;
 }
 
 int32_t Planner::MakeRoom(LayerBalance& balance, int32_t expert) {
@@ -392,17 +124,16 @@ void Planner::CountLevels(const LayerBalance& balance, double sign) {
 
 // Longest processing time first: the replicas that carry most are placed first, each on the least loaded worker.
 void Planner::Pack(size_t layer) {
-  LayerBalance balance = EmptyLayer(layer);
+  LayerBalance balance = layout_.EmptyLayer(layer);
   const std::vector<int32_t> counts = Counts(balance, layer);
-  const size_t first = layer_units_[layer].units.front();
   std::vector<int32_t> order(counts.size());
   std::iota(order.begin(), order.end(), 0);
-  const auto share = [&](int32_t e) { return loads_[first + Index(e)] / counts[Index(e)]; };
+  const auto share = [&](int32_t e) { return layout_.load(layer, e) / counts[Index(e)]; };
   std::stable_sort(order.begin(), order.end(),
                    [&](int32_t a, int32_t b) { return share(a) > share(b); });
   AddPins(layer, balance);
   for (const int32_t expert : order) {
-    const std::vector<double> affinity = Affinity(balance, layer, expert);
+    const std::vector<double> affinity = layout_.Affinity(balance, layer, expert);
     while (static_cast<int32_t>(balance.BinsOf(expert).size()) < counts[Index(expert)]) {
       int32_t bin = balance.BestBin(expert, share(expert), total_levels_, affinity);
       if (bin < 0) {
@@ -416,7 +147,7 @@ void Planner::Pack(size_t layer) {
   }
   for (int i = 0; i < kPolishMax && balance.Ratio() > kLevelEnough; ++i) {
     const std::optional<Change> change =
-        balance.BestChange(Replication(layer), kLeastGain, options_.hysteresis, 2);
+        balance.BestChange(layout_.Replication(layer), kLeastGain, options_.hysteresis, 2);
     if (!change.has_value()) {
       break;
     }
@@ -428,19 +159,19 @@ void Planner::Pack(size_t layer) {
 
 void Planner::PackAll() {
   layers_.clear();
-  for (size_t l = 0; l < layer_units_.size(); ++l) {
+  for (size_t l = 0; l < layout_.num_layers(); ++l) {
     Pack(l);
   }
 }
 
 bool Planner::Adopt(std::span<const Replica> current) {
-  for (size_t l = 0; l < layer_units_.size(); ++l) {
-    layers_.push_back(EmptyLayer(l));
+  for (size_t l = 0; l < layout_.num_layers(); ++l) {
+    layers_.push_back(layout_.EmptyLayer(l));
   }
   for (const Replica& replica : current) {
-    const int32_t worker = WorkerIndex(replica.worker);
-    const auto at = Find(replica.unit);
-    if (worker >= 0 && at.has_value() && problem_.workers[Index(worker)].takes_experts &&
+    const int32_t worker = layout_.WorkerIndex(replica.worker);
+    const auto at = layout_.Find(replica.unit);
+    if (worker >= 0 && at.has_value() && layout_.worker(worker).takes_experts &&
         !layers_[at->first].Holds(worker, at->second)) {
       layers_[at->first].Add(at->second, worker);
     }
@@ -456,19 +187,19 @@ bool Planner::Adopt(std::span<const Replica> current) {
 }
 
 void Planner::CountHeld() {
-  held_.assign(memory_.size(), 0);
+  held_.assign(layout_.num_workers(), 0);
   for (const LayerBalance& balance : layers_) {
-    for (size_t w = 0; w < memory_.size(); ++w) {
+    for (size_t w = 0; w < layout_.num_workers(); ++w) {
       held_[w] += static_cast<int64_t>(balance.bins()[w].experts.size());
     }
   }
 }
 
 void Planner::SetCapacities(size_t layer, bool by_share) {
-  for (size_t w = 0; w < memory_.size(); ++w) {
+  for (size_t w = 0; w < layout_.num_workers(); ++w) {
     const auto of_layer = static_cast<int64_t>(layers_[layer].bins()[w].experts.size());
-    const int64_t free = std::max<int64_t>(0, memory_[w] - held_[w]);
-    const int64_t share = std::max<int64_t>(0, slots_[layer][w] - of_layer);
+    const int64_t free = std::max<int64_t>(0, layout_.memory(w) - held_[w]);
+    const int64_t share = std::max<int64_t>(0, layout_.slots(layer, w) - of_layer);
     layers_[layer].SetCapacity(
         static_cast<int32_t>(w),
         static_cast<int32_t>(of_layer + (by_share ? std::min(free, share) : free)));
@@ -494,8 +225,8 @@ int32_t Planner::Evict(size_t layer, int32_t expert, int32_t keep) {
   // The expert's own layer first: its balance is what is being mended.
   for (size_t i = 0; i < layers_.size(); ++i) {
     const size_t l = (layer + i) % layers_.size();
-    for (int32_t w = 0; w < static_cast<int32_t>(memory_.size()); ++w) {
-      if (problem_.workers[Index(w)].takes_experts && !layers_[layer].Holds(w, expert) &&
+    for (int32_t w = 0; w < static_cast<int32_t>(layout_.num_workers()); ++w) {
+      if (layout_.worker(w).takes_experts && !layers_[layer].Holds(w, expert) &&
           EvictFrom(l, w, keep) >= 0) {
         return w;
       }
@@ -505,8 +236,8 @@ int32_t Planner::Evict(size_t layer, int32_t expert, int32_t keep) {
 }
 
 int32_t Planner::FindPlace(size_t layer, int32_t expert, int32_t round) {
-  const double share = loads_[layer_units_[layer].units.front() + Index(expert)] / round;
-  const std::vector<double> affinity = Affinity(layers_[layer], layer, expert);
+  const double share = layout_.load(layer, expert) / round;
+  const std::vector<double> affinity = layout_.Affinity(layers_[layer], layer, expert);
   CountHeld();
   for (const bool by_share : {true, false}) {
     SetCapacities(layer, by_share);
@@ -528,7 +259,7 @@ void Planner::Repair() {
     CountLevels(balance, -1);
     AddPins(l, balance);
     // Experts without any replica first, whatever they carry.
-    for (int32_t round = 1; round <= Replication(l); ++round) {
+    for (int32_t round = 1; round <= layout_.Replication(l); ++round) {
       for (int32_t e = 0; e < balance.num_experts(); ++e) {
         if (static_cast<int32_t>(balance.BinsOf(e).size()) >= round) {
           continue;
@@ -549,8 +280,8 @@ int32_t Planner::num_replicas() const {
 }
 
 void Planner::Balance() {
-  const size_t unit_bytes = units_.empty() ? 1 : static_cast<size_t>(units_[0].bytes);
-  const auto by_bytes = static_cast<double>(options_.move_bytes) / static_cast<double>(unit_bytes);
+  const auto by_bytes =
+      static_cast<double>(options_.move_bytes) / static_cast<double>(layout_.unit_bytes());
   auto budget = static_cast<int32_t>(
       std::max(1.0, std::floor(std::min(options_.move_share * num_replicas(), by_bytes))));
   // The worst layer first; one that cannot be bettered leaves the queue.
@@ -565,8 +296,9 @@ void Planner::Balance() {
     worst.pop();
     SetCapacities(l, true);
     const std::optional<Change> change = layers_[l].BestChange(
-        Replication(l), kLeastGain,
-        layers_[l].num_replicas() < WantedReplicas(l) ? kLeastGain : options_.hysteresis, budget);
+        layout_.Replication(l), kLeastGain,
+        layers_[l].num_replicas() < layout_.WantedReplicas(l) ? kLeastGain : options_.hysteresis,
+        budget);
     if (!change.has_value()) {
       continue;
     }
@@ -583,23 +315,22 @@ void Planner::Balance() {
 }
 
 void Planner::AdoptRelabelled(const Planner& other, std::span<const Replica> current) {
-  Planner held(problem_, options_);
-  (void)held.Prepare();
+  Planner held(layout_, options_);
   (void)held.Adopt(current);
   layers_.clear();
-  const size_t num_workers = problem_.workers.size();
-  for (size_t l = 0; l < layer_units_.size(); ++l) {
+  const size_t num_workers = layout_.num_workers();
+  for (size_t l = 0; l < layout_.num_layers(); ++l) {
     const LayerBalance& full = other.layers_[l];
     // How many replicas stay when the contents of bin `from` go to worker `to`.
     std::vector<std::pair<int32_t, std::pair<size_t, size_t>>> overlaps;
     for (size_t from = 0; from < num_workers; ++from) {
       for (size_t to = 0; to < num_workers; ++to) {
-        const PlanWorker& a = problem_.workers[from];
-        const PlanWorker& b = problem_.workers[to];
+        const PlanWorker& a = layout_.worker(static_cast<int32_t>(from));
+        const PlanWorker& b = layout_.worker(static_cast<int32_t>(to));
         const bool is_alike = a.speed == b.speed && a.host == b.host &&
                               a.takes_experts == b.takes_experts &&
-                              slots_[l][from] == slots_[l][to];
-        if (from != to && (!is_alike || !pins_[l].empty())) {
+                              layout_.slots(l, from) == layout_.slots(l, to);
+        if (from != to && (!is_alike || !layout_.pins(l).empty())) {
           continue;
         }
         const std::vector<int32_t>& experts = full.bins()[from].experts;
@@ -619,7 +350,7 @@ void Planner::AdoptRelabelled(const Planner& other, std::span<const Replica> cur
         is_taken[pair.second] = true;
       }
     }
-    LayerBalance balance = EmptyLayer(l);
+    LayerBalance balance = layout_.EmptyLayer(l);
     for (size_t from = 0; from < num_workers; ++from) {
       for (const int32_t expert : full.bins()[from].experts) {
         balance.Add(expert, static_cast<int32_t>(name_of[from]));
@@ -649,24 +380,24 @@ Plan Planner::Result(std::span<const Replica> current) const {
   std::map<ExpertUnit, int32_t> live;
   for (const Replica& replica : current) {
     held.emplace_back(replica.unit, replica.worker);
-    const int32_t worker = WorkerIndex(replica.worker);
-    live[replica.unit] += worker >= 0 && problem_.workers[Index(worker)].takes_experts ? 1 : 0;
+    const int32_t worker = layout_.WorkerIndex(replica.worker);
+    live[replica.unit] += worker >= 0 && layout_.worker(worker).takes_experts ? 1 : 0;
   }
   std::sort(held.begin(), held.end());
   Plan plan;
   plan.ratio_after = MeanRatio();
   for (size_t l = 0; l < layers_.size(); ++l) {
     for (int32_t e = 0; e < layers_[l].num_experts(); ++e) {
-      const PlanUnit& unit = units_[layer_units_[l].units[Index(e)]];
-      int32_t missing = Replication(l) - live[unit.unit];
+      const PlanUnit& unit = layout_.unit(l, e);
+      int32_t missing = layout_.Replication(l) - live[unit.unit];
       for (const int32_t bin : layers_[l].BinsOf(e)) {
-        const WorkerId worker = problem_.workers[Index(bin)].id;
+        const WorkerId worker = layout_.worker(bin).id;
         plan.replicas.push_back({unit.unit, worker});
         if (std::binary_search(held.begin(), held.end(), std::pair{unit.unit, worker})) {
           continue;
         }
-        const bool is_pinned =
-            std::find(pins_[l].begin(), pins_[l].end(), std::pair{e, bin}) != pins_[l].end();
+        const bool is_pinned = std::find(layout_.pins(l).begin(), layout_.pins(l).end(),
+                                         std::pair{e, bin}) != layout_.pins(l).end();
         plan.bytes_loaded += unit.bytes;
         if (missing-- > 0 || is_pinned) {
           ++plan.num_replicas_needed;
@@ -688,7 +419,6 @@ std::vector<double> Planner::LevelShares() const {
     const LayerBalance& balance = layers_[l];
     std::vector<double> load(balance.bins().size(), 0);
     std::vector<std::vector<double>> part(Index(balance.num_experts()));
-    const size_t first = layer_units_[l].units.front();
     for (int32_t e = 0; e < balance.num_experts(); ++e) {
       part[Index(e)].assign(balance.BinsOf(e).size(), balance.ShareOf(e));
       for (const int32_t bin : balance.BinsOf(e)) {
@@ -723,7 +453,7 @@ std::vector<double> Planner::LevelShares() const {
     }
     for (int32_t e = 0; e < balance.num_experts(); ++e) {
       for (const double amount : part[Index(e)]) {
-        shares.push_back(amount / loads_[first + Index(e)]);
+        shares.push_back(amount / layout_.load(l, e));
       }
     }
   }
@@ -738,14 +468,13 @@ double Planner::RatioWith(std::span<const double> shares) const {
   size_t next = 0;
   for (size_t l = 0; l < layers_.size(); ++l) {
     const LayerBalance& balance = layers_[l];
-    const size_t first = layer_units_[l].units.front();
     std::vector<double> load(balance.bins().size(), 0);
     double total = 0;
     for (int32_t e = 0; e < balance.num_experts(); ++e) {
       for (const int32_t bin : balance.BinsOf(e)) {
-        load[Index(bin)] += loads_[first + Index(e)] * shares[next++];
+        load[Index(bin)] += layout_.load(l, e) * shares[next++];
       }
-      total += loads_[first + Index(e)];
+      total += layout_.load(l, e);
     }
     double peak = 0;
     double speed = 0;
@@ -761,8 +490,9 @@ double Planner::RatioWith(std::span<const double> shares) const {
 }  // namespace
 
 absl::StatusOr<Plan> PlanFull(const PlanProblem& problem, const PlanOptions& options) {
-  Planner planner(problem, options);
-  CONCLAVE_RETURN_IF_ERROR(planner.Prepare());
+  PlanLayout layout(problem, options);
+  CONCLAVE_RETURN_IF_ERROR(layout.Prepare());
+  Planner planner(layout, options);
   planner.PackAll();
   Plan plan = planner.Result({});
   plan.is_full = true;
@@ -771,8 +501,9 @@ absl::StatusOr<Plan> PlanFull(const PlanProblem& problem, const PlanOptions& opt
 
 absl::StatusOr<Plan> PlanIncremental(const PlanProblem& problem, std::span<const Replica> current,
                                      const PlanOptions& options) {
-  Planner planner(problem, options);
-  CONCLAVE_RETURN_IF_ERROR(planner.Prepare());
+  PlanLayout layout(problem, options);
+  CONCLAVE_RETURN_IF_ERROR(layout.Prepare());
+  Planner planner(layout, options);
   const bool is_covered = planner.Adopt(current);
   const double before = is_covered ? planner.MeanRatio() : 0;
   planner.Repair();
@@ -783,8 +514,7 @@ absl::StatusOr<Plan> PlanIncremental(const PlanProblem& problem, std::span<const
   const bool may_be_full = plan.ratio_after == 0 || (plan.num_replicas_needed == 0 &&
                                                      plan.ratio_after > options.full_factor);
   if (may_be_full) {
-    Planner full(problem, options);
-    CONCLAVE_RETURN_IF_ERROR(full.Prepare());
+    Planner full(layout, options);
     full.PackAll();
     if (plan.ratio_after == 0 || plan.ratio_after > options.full_factor * full.MeanRatio()) {
       planner.AdoptRelabelled(full, current);
@@ -797,20 +527,24 @@ absl::StatusOr<Plan> PlanIncremental(const PlanProblem& problem, std::span<const
 }
 
 std::vector<double> SplitShares(const PlanProblem& problem, std::span<const Replica> replicas) {
-  Planner planner(problem, {});
-  if (!planner.Prepare().ok() || !planner.Adopt(replicas)) {
+  const PlanOptions options;
+  PlanLayout layout(problem, options);
+  if (!layout.Prepare().ok()) {
     return std::vector<double>(replicas.size(), 0);
   }
-  return planner.LevelShares();
+  Planner planner(layout, options);
+  return planner.Adopt(replicas) ? planner.LevelShares() : std::vector<double>(replicas.size(), 0);
 }
 
 double ImbalanceOf(const PlanProblem& problem, std::span<const Replica> replicas,
                    std::span<const double> shares) {
-  Planner planner(problem, {});
-  if (!planner.Prepare().ok() || !planner.Adopt(replicas)) {
+  const PlanOptions options;
+  PlanLayout layout(problem, options);
+  if (!layout.Prepare().ok()) {
     return 0;
   }
-  return planner.RatioWith(shares);
+  Planner planner(layout, options);
+  return planner.Adopt(replicas) ? planner.RatioWith(shares) : 0;
 }
 
 }  // namespace conclave::placement
