@@ -26,6 +26,7 @@ struct SynthSettings {
   std::string like;
   int64_t seed = 0;
   int32_t threads = 1;
+  bool is_headers_only = false;
   std::vector<std::string> folders;
   LogSettings log;
 };
@@ -41,6 +42,9 @@ void Declare(service::OptionSet& set, SynthSettings& settings) {
   set.Add({.name = "seed", .help = "the same seed gives the same bytes"}, &settings.seed,
           {0, INT64_MAX});
   set.Add({.name = "threads", .help = "threads that make weights"}, &settings.threads, {1, 1024});
+  set.Add({.name = "headers-only",
+           .help = "files that describe weights of full size and hold none (zeros, no disk space)"},
+          &settings.is_headers_only);
   AddLogOptions(set, settings.log);
 }
 
@@ -53,6 +57,7 @@ int Write(const SynthSettings& settings, const Invocation& invocation) {
   options.like = settings.like;
   options.folder = settings.folders.front();
   options.seed = static_cast<uint64_t>(settings.seed);
+  options.is_headers_only = settings.is_headers_only;
   options.progress = [&progress](const checkpoint::SynthProgress& done) {
     const double total = static_cast<double>(done.bytes_total);
     progress.Update(total > 0 ? static_cast<double>(done.bytes_done) / total : 1.0, "weights",

@@ -67,17 +67,20 @@ class TemporaryFolder {
   fs::path path_;
 };
 
-absl::StatusOr<const SynthModel*> FindModel(const std::string& name) {
+absl::StatusOr<SynthModel> FindModel(const std::string& name, const SynthVariant& variant) {
   std::string known;
-  for (const SynthModel& model : SynthModels()) {
+  for (SynthModel model : SynthModels()) {
     if (model.name == name) {
-      return &model;
+      model.num_experts = variant.num_experts > 0 ? variant.num_experts : model.num_experts;
+      model.top_k = variant.top_k > 0 ? variant.top_k : model.top_k;
+      model.num_kv_heads = variant.num_kv_heads > 0 ? variant.num_kv_heads : model.num_kv_heads;
+      model.use_residual = variant.use_residual;
+      return model;
     }
     known += (known.empty() ? "" : ", ") + std::string(model.name);
   }
-  return InvalidArgument("synth_unknown",
-                         "--like: \"" + name.substr(0, 64) +
-                             "\" is not built yet: a later version; expected one of " + known);
+  return InvalidArgument("synth_unknown", "--like: unknown model; expected one of " + known +
+                                              ", found \"" + name.substr(0, 64) + "\"");
 }
 
 absl::Status CheckTarget(const fs::path& target) {
@@ -93,21 +96,25 @@ absl::Status CheckTarget(const fs::path& target) {
       target.string() + ": exists and is never overwritten; expected a new or empty folder");
 }
 
-std::string ShardName(size_t index, size_t count) {
-  if (count == 1) {
-    return "model.safetensors";
-  }
+// "model.safetensors", "pytorch_model-00002-of-00004.bin".
+std::string ShardName(bool is_torch, size_t index, size_t count) {
+  const char* stem = is_torch ? "pytorch_model" : "model";
+  const char* suffix = is_torch ? "bin" : "safetensors";
   char name[64];
-  std::snprintf(name, sizeof(name), "model-%05zu-of-%05zu.safetensors", index + 1, count);
+  if (count == 1) {
+    std::snprintf(name, sizeof(name), "%s.%s", stem, suffix);
+  } else {
+    std::snprintf(name, sizeof(name), "%s-%05zu-of-%05zu.%s", stem, index + 1, count, suffix);
+  }
   return name;
 }
 
-std::string IndexText(const std::vector<ExpectedTensor>& list,
+std::string IndexText(bool is_torch, const std::vector<ExpectedTensor>& list,
                       const std::vector<std::vector<size_t>>& shards, int64_t total_bytes) {
   std::vector<std::pair<std::string, std::string>> files;
   for (size_t s = 0; s < shards.size(); ++s) {
     for (const size_t index : shards[s]) {
-      files.emplace_back(list[index].name, ShardName(s, shards.size()));
+      files.emplace_back(list[index].name, ShardName(is_torch, s, shards.size()));
     }
   }
   std::sort(files.begin(), files.end());
@@ -126,26 +133,27 @@ absl::Status WriteWeights(const SynthModel& model, const SynthOptions& options,
   const std::vector<ExpectedTensor> list = ExpectedTensors(desc);
   SynthProgress progress;
   for (const ExpectedTensor& tensor : list) {
-    progress.bytes_total += tensor.num_elements() *
-                            static_cast<int64_t>(SizeOf(SynthDType(tensor, model.has_f32_gate)));
+    progress.bytes_total +=
+        tensor.num_elements() * static_cast<int64_t>(SizeOf(SynthDType(tensor, model)));
   }
-  CONCLAVE_RETURN_IF_ERROR(CheckFreeSpace(folder.string(), progress.bytes_total + kSpareBytes));
+  const int64_t disk_bytes = options.is_headers_only ? 0 : progress.bytes_total;
+  CONCLAVE_RETURN_IF_ERROR(CheckFreeSpace(folder.string(), disk_bytes + kSpareBytes));
   const auto written = [&](int64_t bytes) {
     progress.bytes_done += bytes;
     if (options.progress) {
       options.progress(progress);
     }
   };
-  const std::vector<std::vector<size_t>> shards =
-      CutShards(list, model.has_f32_gate, model.shard_bytes_max);
+  const std::vector<std::vector<size_t>> shards = CutShards(list, model);
   for (size_t s = 0; s < shards.size(); ++s) {
-    CONCLAVE_RETURN_IF_ERROR(WriteShard((folder / ShardName(s, shards.size())).string(), list,
-                                        shards[s], desc, model.has_f32_gate, options.seed, pool,
-                                        written));
+    const fs::path path = folder / ShardName(model.is_torch, s, shards.size());
+    CONCLAVE_RETURN_IF_ERROR(
+        WriteShard(path.string(), list, shards[s], desc, model, options, pool, written));
   }
   if (shards.size() > 1) {
-    return WriteText(folder / "model.safetensors.index.json",
-                     IndexText(list, shards, progress.bytes_total));
+    const char* name =
+        model.is_torch ? "pytorch_model.bin.index.json" : "model.safetensors.index.json";
+    return WriteText(folder / name, IndexText(model.is_torch, list, shards, progress.bytes_total));
   }
   return absl::OkStatus();
 }
@@ -175,7 +183,7 @@ std::vector<std::string_view> SynthNames() {
 }
 
 absl::Status Synthesize(const SynthOptions& options, ThreadPool& pool) {
-  CONCLAVE_ASSIGN_OR_RETURN(const SynthModel* model, FindModel(options.like));
+  CONCLAVE_ASSIGN_OR_RETURN(const SynthModel model, FindModel(options.like, options.variant));
   std::error_code ec;
   fs::path target = fs::absolute(options.folder, ec).lexically_normal();
   if (!target.has_filename()) {  // A slash at the end.
@@ -191,12 +199,13 @@ absl::Status Synthesize(const SynthOptions& options, ThreadPool& pool) {
   if (ec || !fs::create_directory(folder.path(), ec) || ec) {
     return WriteError(folder.path(), ec ? ec.message() : "it exists");
   }
-  for (const auto& [name, text] : SynthTextFiles(*model)) {
-    CONCLAVE_RETURN_IF_ERROR(WriteText(folder.path() / name, text));
+  for (const std::vector<SynthFile>& files :
+       {SynthConfigs(model), SynthTokenizer(model, options.seed)}) {
+    for (const auto& [name, text] : files) {
+      CONCLAVE_RETURN_IF_ERROR(WriteText(folder.path() / name, text));
+    }
   }
-  CONCLAVE_RETURN_IF_ERROR(
-      WriteText(folder.path() / "arcade100k.tiktoken", SynthRanks(model->num_ranks, options.seed)));
-  CONCLAVE_RETURN_IF_ERROR(WriteWeights(*model, options, folder.path(), pool));
+  CONCLAVE_RETURN_IF_ERROR(WriteWeights(model, options, folder.path(), pool));
   return folder.RenameTo(target);
 }
 

@@ -23,26 +23,58 @@ struct SynthTower {
   int32_t image_size, patch_size, hidden_dim, num_heads, inner_dim, num_layers;
 };
 
-// A model of the StableLM type with MoE on every even layer.
+enum class SynthFamily { kStablelm, kQwen, kPhi, kMistral, kLlama, kQwen15, kMiniCpm };
+
+// A model with MoE on every even layer.
 struct SynthModel {
   std::string_view name;
-  int32_t hidden_dim, num_layers, num_heads, inner_dim, num_experts, vocab_rows, max_positions;
-  int32_t num_ranks;  // of the tokenizer; special ids follow (spec 6.2)
+  SynthFamily family;
+  int32_t hidden_dim, num_layers, num_heads, num_kv_heads, inner_dim, vocab_rows, max_positions;
+  // Entries of the tokenizer's own file; added and special tokens follow as the family has them.
+  int32_t num_pieces;
   SynthTower tower;
+  DType dtype;
   // DeepSpeed makes the gate in f32; the published files have it in 16 bits like the rest.
   bool has_f32_gate;
+  bool is_torch;  // torch.save's archives in place of safetensors
   int64_t shard_bytes_max;
+  int32_t num_experts = 4;
+  int32_t top_k = 2;
+  bool use_residual = false;
 };
 
 std::span<const SynthModel> SynthModels();
 
-// config.json and its companions: file name and content.
-std::vector<std::pair<std::string, std::string>> SynthTextFiles(const SynthModel& model);
+// Name and content of a file.
+using SynthFile = std::pair<std::string, std::string>;
 
-// A .tiktoken file of `num_ranks` >= 256 ranks: first the single bytes, then strings of which each
-// is the concatenation of two earlier ones; no string twice. Most look like words or pieces of
-// words.
-std::string SynthRanks(int32_t num_ranks, uint64_t seed);
+// config.json, preprocessor_config.json, generation_config.json.
+std::vector<SynthFile> SynthConfigs(const SynthModel& model);
+
+// The tokenizer's files in the family's format: *.tiktoken, vocab.json with merges.txt, or
+// tokenizer.model; with tokenizer_config.json, special_tokens_map.json and, where the family has
+// some, added_tokens.json.
+std::vector<SynthFile> SynthTokenizer(const SynthModel& model, uint64_t seed);
+
+// Ids that configs and tokenizer files share; -1: none.
+struct SynthTokenIds {
+  int32_t bos = -1;
+  int32_t eos = -1;
+  int32_t pad = -1;
+};
+SynthTokenIds TokenIdsOf(const SynthModel& model);
+
+// `num` >= 256 strings: first the single bytes, then strings of which each is the concatenation of
+// two earlier ones; no string twice. Most look like words or pieces of words.
+std::vector<std::string> SynthPieces(int32_t num, uint64_t seed);
+
+// The formats of tokenizer files, for any list of pieces as SynthPieces makes them.
+std::string TiktokenText(std::span<const std::string> pieces);
+// vocab.json and merges.txt of a byte-level BPE; `last` are entries behind the pieces.
+SynthFile BpeVocabulary(std::span<const std::string> pieces, std::span<const std::string> last);
+SynthFile BpeMerges(std::span<const std::string> pieces);
+// tokenizer.model of SentencePiece's BPE kind with byte fallback and `num` entries.
+std::string SentencePieceModel(int32_t num, uint64_t seed);
 
 // Uniform values around `offset` with standard deviation `deviation`.
 struct Spread {
@@ -53,22 +85,23 @@ Spread SpreadOf(const ExpectedTensor& tensor, const ModelDesc& desc);
 
 // Values [first, first + out.size()) of the stream `key`; a value depends on key and index alone.
 // `first` is a multiple of 4.
-void FillBf16(uint64_t key, int64_t first, const Spread& spread, std::span<uint16_t> out);
 void FillF32(uint64_t key, int64_t first, const Spread& spread, std::span<float> out);
+void FillBf16(uint64_t key, int64_t first, const Spread& spread, std::span<uint16_t> out);
+void FillF16(uint64_t key, int64_t first, const Spread& spread, std::span<uint16_t> out);
 
-// One weight file: the tensors of `shard` (indices into `list`), drawn from `seed` and the tensors'
-// names. `written` is told the bytes of each batch.
+// One weight file: the tensors of `shard` (indices into `list`), drawn from `options.seed` and the
+// tensors' names, or not at all. `written` is told the bytes of each batch.
 absl::Status WriteShard(const std::string& path, const std::vector<ExpectedTensor>& list,
-                        std::span<const size_t> shard, const ModelDesc& desc, bool has_f32_gate,
-                        uint64_t seed, ThreadPool& pool,
+                        std::span<const size_t> shard, const ModelDesc& desc,
+                        const SynthModel& model, const SynthOptions& options, ThreadPool& pool,
                         const std::function<void(int64_t bytes)>& written);
 
-// Cuts the list, in its order, into shards of at most `bytes_max` (more only for a single larger
-// tensor).
+// Cuts the list, in its order, into shards of at most model.shard_bytes_max (more only for a single
+// larger tensor).
 std::vector<std::vector<size_t>> CutShards(const std::vector<ExpectedTensor>& list,
-                                           bool has_f32_gate, int64_t bytes_max);
+                                           const SynthModel& model);
 
-DType SynthDType(const ExpectedTensor& tensor, bool has_f32_gate);
+DType SynthDType(const ExpectedTensor& tensor, const SynthModel& model);
 
 // "disk_full" when the file system of the folder `path` has less than `bytes` free.
 absl::Status CheckFreeSpace(const std::string& path, int64_t bytes);

@@ -1,15 +1,20 @@
-// A made-up byte-level BPE in the .tiktoken format: base64(bytes) space rank, one a line.
+// A made-up vocabulary, in the formats of byte-level and SentencePiece tokenizers.
+#include <algorithm>
 #include <array>
+#include <cstring>
 #include <string>
 #include <string_view>
 #include <unordered_set>
 #include <vector>
 
 #include "conclave/base/check.h"
+#include "json.h"
 #include "synth_parts.h"
 
 namespace conclave::checkpoint {
 namespace {
+
+namespace json = boost::json;
 
 constexpr size_t kPieceBytesMax = 12;
 
@@ -105,11 +110,127 @@ std::string Base64(std::string_view bytes) {
   return out;
 }
 
+// Byte-level BPE writes every byte as a letter: printable ones as themselves, the others in their
+// order as those from U+0100.
+bool IsPrintable(int byte) {
+  return (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte <= 0xac) || byte >= 0xae;
+}
+
+std::array<uint8_t, 256> BytesInOrder() {
+  std::array<uint8_t, 256> order{};
+  size_t at = 0;
+  for (const bool is_printable : {true, false}) {
+    for (int byte = 0; byte < 256; ++byte) {
+      if (IsPrintable(byte) == is_printable) {
+        order[at++] = static_cast<uint8_t>(byte);
+      }
+    }
+  }
+  return order;
+}
+
+void AddUtf8(uint32_t code, std::string& out) {
+  if (code < 0x80) {
+    out += static_cast<char>(code);
+  } else {  // All letters used here are below U+0800.
+    out += static_cast<char>(0xc0 | code >> 6);
+    out += static_cast<char>(0x80 | (code & 0x3f));
+  }
+}
+
+std::string Letters(std::string_view bytes) {
+  static const std::array<uint32_t, 256> letters = [] {
+    std::array<uint32_t, 256> table{};
+    uint32_t next = 0x100;
+    for (int byte = 0; byte < 256; ++byte) {
+      table[static_cast<size_t>(byte)] = IsPrintable(byte) ? static_cast<uint32_t>(byte) : next++;
+    }
+    return table;
+  }();
+  std::string out;
+  for (const char c : bytes) {
+    AddUtf8(letters[static_cast<uint8_t>(c)], out);
+  }
+  return out;
+}
+
+// SentencePiece's model file is a protocol buffer (sentencepiece_model.proto): the numbers below are
+// its fields.
+constexpr int kNormal = 1;
+constexpr int kUnknown = 2;
+constexpr int kControl = 3;
+constexpr int kByte = 6;
+
+void AddVarint(uint64_t number, std::string& out) {
+  for (; number >= 0x80; number >>= 7) {
+    out += static_cast<char>(0x80 | (number & 0x7f));
+  }
+  out += static_cast<char>(number);
+}
+
+void AddNumber(int field, uint64_t number, std::string& out) {
+  AddVarint(static_cast<uint64_t>(field) << 3, out);
+  AddVarint(number, out);
+}
+
+void AddBytes(int field, std::string_view bytes, std::string& out) {
+  AddVarint(static_cast<uint64_t>(field) << 3 | 2, out);
+  AddVarint(bytes.size(), out);
+  out += bytes;
+}
+
+// One entry: text, score, and its type unless that is the default.
+void AddPiece(std::string& model, std::string_view text, float score, int type) {
+  std::string piece;
+  AddBytes(1, text, piece);
+  char raw[sizeof(score)];
+  std::memcpy(raw, &score, sizeof(score));
+  piece += '\x15';  // field 2, 32 bits
+  piece.append(raw, sizeof(raw));
+  if (type != kNormal) {
+    AddNumber(3, static_cast<uint64_t>(type), piece);
+  }
+  AddBytes(1, piece, model);
+}
+
+// Spaces are written as U+2581.
+std::string Escaped(std::string_view text) {
+  std::string out;
+  for (const char c : text) {
+    out += c == ' ' ? std::string("\xe2\x96\x81") : std::string(1, c);
+  }
+  return out;
+}
+
+std::string Trainer(int32_t num) {
+  std::string spec;
+  AddNumber(3, 2, spec);  // model_type: BPE
+  AddNumber(4, static_cast<uint64_t>(num), spec);
+  AddNumber(35, 1, spec);  // byte_fallback
+  AddNumber(40, 0, spec);  // unk_id, bos_id, eos_id, pad_id (-1)
+  AddNumber(41, 1, spec);
+  AddNumber(42, 2, spec);
+  AddNumber(43, ~uint64_t{0}, spec);
+  std::string out;
+  AddBytes(2, spec, out);
+  return out;
+}
+
+std::string Normalizer() {
+  std::string spec;
+  AddBytes(1, "identity", spec);
+  AddNumber(3, 1, spec);  // add_dummy_prefix
+  AddNumber(4, 0, spec);  // remove_extra_whitespaces
+  std::string out;
+  AddBytes(3, spec, out);
+  return out;
+}
+
 }  // namespace
 
-std::string SynthRanks(int32_t num_ranks, uint64_t seed) {
-  CONCLAVE_CHECK(num_ranks >= 256);
-  RankTable table(static_cast<size_t>(num_ranks));
+std::vector<std::string> SynthPieces(int32_t num, uint64_t seed) {
+  CONCLAVE_CHECK(num >= 256);
+  RankTable table(static_cast<size_t>(num));
   Random random(seed);
   // Letters alone, and letters after a space: the pre-tokeniser never lets a piece cross from
   // letters to anything else.
@@ -124,7 +245,7 @@ std::string SynthRanks(int32_t num_ranks, uint64_t seed) {
     table.AddWord(run);
   }
   // A table of a few hundred ranks has no room for them besides the random pieces.
-  if (num_ranks >= 4096) {
+  if (num >= 4096) {
     for (const std::string_view word : kWords) {
       table.AddWord(word);
     }
@@ -138,11 +259,82 @@ std::string SynthRanks(int32_t num_ranks, uint64_t seed) {
       heads.push_back(piece);
     }
   }
+  return table.ranks();
+}
+
+std::string TiktokenText(std::span<const std::string> pieces) {
   std::string out;
-  for (size_t rank = 0; rank < table.ranks().size(); ++rank) {
-    out += Base64(table.ranks()[rank]) + " " + std::to_string(rank) + "\n";
+  for (size_t rank = 0; rank < pieces.size(); ++rank) {
+    out += Base64(pieces[rank]) + " " + std::to_string(rank) + "\n";
   }
   return out;
+}
+
+SynthFile BpeVocabulary(std::span<const std::string> pieces, std::span<const std::string> last) {
+  json::object vocabulary;
+  int32_t id = 0;
+  // Single bytes in the order of their letters, then the others in theirs.
+  for (const uint8_t byte : BytesInOrder()) {
+    vocabulary[Letters(std::string(1, static_cast<char>(byte)))] = id++;
+  }
+  for (const std::string& piece : pieces.subspan(256)) {
+    vocabulary[Letters(piece)] = id++;
+  }
+  for (const std::string& entry : last) {
+    vocabulary[entry] = id++;
+  }
+  return {"vocab.json", Pretty(vocabulary)};
+}
+
+SynthFile BpeMerges(std::span<const std::string> pieces) {
+  std::unordered_set<std::string_view> known;
+  std::string out = "#version: 0.2\n";
+  for (const std::string& piece : pieces) {
+    const std::string_view whole = piece;
+    // Every piece of several bytes has been made from two earlier ones.
+    for (size_t cut = whole.size() - 1; cut > 0; --cut) {
+      if (known.contains(whole.substr(0, cut)) && known.contains(whole.substr(cut))) {
+        out += Letters(whole.substr(0, cut)) + " " + Letters(whole.substr(cut)) + "\n";
+        break;
+      }
+    }
+    known.insert(whole);
+  }
+  return {"merges.txt", out};
+}
+
+std::string SentencePieceModel(int32_t num, uint64_t seed) {
+  std::string out;
+  AddPiece(out, "<unk>", 0, kUnknown);
+  AddPiece(out, "<s>", 0, kControl);
+  AddPiece(out, "</s>", 0, kControl);
+  for (int byte = 0; byte < 256; ++byte) {
+    constexpr char kDigits[] = "0123456789ABCDEF";
+    AddPiece(out, std::string("<0x") + kDigits[byte >> 4] + kDigits[byte & 15] + ">", 0, kByte);
+  }
+  // Merges by falling score, then the letters that they are made of.
+  std::vector<std::string> letters;
+  for (char letter = ' '; letter <= '~'; ++letter) {
+    letters.push_back(Escaped(std::string(1, letter)));
+  }
+  const int32_t num_merges = num - 3 - 256 - static_cast<int32_t>(letters.size());
+  CONCLAVE_CHECK(num_merges > 0);
+  float score = 0;
+  // Some of the pieces are no text of one line, which SentencePiece's have to be.
+  const std::vector<std::string> pieces = SynthPieces(256 + num_merges + 64, seed);
+  int32_t num_taken = 0;
+  for (size_t i = 256; i < pieces.size() && num_taken < num_merges; ++i) {
+    if (std::all_of(pieces[i].begin(), pieces[i].end(),
+                    [](char c) { return c >= ' ' && c <= '~'; })) {
+      AddPiece(out, Escaped(pieces[i]), score--, kNormal);
+      ++num_taken;
+    }
+  }
+  CONCLAVE_CHECK(num_taken == num_merges);
+  for (const std::string& letter : letters) {
+    AddPiece(out, letter, score--, kNormal);
+  }
+  return out + Trainer(num) + Normalizer();
 }
 
 }  // namespace conclave::checkpoint

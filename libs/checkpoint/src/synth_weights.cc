@@ -2,10 +2,13 @@
 #include <array>
 #include <atomic>
 #include <cmath>
+#include <map>
 #include <string_view>
+#include <utility>
 
 #include "conclave/base/mutex.h"
 #include "conclave/base/status.h"
+#include "conclave/checkpoint/torch_zip_writer.h"
 #include "synth_parts.h"
 
 namespace conclave::checkpoint {
@@ -65,17 +68,24 @@ std::vector<Chunk> CutChunks(std::span<const TensorSpec> tensors) {
   return chunks;
 }
 
-template <typename T>
-absl::Status DrawAndWrite(const SafetensorsWriter& writer, const Chunk& chunk, uint64_t key,
+template <typename Writer>
+absl::Status DrawAndWrite(const Writer& writer, const Chunk& chunk, uint64_t key,
                           const Spread& spread) {
-  std::vector<T> values(static_cast<size_t>(chunk.count));
-  if constexpr (sizeof(T) == sizeof(float)) {
+  const DType dtype = writer.tensors()[chunk.tensor].dtype;
+  const auto count = static_cast<size_t>(chunk.count);
+  const int64_t offset = chunk.first * static_cast<int64_t>(SizeOf(dtype));
+  if (dtype == DType::kF32) {
+    std::vector<float> values(count);
     FillF32(key, chunk.first, spread, values);
-  } else {
-    FillBf16(key, chunk.first, spread, values);
+    return writer.Write(chunk.tensor, offset, std::as_bytes(std::span(values)));
   }
-  return writer.Write(chunk.tensor, chunk.first * static_cast<int64_t>(sizeof(T)),
-                      std::as_bytes(std::span(values)));
+  std::vector<uint16_t> halves(count);
+  if (dtype == DType::kF16) {
+    FillF16(key, chunk.first, spread, halves);
+  } else {
+    FillBf16(key, chunk.first, spread, halves);
+  }
+  return writer.Write(chunk.tensor, offset, std::as_bytes(std::span(halves)));
 }
 
 bool EndsIn(const ExpectedTensor& tensor, std::string_view end) {
@@ -125,8 +135,10 @@ Spread SpreadOf(const ExpectedTensor& tensor, const ModelDesc& desc) {
   const float unit = Unit(tensor);
   switch (tensor.part) {
     case TensorPart::kEmbedding:
-      return {.offset = 0, .deviation = 0.05f};
+      // One that is also the head: large enough for its scores to differ.
+      return {.offset = 0, .deviation = desc.tie_embeddings ? 0.25f : 0.05f};
     case TensorPart::kHead:
+      return {.offset = 0, .deviation = 4 * unit / desc.head_scale};
     case TensorPart::kGate:
       // Scores with deviation 4: the best and the next are seldom within rounding of each other.
       return {.offset = 0, .deviation = 4 * unit};
@@ -143,7 +155,7 @@ Spread SpreadOf(const ExpectedTensor& tensor, const ModelDesc& desc) {
   // What is added to the residual is scaled down so that all layers together add about one.
   const bool is_residual =
       EndsIn(tensor, desc.names.o + ".weight") || EndsIn(tensor, desc.names.ffn_down + ".weight");
-  const float depth = std::sqrt(2.0f * static_cast<float>(desc.num_layers));
+  const float depth = std::sqrt(2.0f * static_cast<float>(desc.num_layers)) * desc.residual_scale;
   return {.offset = 0, .deviation = is_residual ? unit / depth : unit};
 }
 
@@ -151,22 +163,26 @@ void FillBf16(uint64_t key, int64_t first, const Spread& spread, std::span<uint1
   Fill(key, first, spread, out, [](float value) { return ToBf16(value).bits; });
 }
 
+void FillF16(uint64_t key, int64_t first, const Spread& spread, std::span<uint16_t> out) {
+  Fill(key, first, spread, out, [](float value) { return FloatToHalf(value); });
+}
+
 void FillF32(uint64_t key, int64_t first, const Spread& spread, std::span<float> out) {
   Fill(key, first, spread, out, [](float value) { return value; });
 }
 
-DType SynthDType(const ExpectedTensor& tensor, bool has_f32_gate) {
-  return tensor.part == TensorPart::kGate && has_f32_gate ? DType::kF32 : DType::kBf16;
+DType SynthDType(const ExpectedTensor& tensor, const SynthModel& model) {
+  return tensor.part == TensorPart::kGate && model.has_f32_gate ? DType::kF32 : model.dtype;
 }
 
 std::vector<std::vector<size_t>> CutShards(const std::vector<ExpectedTensor>& list,
-                                           bool has_f32_gate, int64_t bytes_max) {
+                                           const SynthModel& model) {
   std::vector<std::vector<size_t>> shards(1);
   int64_t used = 0;
   for (size_t i = 0; i < list.size(); ++i) {
     const int64_t bytes =
-        list[i].num_elements() * static_cast<int64_t>(SizeOf(SynthDType(list[i], has_f32_gate)));
-    if (used > 0 && used + bytes > bytes_max) {
+        list[i].num_elements() * static_cast<int64_t>(SizeOf(SynthDType(list[i], model)));
+    if (used > 0 && used + bytes > model.shard_bytes_max) {
       shards.emplace_back();
       used = 0;
     }
@@ -176,22 +192,21 @@ std::vector<std::vector<size_t>> CutShards(const std::vector<ExpectedTensor>& li
   return shards;
 }
 
-absl::Status WriteShard(const std::string& path, const std::vector<ExpectedTensor>& list,
-                        std::span<const size_t> shard, const ModelDesc& desc, bool has_f32_gate,
-                        uint64_t seed, ThreadPool& pool,
-                        const std::function<void(int64_t bytes)>& written) {
-  std::vector<TensorSpec> specs;
-  for (const size_t index : shard) {
-    specs.push_back({list[index].name, SynthDType(list[index], has_f32_gate), list[index].shape});
-  }
-  CONCLAVE_ASSIGN_OR_RETURN(SafetensorsWriter writer,
-                            SafetensorsWriter::Create(path, std::move(specs)));
+namespace {
+
+// Draws and writes all tensors of one file.
+template <typename Writer>
+absl::Status Draw(Writer& writer, const std::vector<ExpectedTensor>& list,
+                  std::span<const size_t> shard, const ModelDesc& desc, uint64_t seed,
+                  ThreadPool& pool, const std::function<void(int64_t bytes)>& written) {
   // The writer has its own order.
+  std::map<std::string_view, size_t> index_of;
+  for (const size_t index : shard) {
+    index_of[list[index].name] = index;
+  }
   std::vector<std::pair<uint64_t, Spread>> streams;
   for (const TensorSpec& spec : writer.tensors()) {
-    const auto found = std::find_if(shard.begin(), shard.end(),
-                                    [&](size_t index) { return list[index].name == spec.name; });
-    streams.emplace_back(KeyOf(spec.name, seed), SpreadOf(list[*found], desc));
+    streams.emplace_back(KeyOf(spec.name, seed), SpreadOf(list[index_of.at(spec.name)], desc));
   }
   const std::vector<Chunk> chunks = CutChunks(writer.tensors());
   for (size_t first = 0; first < chunks.size(); first += kBatch) {
@@ -200,9 +215,7 @@ absl::Status WriteShard(const std::string& path, const std::vector<ExpectedTenso
     pool.ParallelFor(static_cast<int64_t>(count), [&](int64_t task) {
       const Chunk& chunk = chunks[first + static_cast<size_t>(task)];
       const auto& [key, spread] = streams[chunk.tensor];
-      results[static_cast<size_t>(task)] = writer.tensors()[chunk.tensor].dtype == DType::kF32
-                                               ? DrawAndWrite<float>(writer, chunk, key, spread)
-                                               : DrawAndWrite<uint16_t>(writer, chunk, key, spread);
+      results[static_cast<size_t>(task)] = DrawAndWrite(writer, chunk, key, spread);
     });
     int64_t bytes = 0;
     for (size_t i = 0; i < count; ++i) {
@@ -212,7 +225,35 @@ absl::Status WriteShard(const std::string& path, const std::vector<ExpectedTenso
     }
     written(bytes);
   }
+  return absl::OkStatus();
+}
+
+template <typename Writer>
+absl::Status WriteFileOf(const std::string& path, const std::vector<ExpectedTensor>& list,
+                         std::span<const size_t> shard, const ModelDesc& desc,
+                         const SynthModel& model, const SynthOptions& options, ThreadPool& pool,
+                         const std::function<void(int64_t bytes)>& written) {
+  std::vector<TensorSpec> specs;
+  for (const size_t index : shard) {
+    specs.push_back({list[index].name, SynthDType(list[index], model), list[index].shape});
+  }
+  CONCLAVE_ASSIGN_OR_RETURN(Writer writer, Writer::Create(path, std::move(specs)));
+  if (!options.is_headers_only) {
+    CONCLAVE_RETURN_IF_ERROR(Draw(writer, list, shard, desc, options.seed, pool, written));
+  }
   return writer.Finish();
+}
+
+}  // namespace
+
+absl::Status WriteShard(const std::string& path, const std::vector<ExpectedTensor>& list,
+                        std::span<const size_t> shard, const ModelDesc& desc,
+                        const SynthModel& model, const SynthOptions& options, ThreadPool& pool,
+                        const std::function<void(int64_t bytes)>& written) {
+  return model.is_torch
+             ? WriteFileOf<TorchZipWriter>(path, list, shard, desc, model, options, pool, written)
+             : WriteFileOf<SafetensorsWriter>(path, list, shard, desc, model, options, pool,
+                                              written);
 }
 
 }  // namespace conclave::checkpoint

@@ -2,7 +2,6 @@
 // writes for tensors, parameters and the dictionaries around them.
 #include "tensor_pickle.h"
 
-#include <array>
 #include <cstring>
 #include <optional>
 #include <unordered_map>
@@ -10,6 +9,7 @@
 #include <utility>
 
 #include "conclave/base/status.h"
+#include "pickle_object.h"
 #include "safetensors.h"
 
 namespace conclave::checkpoint {
@@ -21,91 +21,8 @@ constexpr size_t kStackMax = 1'000'000;
 // More than any of the allowed functions takes.
 constexpr size_t kArgumentsMax = 8;
 
-enum class Kind : uint8_t {
-  kNone,
-  kBool,
-  kInt,
-  kFloat,
-  kString,
-  kTuple,
-  kList,
-  kDict,
-  kMark,
-  kOrderedDict,       // the global
-  kRebuildTensor,     // the global
-  kRebuildParameter,  // the global
-  kStorageType,       // a global: torch.FloatStorage and so on
-  kStorage,
-  kTensor,
-};
-
-std::string_view NameOf(Kind kind) {
-  constexpr std::array<std::string_view, 15> kNames = {
-      "None",       "a bool",     "an integer",   "a float",   "a string",
-      "a tuple",    "a list",     "a dictionary", "a mark",    "a function",
-      "a function", "a function", "a type",       "a storage", "a tensor"};
-  return kNames[static_cast<size_t>(kind)];
-}
-
-using ObjectId = uint32_t;
-
-// One value. Objects refer to each other by number, so that no nesting, however deep, makes
-// anything here recurse.
-struct Object {
-  Kind kind = Kind::kNone;
-  DType dtype = DType::kF32;  // kStorageType, kStorage
-  int64_t number = 0;         // kInt, kBool
-  std::string_view text;      // kString, kStorage: its key; points into the pickle
-  // kTuple, kList: members. kDict: key, value, key, value... kTensor: storage, offset, shape,
-  // strides.
-  std::vector<ObjectId> items;
-};
-
-constexpr std::array<std::pair<std::string_view, DType>, 10> kStorageTypes = {{
-    {"FloatStorage", DType::kF32},
-    {"BFloat16Storage", DType::kBf16},
-    {"HalfStorage", DType::kF16},
-    {"DoubleStorage", DType::kF64},
-    {"CharStorage", DType::kI8},
-    {"ByteStorage", DType::kU8},
-    {"ShortStorage", DType::kI16},
-    {"IntStorage", DType::kI32},
-    {"LongStorage", DType::kI64},
-    {"BoolStorage", DType::kBool},
-}};
-
-std::optional<Object> AllowedGlobal(std::string_view module, std::string_view name) {
-  Object object;
-  if (module == "collections" && name == "OrderedDict") {
-    object.kind = Kind::kOrderedDict;
-    return object;
-  }
-  if (module == "torch._utils" && name == "_rebuild_tensor_v2") {
-    object.kind = Kind::kRebuildTensor;
-    return object;
-  }
-  if (module == "torch._utils" && name == "_rebuild_parameter") {
-    object.kind = Kind::kRebuildParameter;
-    return object;
-  }
-  for (const auto& [type, dtype] : kStorageTypes) {
-    if (module == "torch" && name == type) {
-      object.kind = Kind::kStorageType;
-      object.dtype = dtype;
-      return object;
-    }
-  }
-  return std::nullopt;
-}
-
-// Bytes of a message that come from the file.
-std::string Printable(std::string_view text) {
-  std::string out;
-  for (const char c : text.substr(0, 128)) {
-    out += c >= ' ' && c < '\x7f' ? c : '?';
-  }
-  return out;
-}
+using Kind = PickleKind;
+using Object = PickleObject;
 
 class Interpreter {
  public:
