@@ -31,6 +31,9 @@ size_t PageOffset(const std::byte* address) {
 
 // Faults the pages of a mapped file in; false when that would be a SIGBUS.
 bool BringIn(std::span<const std::byte> bytes) {
+  // One large read of exactly these bytes: the mapping itself reads nothing ahead. Advice, whose
+  // failure shows in what follows.
+  ::madvise(const_cast<std::byte*>(bytes.data()), bytes.size(), MADV_WILLNEED);
 #ifdef MADV_POPULATE_READ
   for (int i = 0; i < kReadTries; ++i) {
     const bool is_done =
@@ -42,7 +45,7 @@ bool BringIn(std::span<const std::byte> bytes) {
   }
   return false;
 #else
-  return !bytes.empty();
+  return true;
 #endif
 }
 
