@@ -15,7 +15,7 @@ import rooms as rooms_table
 CODE = {".h", ".cc", ".cu", ".py", ".sh", ".cmake"}
 TEXT = CODE | {".md", ".txt", ".json", ".yaml", ".yml", ".proto", ".svg", ""}
 # Built, fetched or recorded, not written.
-SKIPPED_FOLDERS = {".git", ".venv", ".cache", "__pycache__"}
+SKIPPED_FOLDERS = {".venv", ".cache", "__pycache__"}
 RECORDED = ("tests/golden/data/", "models/demo/")
 # Quotes other projects' notes and markers; not code of ours.
 SPECIFICATIONS = ("docs/models/",)
@@ -43,6 +43,8 @@ class Tree:
     def _walk(self, folder: pathlib.Path):
         for entry in sorted(folder.iterdir()):
             relative = entry.relative_to(self.root).as_posix()
+            if entry.name == ".git":
+                continue  # a folder, or in a linked working tree a file
             if entry.is_dir():
                 if entry.name in SKIPPED_FOLDERS or (folder == self.root and entry.name.startswith("build")):
                     continue

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Builds the tests and runs them: unit, component, golden, bad inputs, end to end with the official OpenAI client, the
-# parsers under AddressSanitizer and UndefinedBehaviorSanitizer, and clang-tidy over what changed last.
+# parsers under AddressSanitizer and UndefinedBehaviorSanitizer and under libFuzzer, and clang-tidy over what changed last.
 #
-#   tools/test.sh                  all but the long suites
-#   tools/test.sh --long           also the long tests, ThreadSanitizer, clang, and clang-tidy over the whole tree
+#   tools/test.sh                  all but the long suites; each fuzz target replays its corpus and runs for 10 s
+#   tools/test.sh --long           also the long tests, ThreadSanitizer, clang, clang-tidy over the whole tree, and
+#                                  10 minutes of each fuzz target
 #   tools/test.sh [--long] -- ...  the rest goes to ctest, for example -- -L unit
 #
 # Everything runs as ctest tests, so the last lines are ctest's own summary.
@@ -23,7 +24,7 @@ while (($# > 0)); do
       break
       ;;
     -h | --help)
-      sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+      sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
       exit 0
       ;;
     *) die "test.sh: unknown argument '$1'; expected --long or -- followed by arguments for ctest" ;;
@@ -50,9 +51,14 @@ configure_and_build dev all
 stage "build with AddressSanitizer and UndefinedBehaviorSanitizer: parsers, transport, components"
 configure_and_build asan sanitizer_programs
 
+stage "build of the fuzz targets"
+configure_and_build fuzz fuzz_programs
+
 labels=(--label-exclude '^long$')
+fuzz_seconds=10
 if ((long)); then
   labels=()
+  fuzz_seconds=600
   for preset in tsan clang; do
     stage "preset $preset: build"
     configure_and_build "$preset" all
@@ -66,7 +72,7 @@ fi
 stage "tests"
 progress=()
 [[ ! -t 1 ]] || progress=(--progress)
-# The sanitizer programs join the run only here, where they have just been built: elsewhere they may be stale.
-CONCLAVE_SANITIZER_BUILD=$root/build/asan \
+# These programs join the run only here, where they have just been built: elsewhere they may be stale.
+CONCLAVE_SANITIZER_BUILD=$root/build/asan CONCLAVE_FUZZ_BUILD=$root/build/fuzz CONCLAVE_FUZZ_SECONDS=$fuzz_seconds \
   ctest --preset dev --parallel "$(jobs)" --no-tests=error --no-label-summary \
   "${progress[@]}" "${labels[@]}" "${ctest_args[@]}"

@@ -21,7 +21,6 @@ uint64_t Mix(uint64_t hash, uint64_t value) {
 
 KvPool::KvPool(const kernels::KvLayout& layout, int32_t num_layers, int32_t num_blocks)
     : layout_(layout),
-      num_layers_(num_layers),
       num_blocks_(num_blocks),
       memory_(BlockBytes(layout, num_layers) * static_cast<size_t>(num_blocks)),
       blocks_(static_cast<size_t>(num_blocks)) {

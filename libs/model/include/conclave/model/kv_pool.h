@@ -75,7 +75,6 @@ class KvPool {
   void Unname(int32_t block);
 
   kernels::KvLayout layout_;
-  int32_t num_layers_;
   int32_t num_blocks_;
   AlignedBuffer memory_;
   std::vector<Block> blocks_;

@@ -1,0 +1,103 @@
+// One MoE layer while it is planned: which expert stands on which worker, and what that loads them with.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+namespace conclave::placement {
+
+// A worker as one layer sees it. Loads are in units of speed 1.
+struct Bin {
+  double speed = 1.0;
+  int32_t host = 0;
+  int32_t capacity = 0;  // replicas of this layer
+  bool takes_experts = true;
+  double load = 0;
+  std::vector<int32_t> experts;
+
+  bool has_room() const { return takes_experts && static_cast<int32_t>(experts.size()) < capacity; }
+  double level() const { return load / speed; }
+};
+
+// A change that lowers the level of the highest bin.
+struct Change {
+  enum class Kind { kMove, kSwap, kReplicate };
+  Kind kind = Kind::kMove;
+  int32_t expert = 0;  // leaves `from` (kMove, kSwap) or gets a further replica (kReplicate)
+  int32_t other = -1;  // kSwap: comes back; kReplicate: gives up its place, -1 for a free one
+  int32_t from = 0;    // the highest bin
+  int32_t to = 0;
+  double peak = 0;  // the highest level of the bins concerned, after it
+  int32_t num_moves = 1;
+};
+
+class LayerBalance {
+ public:
+  // loads[e] of the layer's experts, all > 0.
+  LayerBalance(std::vector<double> loads, std::vector<Bin> bins);
+
+  const std::vector<Bin>& bins() const { return bins_; }
+  int32_t num_experts() const { return static_cast<int32_t>(loads_.size()); }
+  int32_t num_replicas() const { return num_replicas_; }
+  std::span<const int32_t> BinsOf(int32_t expert) const { return holders_[Index(expert)]; }
+  double ShareOf(int32_t expert) const {
+    return loads_[Index(expert)] / static_cast<double>(holders_[Index(expert)].size());
+  }
+  bool Holds(int32_t bin, int32_t expert) const {
+    return is_held_[Index(bin) * loads_.size() + Index(expert)] != 0;
+  }
+  bool IsPinned(int32_t bin, int32_t expert) const {
+    return is_held_[Index(bin) * loads_.size() + Index(expert)] == 2;
+  }
+  // A pinned replica neither moves nor gives up its place.
+  void Pin(int32_t expert, int32_t bin) {
+    is_held_[Index(bin) * loads_.size() + Index(expert)] = 2;
+  }
+
+  void SetCapacity(int32_t bin, int32_t capacity) { bins_[Index(bin)].capacity = capacity; }
+  void Add(int32_t expert, int32_t bin);
+  void Remove(int32_t expert, int32_t bin);
+
+  // The expert whose replicas carry most, of those with fewer replicas than `most` (and than bins), or -1.
+  int32_t Hottest(int32_t most) const;
+  double HighestShare() const;
+
+  // Where a further replica of `expert` is best put: a bin with room that does not hold it, on a new host while its
+  // replicas share one, the least level after it. `total_levels` and `affinity` (may be empty, per bin) decide among
+  // levels within two percent. -1 when there is none.
+  int32_t BestBin(int32_t expert, double share, std::span<const double> total_levels,
+                  std::span<const double> affinity) const;
+
+  // max / mean of levels over bins that take experts; 0 when an expert has no replica.
+  double Ratio() const;
+  // The change that lowers the peak most per move, by at least `least_gain` of it (a further replica: by `replica_gain`),
+  // with at most `most_moves`; nullopt when there is none. Experts keep `replication` replicas.
+  std::optional<Change> BestChange(int32_t replication, double least_gain, double replica_gain,
+                                   int32_t most_moves) const;
+  void Apply(const Change& change);
+
+ private:
+  static size_t Index(int32_t i) { return static_cast<size_t>(i); }
+  // Whether the replicas of `expert` would still be on two hosts, or on as many as now, after one goes `from` → `to`.
+  bool KeepsHosts(int32_t expert, int32_t from, int32_t to) const;
+  int32_t HighestBin() const;
+  void TryMoves(int32_t from, int32_t expert, int32_t most_moves, double least_gain,
+                std::optional<Change>& best) const;
+  void TryReplicas(int32_t from, int32_t expert, int32_t replication, double replica_gain,
+                   std::optional<Change>& best) const;
+  // A change of `num_moves` replicas that leaves the peak above this gains too little, or less per move than `best`.
+  static double PeakToBeat(double now, int32_t num_moves, double least_gain,
+                           const std::optional<Change>& best);
+  void Consider(const Change& change, double now, double least_gain,
+                std::optional<Change>& best) const;
+
+  std::vector<double> loads_;
+  std::vector<Bin> bins_;
+  std::vector<std::vector<int32_t>> holders_;  // per expert, bins in order of arrival
+  std::vector<uint8_t> is_held_;               // [bins][experts]: 0, 1, 2 pinned
+  int32_t num_replicas_ = 0;
+};
+
+}  // namespace conclave::placement
