@@ -59,7 +59,8 @@ std::vector<int32_t> ReadExperts(ConfigReader& moe, size_t num_layers) {
   }
   if (!value->is_array()) {
     // One number is for every layer.
-    const auto most = std::max<int64_t>(2, kExpertsTotalMax / std::max<size_t>(num_layers, 1));
+    const auto num = std::max<int64_t>(static_cast<int64_t>(num_layers), 1);
+    const auto most = std::max<int64_t>(2, kExpertsTotalMax / num);
     return std::vector<int32_t>(num_layers,
                                 moe.Int(kExpertsKey, 2, std::min<int64_t>(kExpertsMax, most)));
   }
