@@ -35,7 +35,7 @@ std::string Concat(std::initializer_list<std::string_view> parts) {
 // (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|
 // ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+ Every alternative is a chain of character
 // classes, so a match costs a small multiple of its length.
-std::string Pattern() {
+std::string QwenPattern() {
   return Concat({"(?i:'s|'t|'re|'ve|'m|'ll|'d)",  //
                  R"(|[^\r\n)",
                  kLetters,
@@ -64,12 +64,36 @@ std::string Pattern() {
                  "+"});
 }
 
+// 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
+std::string Gpt2Pattern() {
+  return Concat({"'s|'t|'re|'ve|'m|'ll|'d",  //
+                 "| ?[",
+                 kLetters,
+                 "]+",  //
+                 "| ?[",
+                 kNumbers,
+                 "]+",  //
+                 "| ?[^",
+                 kSpaces,
+                 kLetters,
+                 kNumbers,
+                 "]+",  //
+                 "|",
+                 kSpaces,
+                 "+(?!",
+                 kNoSpace,
+                 ")",  //
+                 "|",
+                 kSpaces,
+                 "+"});
+}
+
 PCRE2_SPTR Bytes(std::string_view text) { return reinterpret_cast<PCRE2_SPTR>(text.data()); }
 
 }  // namespace
 
-PreTokenizer::PreTokenizer() {
-  const std::string pattern = Pattern();
+PreTokenizer::PreTokenizer(SplitPattern split) {
+  const std::string pattern = split == SplitPattern::kQwen ? QwenPattern() : Gpt2Pattern();
   int error = 0;
   PCRE2_SIZE error_offset = 0;
   // Anchored here and not per match, which the JIT could not do.

@@ -11,10 +11,16 @@ struct pcre2_real_match_context_8;
 
 namespace conclave::text {
 
-// The pattern shared by Arcade100k and Qwen (spec 6.1), with Unicode 15 classes. Any thread.
+// The patterns of spec 6.1, with Unicode 15 classes.
+enum class SplitPattern {
+  kQwen,  // shared by Arcade100k and all Qwen
+  kGpt2,  // Phi
+};
+
+// Any thread.
 class PreTokenizer {
  public:
-  PreTokenizer();
+  explicit PreTokenizer(SplitPattern pattern);
   ~PreTokenizer();
   PreTokenizer(const PreTokenizer&) = delete;
   PreTokenizer& operator=(const PreTokenizer&) = delete;

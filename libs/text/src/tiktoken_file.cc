@@ -1,47 +1,25 @@
 #include "tiktoken_file.h"
 
 #include <cstdint>
-#include <filesystem>
-#include <fstream>
 #include <optional>
 #include <string_view>
-#include <system_error>
 #include <unordered_set>
 #include <utility>
 
 #include "conclave/base/status.h"
 #include "quote.h"
+#include "tokenizer_files.h"
 
 namespace conclave::text {
 namespace {
 
 // The published files have at most 151,643 tokens of at most 128 bytes in 2.6 MB.
-constexpr uintmax_t kFileBytesMax = 32 << 20;
+constexpr int64_t kFileBytesMax = 32 << 20;
 constexpr size_t kTokenBytesMax = 768;
 constexpr size_t kRankDigitsMax = 8;
 
 absl::Status Invalid(const std::string& file, size_t line, const std::string& what) {
   return InvalidArgument("tokenizer_invalid", file + ":" + std::to_string(line) + ": " + what);
-}
-
-absl::StatusOr<std::string> ReadFile(const std::string& file) {
-  std::error_code error;
-  if (!std::filesystem::is_regular_file(file, error)) {
-    return NotFound("tokenizer_missing", file + ": no such file; expected a .tiktoken rank file");
-  }
-  const uintmax_t num_bytes = std::filesystem::file_size(file, error);
-  if (!error && num_bytes > kFileBytesMax) {
-    return Invalid(file, 1,
-                   "file is too large; expected at most " + std::to_string(kFileBytesMax) +
-                       " bytes, found " + std::to_string(num_bytes));
-  }
-  std::ifstream stream(file, std::ios::binary);
-  std::string content(error ? 0 : num_bytes, '\0');
-  if (error || !stream.read(content.data(), static_cast<std::streamsize>(content.size()))) {
-    return NotFound("tokenizer_missing",
-                    file + ": cannot be read; expected a readable .tiktoken rank file");
-  }
-  return content;
 }
 
 // -1: not in the standard alphabet of RFC 4648.
@@ -139,7 +117,8 @@ absl::StatusOr<std::vector<Line>> ParseLines(const std::string& file, std::strin
 }  // namespace
 
 absl::StatusOr<std::vector<std::string>> ReadTiktokenFile(const std::string& file) {
-  CONCLAVE_ASSIGN_OR_RETURN(const std::string content, ReadFile(file));
+  CONCLAVE_ASSIGN_OR_RETURN(const std::string content,
+                            ReadTokenizerFile(file, kFileBytesMax, "a .tiktoken rank file"));
   CONCLAVE_ASSIGN_OR_RETURN(std::vector<Line> lines, ParseLines(file, content));
   std::vector<std::string> tokens(lines.size());
   std::unordered_set<std::string_view> seen;

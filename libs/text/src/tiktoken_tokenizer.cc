@@ -100,7 +100,7 @@ class TiktokenTokenizer final : public Tokenizer {
   }
 
   const BpeTable bpe_;
-  const PreTokenizer pre_tokenizer_;
+  const PreTokenizer pre_tokenizer_{SplitPattern::kQwen};
   const SpecialTokens specials_;
   std::unordered_map<std::string_view, int32_t> special_ids_;  // keys are views into specials_
   size_t special_bytes_max_ = 0;

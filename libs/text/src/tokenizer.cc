@@ -1,8 +1,11 @@
 #include "conclave/text/tokenizer.h"
 
+#include "byte_level_files.h"
 #include "conclave/base/status.h"
 #include "conclave/text/detokenizer.h"
 #include "quote.h"
+#include "sentencepiece_file.h"
+#include "tokenizer_json.h"
 
 namespace conclave::text {
 
@@ -10,6 +13,10 @@ std::string Tokenizer::Decode(std::span<const int32_t> ids, bool keep_special) c
   std::string bytes;
   for (const int32_t id : ids) bytes.append(TokenBytes(id, keep_special));
   return ReplaceInvalidUtf8(bytes);
+}
+
+std::string Tokenizer::DecodeAsOriginal(std::span<const int32_t> ids, bool keep_special) const {
+  return Decode(ids, keep_special);
 }
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizerFromFolder(const std::string& folder,
@@ -21,11 +28,14 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizerFromFolder(const std::st
   }
   if (file == "qwen.tiktoken")
     return LoadTiktoken(folder + "/" + std::string(file), TiktokenFlavor::kQwen);
+  if (file == "vocab.json") return LoadByteLevelFolder(folder);
+  if (file == "tokenizer.model") return LoadSentencePieceFolder(folder);
+  if (file == "tokenizer.json") return LoadTokenizerJson(folder);
   return InvalidArgument(
       "tokenizer_unsupported",
       folder +
-          ": tokenizer file is of an unsupported kind; expected arcade100k.tiktoken or "
-          "qwen.tiktoken, found " +
+          ": tokenizer file is of an unsupported kind; expected arcade100k.tiktoken, "
+          "qwen.tiktoken, vocab.json, tokenizer.model or tokenizer.json, found " +
           Quote(file));
 }
 

@@ -483,9 +483,10 @@ void CaseCheck::CheckGreedy(const std::string& name, const json::object& prompt,
     return;
   }
   report_.Exact(id_, name + ": greedy tokens", ids == expected_ids, "a token differs");
-  report_.Exact(id_, name + ": greedy text",
-                model_->tokenizer->Decode(ids) == Str(prompt.at("greedy").as_object().at("text")),
-                model_->tokenizer->Decode(ids));
+  report_.Exact(
+      id_, name + ": greedy text",
+      model_->tokenizer->DecodeAsOriginal(ids) == Str(prompt.at("greedy").as_object().at("text")),
+      model_->tokenizer->DecodeAsOriginal(ids));
   Near(name + ": greedy logits", name + ".greedy.logits", "logits", greedy_logits);
   CheckGates(name + ".greedy", name + ": greedy", seen, false);
 }

@@ -14,10 +14,11 @@ namespace {
 
 namespace json = boost::json;
 
-std::string TiktokenFileIn(const std::string& folder) {
-  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
-    if (entry.path().extension() == ".tiktoken") {
-      return entry.path().filename().string();
+std::string TokenizerFileIn(const std::string& folder) {
+  for (const std::string name : {"arcade100k.tiktoken", "qwen.tiktoken", "tokenizer.model",
+                                 "vocab.json", "tokenizer.json"}) {
+    if (Exists(folder + "/" + name)) {
+      return name;
     }
   }
   return "";
@@ -38,6 +39,8 @@ class Tally {
                  std::to_string(num_bad_) + " differ, first: " + first_);
   }
 
+  int num() const { return num_; }
+
  private:
   int num_ = 0;
   int num_bad_ = 0;
@@ -51,20 +54,27 @@ void CheckStrings(const std::string& folder, const std::string& name,
     report.Error(name, "strings.jsonl", MessageOf(lines.status()));
     return;
   }
-  Tally ids, plain, decoded, kept;
+  Tally ids, plain, clean, decoded, kept;
   for (const json::value& value : *lines) {
     const json::object& line = value.as_object();
     const std::string text = Str(line.at("text"));
     const std::vector<int32_t> expected = Ints(line.at("ids"));
     ids.Add(tokenizer.EncodeWithSpecials(text) == expected, text);
     plain.Add(tokenizer.Encode(text) == Ints(line.at("ids_plain")), text);
-    decoded.Add(tokenizer.Decode(expected) == Str(line.at("decoded")), text);
-    kept.Add(tokenizer.Decode(expected, true) == Str(line.at("decoded_keep_special")), text);
+    if (line.contains("decoded_clean")) {
+      clean.Add(tokenizer.Decode(expected) == Str(line.at("decoded_clean")), text);
+    }
+    decoded.Add(tokenizer.DecodeAsOriginal(expected) == Str(line.at("decoded")), text);
+    kept.Add(tokenizer.DecodeAsOriginal(expected, true) == Str(line.at("decoded_keep_special")),
+             text);
   }
   ids.Report(report, name, "ids, special strings live");
   plain.Report(report, name, "ids, plain text");
-  decoded.Report(report, name, "decoded");
-  kept.Report(report, name, "decoded with specials");
+  if (clean.num() > 0) {
+    clean.Report(report, name, "decoded");
+  }
+  decoded.Report(report, name, "decoded as the original");
+  kept.Report(report, name, "decoded as the original, with specials");
 }
 
 void CheckImagePrompts(const std::string& folder, const std::string& name,
@@ -77,18 +87,7 @@ void CheckImagePrompts(const std::string& folder, const std::string& name,
   Tally ids;
   for (const json::value& value : *lines) {
     const std::string prompt = Str(value.as_object().at("prompt"));
-    std::vector<int32_t> found;
-    std::string rest = prompt;
-    // Pieces between images, each tokenised alone; the recorded prompts hold live control strings.
-    for (size_t at = rest.find("<image>");; at = rest.find("<image>")) {
-      const std::vector<int32_t> piece = tokenizer.EncodeWithSpecials(rest.substr(0, at));
-      found.insert(found.end(), piece.begin(), piece.end());
-      if (at == std::string::npos) {
-        break;
-      }
-      found.push_back(text::kImageToken);
-      rest = rest.substr(at + 7);
-    }
+    const std::vector<int32_t> found = text::EncodeAsOriginal(tokenizer, prompt);
     ids.Add(found == Ints(value.as_object().at("ids")), prompt);
   }
   ids.Report(report, name, "ids of image prompts");
@@ -131,7 +130,7 @@ class NoTokenizer : public text::Tokenizer {
 
 void CheckTokenizer(const std::string& folder, Report& report) {
   const std::string name = "tokenizers/" + std::filesystem::path(folder).filename().string();
-  const std::string file = TiktokenFileIn(folder);
+  const std::string file = TokenizerFileIn(folder);
   if (file.empty()) {
     report.NotSupported(name, "tokenizer kind");
     return;

@@ -27,7 +27,7 @@ Pieces Split(const PreTokenizer& pre_tokenizer, const std::string& text) {
 }
 
 TEST(PreTokenizerTest, SplitsByThePattern) {
-  const PreTokenizer pre_tokenizer;
+  const PreTokenizer pre_tokenizer(SplitPattern::kQwen);
   struct Case {
     std::string text;
     Pieces pieces;
@@ -57,6 +57,27 @@ TEST(PreTokenizerTest, SplitsByThePattern) {
     EXPECT_EQ(Split(pre_tokenizer, c.text), c.pieces) << testing::PrintToString(c.text);
 }
 
+TEST(PreTokenizerTest, SplitsByGpt2sPattern) {
+  const PreTokenizer pre_tokenizer(SplitPattern::kGpt2);
+  struct Case {
+    std::string text;
+    Pieces pieces;
+  };
+  const Case cases[] = {
+      {"", {}},
+      {"Hello world", {"Hello", " world"}},
+      {"12345 678", {"12345", " 678"}},
+      {"I'm we'LL can't", {"I", "'m", " we", "'", "LL", " can", "'t"}},
+      {"a  b", {"a", " ", " b"}},
+      {"a \n b", {"a", " \n", " b"}},
+      {"a   ", {"a", "   "}},
+      {"x==\n\n y", {"x", "==", "\n\n", " y"}},
+      {"\xC2\xA0word", {"\xC2\xA0", "word"}},
+  };
+  for (const Case& c : cases)
+    EXPECT_EQ(Split(pre_tokenizer, c.text), c.pieces) << testing::PrintToString(c.text);
+}
+
 bool IsWhiteSpace(int32_t code_point) {
   return (code_point >= 0x9 && code_point <= 0xD) || code_point == 0x20 || code_point == 0x85 ||
          code_point == 0xA0 || code_point == 0x1680 ||
@@ -67,7 +88,7 @@ bool IsWhiteSpace(int32_t code_point) {
 
 // The class shows in how "!", the code point and "x" fall into pieces.
 TEST(PreTokenizerTest, EveryCodePointIsInItsUnicodeClass) {
-  const PreTokenizer pre_tokenizer;
+  const PreTokenizer pre_tokenizer(SplitPattern::kQwen);
   for (int32_t code_point = 0; code_point < 0x110000; ++code_point) {
     if (code_point == 0xD800) code_point = 0xE000;
     std::string character;
@@ -91,7 +112,7 @@ TEST(PreTokenizerTest, PiecesAreTheWholeText) {
   for (uint64_t seed = 1; seed <= 20; ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     std::mt19937_64 random(seed);
-    const PreTokenizer pre_tokenizer;
+    const PreTokenizer pre_tokenizer(SplitPattern::kQwen);
     const std::string text = RandomText(random, 500);
     std::string joined;
     for (const std::string& piece : Split(pre_tokenizer, text)) joined += piece;

@@ -186,14 +186,24 @@ TEST(LoadTokenizerFromFolderTest, RefusesOtherKindsAndNamesTheSupportedOnes) {
   const TempFolder folder;
   folder.Write("cl100k_base.tiktoken", RankFile({}));
   for (const std::string_view file :
-       {"tokenizer.json", "tokenizer.model", "vocab.json", "cl100k_base.tiktoken", "Qwen.tiktoken",
-        "../arcade100k.tiktoken", "", "x\n\x1b[31m"}) {
+       {"spiece.model", "merges.txt", "cl100k_base.tiktoken", "Qwen.tiktoken",
+        "../arcade100k.tiktoken", "../vocab.json", "", "x\n\x1b[31m"}) {
     const auto tokenizer = LoadTokenizerFromFolder(folder.path(), file);
     EXPECT_EQ(ReasonOf(tokenizer.status()), "tokenizer_unsupported") << file;
     EXPECT_THAT(MessageOf(tokenizer.status()),
-                HasSubstr("expected arcade100k.tiktoken or qwen.tiktoken"))
+                HasSubstr("expected arcade100k.tiktoken, qwen.tiktoken, vocab.json"))
         << file;
     EXPECT_THAT(MessageOf(tokenizer.status()), testing::Not(HasSubstr("\n"))) << file;
+  }
+}
+
+TEST(LoadTokenizerFromFolderTest, NamesTheFileThatIsMissing) {
+  const TempFolder folder;
+  for (const std::string_view file : {"arcade100k.tiktoken", "qwen.tiktoken", "vocab.json",
+                                      "tokenizer.model", "tokenizer.json"}) {
+    const auto tokenizer = LoadTokenizerFromFolder(folder.path(), file);
+    EXPECT_EQ(ReasonOf(tokenizer.status()), "tokenizer_missing") << file;
+    EXPECT_THAT(MessageOf(tokenizer.status()), HasSubstr(std::string(file))) << file;
   }
 }
 

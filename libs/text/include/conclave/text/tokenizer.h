@@ -32,8 +32,14 @@ class Tokenizer {
   // otherwise; an id that is no token gives nothing.
   virtual std::string_view TokenBytes(int32_t id, bool keep_special = false) const = 0;
 
-  // Whole text of `ids`: bytes joined, then invalid UTF-8 replaced by U+FFFD.
-  std::string Decode(std::span<const int32_t> ids, bool keep_special = false) const;
+  // Whole text of `ids`: bytes joined, then invalid UTF-8 replaced by U+FFFD. SentencePiece tokenizers drop the spaces
+  // in front that encoding put there (spec 6.4).
+  virtual std::string Decode(std::span<const int32_t> ids, bool keep_special = false) const;
+
+  // The same with what the original does on top: spaces around added tokens, white space "cleaned up" (spec 6.3). For
+  // comparisons with it; a server's answers keep their spaces.
+  virtual std::string DecodeAsOriginal(std::span<const int32_t> ids,
+                                       bool keep_special = false) const;
 
   // Ids below this exist; logits at and beyond are masked (spec 2.3).
   virtual int32_t size() const = 0;
@@ -53,8 +59,11 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTiktoken(const std::string& file,
                                                         TiktokenFlavor flavor);
 
 // The tokenizer of a checkpoint folder; `file` is the name of its tokenizer file, which says which
-// kind it is: "arcade100k.tiktoken" or "qwen.tiktoken". Any other name is refused with
-// "tokenizer_unsupported"; else as LoadTiktoken.
+// kind it is: "arcade100k.tiktoken", "qwen.tiktoken", "vocab.json" (with merges.txt beside it),
+// "tokenizer.model" or "tokenizer.json". Added and control tokens of the latter three come from
+// tokenizer_config.json, added_tokens.json and special_tokens_map.json, as far as they are there.
+// "tokenizer_missing" for a file that is not there, "tokenizer_invalid" with file and place for what
+// is broken in it, "tokenizer_unsupported" for what is whole but of another kind.
 absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizerFromFolder(const std::string& folder,
                                                                    std::string_view file);
 

@@ -1,0 +1,183 @@
+#include "folder_tokens.h"
+
+#include <algorithm>
+#include <charconv>
+#include <map>
+
+#include "conclave/base/status.h"
+#include "quote.h"
+#include "tokenizer_files.h"
+
+namespace conclave::text {
+namespace {
+
+namespace json = boost::json;
+
+constexpr int64_t kConfigBytesMax = 16 << 20;
+
+// A token as these files write it: a string, or an object with a content. Empty: neither.
+std::string ContentOf(const json::value& value) {
+  if (const json::string* text = value.if_string()) return {text->data(), text->size()};
+  if (const json::object* object = value.if_object())
+    return std::string(TextAt(*object, "content"));
+  return {};
+}
+
+void ReadRole(const json::object& object, std::string_view key, std::string& role) {
+  if (const json::value* value = object.if_contains({key.data(), key.size()})) {
+    if (value->is_null()) {
+      role.clear();
+    } else if (std::string content = ContentOf(*value); !content.empty()) {
+      role = std::move(content);
+    }
+  }
+}
+
+void ReadRoles(const json::object& object, FolderTokens& tokens) {
+  ReadRole(object, "bos_token", tokens.bos);
+  ReadRole(object, "eos_token", tokens.eos);
+  ReadRole(object, "unk_token", tokens.unk);
+  ReadRole(object, "pad_token", tokens.pad);
+  if (const json::array* additional = ArrayAt(object, "additional_special_tokens")) {
+    tokens.additional.clear();
+    for (const json::value& value : *additional) {
+      if (std::string content = ContentOf(value); !content.empty())
+        tokens.additional.push_back(std::move(content));
+    }
+  }
+}
+
+absl::StatusOr<AddedToken> ReadAdded(const std::string& file, std::string_view key,
+                                     const json::value& value) {
+  AddedToken token;
+  const auto [end, error] = std::from_chars(key.data(), key.data() + key.size(), token.id);
+  const json::object* object = value.if_object();
+  const std::string where = file + ": added_tokens_decoder." + std::string(key.substr(0, 32));
+  if (error != std::errc() || end != key.data() + key.size() || token.id < 0 ||
+      token.id >= kIdsMax || object == nullptr || TextAt(*object, "content").empty()) {
+    return InvalidTokenizer(
+        where, "expected an id below " + std::to_string(kIdsMax) + " and an object with a content");
+  }
+  if (FlagAt(*object, "single_word", false)) {
+    return UnsupportedTokenizer(where, "single_word; expected a token that is found anywhere");
+  }
+  token.content = TextAt(*object, "content");
+  token.is_special = FlagAt(*object, "special", false);
+  token.strips_left = FlagAt(*object, "lstrip", false);
+  token.strips_right = FlagAt(*object, "rstrip", false);
+  return token;
+}
+
+absl::Status ReadConfig(const std::string& file, FolderTokens& tokens) {
+  CONCLAVE_ASSIGN_OR_RETURN(const json::object config,
+                            ReadJsonObject(file, kConfigBytesMax, "a tokenizer's settings"));
+  tokens.tokenizer_class = TextAt(config, "tokenizer_class");
+  tokens.adds_bos = FlagAt(config, "add_bos_token", tokens.adds_bos);
+  tokens.cleans_up_spaces = FlagAt(config, "clean_up_tokenization_spaces", true);
+  ReadRoles(config, tokens);
+  if (const json::object* decoder = ObjectAt(config, "added_tokens_decoder")) {
+    for (const auto& entry : *decoder) {
+      CONCLAVE_ASSIGN_OR_RETURN(AddedToken token, ReadAdded(file, entry.key(), entry.value()));
+      tokens.added.push_back(std::move(token));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReadAddedTokensFile(const std::string& file, FolderTokens& tokens) {
+  CONCLAVE_ASSIGN_OR_RETURN(const json::object ids,
+                            ReadJsonObject(file, kConfigBytesMax, "tokens with their ids"));
+  for (const auto& entry : ids) {
+    const std::string content(entry.key());
+    const int32_t id = IdOf(entry.value());
+    if (id < 0 || content.empty()) {
+      return InvalidTokenizer(
+          file, "token " + Quote(content) + ": expected an id below " + std::to_string(kIdsMax));
+    }
+    const auto same = std::find_if(tokens.added.begin(), tokens.added.end(),
+                                   [&](const AddedToken& token) { return token.id == id; });
+    if (same == tokens.added.end()) {
+      tokens.added.push_back({.id = id, .content = content});
+    } else if (same->content != content) {
+      return InvalidTokenizer(file, "token " + Quote(content) + ": its id " + std::to_string(id) +
+                                        " is another token's in tokenizer_config.json");
+    }
+  }
+  return absl::OkStatus();
+}
+
+std::vector<std::string> Controls(const FolderTokens& tokens) {
+  std::vector<std::string> controls = {tokens.bos, tokens.eos, tokens.unk, tokens.pad};
+  controls.insert(controls.end(), tokens.additional.begin(), tokens.additional.end());
+  std::erase(controls, std::string());
+  return controls;
+}
+
+}  // namespace
+
+absl::StatusOr<FolderTokens> ReadFolderTokens(const std::string& folder,
+                                              const FolderDefaults& defaults) {
+  FolderTokens tokens;
+  tokens.bos = defaults.bos;
+  tokens.eos = defaults.eos;
+  tokens.unk = defaults.unk;
+  tokens.adds_bos = defaults.adds_bos;
+  if (const std::string file = folder + "/tokenizer_config.json"; HasFile(file))
+    CONCLAVE_RETURN_IF_ERROR(ReadConfig(file, tokens));
+  if (const std::string file = folder + "/special_tokens_map.json"; HasFile(file)) {
+    CONCLAVE_ASSIGN_OR_RETURN(const json::object map,
+                              ReadJsonObject(file, kConfigBytesMax, "a map of control tokens"));
+    ReadRoles(map, tokens);
+  }
+  if (const std::string file = folder + "/added_tokens.json"; HasFile(file))
+    CONCLAVE_RETURN_IF_ERROR(ReadAddedTokensFile(file, tokens));
+  return tokens;
+}
+
+absl::Status ApplyFolderTokens(const std::string& folder, const FolderTokens& tokens,
+                               const std::function<int32_t(std::string_view)>& id_of,
+                               VocabSpec& spec) {
+  std::map<int32_t, AddedToken> by_id;
+  auto next = static_cast<int32_t>(spec.token_bytes.size());
+  for (const AddedToken& token : tokens.added) {
+    if (!by_id.emplace(token.id, token).second) {
+      return InvalidTokenizer(folder, "added token " + Quote(token.content) + ": its id " +
+                                          std::to_string(token.id) + " is there twice");
+    }
+    next = std::max(next, token.id + 1);
+  }
+  const auto id_of_control = [&](const std::string& content) {
+    const auto added = std::find_if(by_id.begin(), by_id.end(), [&](const auto& entry) {
+      return entry.second.content == content;
+    });
+    if (added != by_id.end()) return added->first;
+    const int32_t stored = id_of(content);
+    return stored >= 0 ? stored : next++;
+  };
+  for (const std::string& content : Controls(tokens)) {
+    const int32_t id = id_of_control(content);
+    AddedToken& token = by_id[id];
+    token.id = id;
+    token.content = content;
+    token.is_special = true;
+    spec.hidden.push_back(id);
+  }
+  const auto role = [&](const std::string& content) {
+    return content.empty() ? -1 : id_of_control(content);
+  };
+  spec.bos = tokens.adds_bos ? role(tokens.bos) : -1;
+  spec.eos = role(tokens.eos);
+  spec.cleans_up_spaces = tokens.cleans_up_spaces;
+  const auto vocab = static_cast<int32_t>(spec.token_bytes.size());
+  for (auto& [id, token] : by_id) {
+    const bool is_additional = std::find(tokens.additional.begin(), tokens.additional.end(),
+                                         token.content) != tokens.additional.end();
+    const bool is_hidden =
+        std::find(spec.hidden.begin(), spec.hidden.end(), id) != spec.hidden.end();
+    if (!is_hidden || (is_additional && id >= vocab)) spec.spaced.push_back(id);
+    spec.added.push_back(std::move(token));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace conclave::text
