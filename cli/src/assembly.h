@@ -45,7 +45,8 @@ struct Assembly {
 
   // Checks and maps the folder and reads its tokenizer; no weights yet. `vision_tower`: as --vision-tower, may be empty.
   static absl::StatusOr<std::unique_ptr<Assembly>> Open(const std::string& model_dir,
-                                                        const std::string& vision_tower);
+                                                        const std::string& vision_tower,
+                                                        bool require_manifest = false);
 
   // Loads everything else. `progress` may be null. Call once.
   absl::Status Load(const AssemblyOptions& options, const Progress& progress);

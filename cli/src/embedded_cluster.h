@@ -18,6 +18,7 @@ namespace conclave::cli {
 
 struct EmbeddedOptions {
   std::string model_dir;
+  bool require_manifest = false;  // as checkpoint::OpenOptions
   std::string vision_tower;       // folder of the tower's weights; empty: as the model says
   std::string served_model_name;  // empty: the folder's name
   int num_workers = 1;

@@ -46,6 +46,10 @@ void AddEngineOptions(service::OptionSet& set, EngineSettings& settings) {
                .group = "Model",
                .unset_means = "in the checkpoint"},
               &settings.vision_tower, service::PathKind::kExistingFolder);
+  set.Add({.name = "require-manifest",
+           .help = "refuse a checkpoint that conclave-manifest.json does not vouch for",
+           .group = "Model"},
+          &settings.require_manifest);
   set.Add({.name = "workers",
            .help = "in-process expert workers that share the experts",
            .group = "Compute"},
@@ -114,6 +118,7 @@ absl::StatusOr<EmbeddedOptions> ToEmbedded(const EngineSettings& settings,
   options.isa = *isa;
   CONCLAVE_ASSIGN_OR_RETURN(options.model_dir, ModelFolder(settings, invocation));
   options.vision_tower = settings.vision_tower;
+  options.require_manifest = settings.require_manifest;
   options.num_workers = settings.workers;
   options.num_threads = settings.threads;
   options.dtype = settings.dtype == "f32" ? DType::kF32 : DType::kBf16;

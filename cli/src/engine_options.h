@@ -24,6 +24,7 @@ void Apply(const LogSettings& settings);
 struct EngineSettings {
   std::string model;  // empty: the demo
   std::string vision_tower;
+  bool require_manifest = false;
   int32_t workers = 1;
   int32_t threads = 1;  // set to DefaultThreads before AddEngineOptions
   std::string dtype = "bf16";

@@ -299,7 +299,10 @@ absl::Status CheckTogether(ServeSettings& settings) {
 // --check-config: everything that can be opened without taking memory or a port.
 absl::Status CheckConfig(const ServeSettings& settings, const Invocation& invocation) {
   CONCLAVE_ASSIGN_OR_RETURN(const EmbeddedOptions options, ToEmbedded(settings.engine, invocation));
-  return checkpoint::Checkpoint::Open(options.model_dir, {options.vision_tower}).status();
+  return checkpoint::Checkpoint::Open(
+             options.model_dir,
+             {.vision_tower = options.vision_tower, .require_manifest = options.require_manifest})
+      .status();
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 
 #include "conclave/base/status.h"
 #include "conclave/checkpoint/tensor_list.h"
+#include "manifest_file.h"
 #include "model_config.h"
 #include "weight_files.h"
 
@@ -31,6 +32,9 @@ size_t PageOffset(const std::byte* address) {
 
 // Faults the pages of a mapped file in; false when that would be a SIGBUS.
 bool BringIn(std::span<const std::byte> bytes) {
+  // One large read of exactly these bytes: the mapping itself reads nothing ahead. Advice, whose
+  // failure shows in what follows.
+  ::madvise(const_cast<std::byte*>(bytes.data()), bytes.size(), MADV_WILLNEED);
 #ifdef MADV_POPULATE_READ
   for (int i = 0; i < kReadTries; ++i) {
     const bool is_done =
@@ -42,7 +46,7 @@ bool BringIn(std::span<const std::byte> bytes) {
   }
   return false;
 #else
-  return !bytes.empty();
+  return true;
 #endif
 }
 
@@ -75,7 +79,7 @@ const TensorView* FindIn(std::span<const TensorView> tensors, std::string_view n
   return found != tensors.end() && found->name == name ? &*found : nullptr;
 }
 
-absl::Status CheckTensor(const TensorView& tensor, std::span<const int64_t> shape) {
+absl::Status CheckShape(const TensorView& tensor, std::span<const int64_t> shape) {
   const std::string where = std::string(tensor.file) + ": tensor " + std::string(tensor.name);
   if (!std::equal(shape.begin(), shape.end(), tensor.shape.begin(), tensor.shape.end())) {
     return InvalidArgument("tensor_shape_mismatch", where + ": wrong shape; expected " +
@@ -148,7 +152,7 @@ absl::Status CheckAgainstConfig(std::span<const TensorView> tensors, ModelDesc& 
     known.insert(expected.name);
     const TensorView* tensor = FindIn(tensors, expected.name);
     if (tensor != nullptr) {
-      CONCLAVE_RETURN_IF_ERROR(CheckTensor(*tensor, expected.shape));
+      CONCLAVE_RETURN_IF_ERROR(CheckShape(*tensor, expected.shape));
     } else if (expected.is_needed) {
       return MissingTensor(desc, expected);
     }
@@ -197,11 +201,13 @@ struct Checkpoint::State {
   std::set<std::string, std::less<>>
       new_names;  // of the tower's tensors, as the checkpoint would call them
   std::vector<TensorView> tensors;
+  std::unique_ptr<Manifest> manifest;  // null: none to compare with
 
   void Collect();
   absl::Status OpenTower(bool is_explicit);
   void CollectTower();
   const WeightFile* FileOf(const TensorView& tensor) const;
+  absl::Status Verify(const TensorView& tensor) const;
 };
 
 void Checkpoint::State::Collect() {
@@ -269,6 +275,11 @@ const WeightFile* Checkpoint::State::FileOf(const TensorView& tensor) const {
   return nullptr;
 }
 
+absl::Status Checkpoint::State::Verify(const TensorView& tensor) const {
+  const bool is_own = !new_names.contains(tensor.name);
+  return manifest != nullptr && is_own ? CheckTensor(*manifest, tensor) : absl::OkStatus();
+}
+
 Checkpoint::Checkpoint(std::unique_ptr<State> state) : state_(std::move(state)) {}
 Checkpoint::~Checkpoint() = default;
 
@@ -278,6 +289,10 @@ absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& 
   auto state = std::make_unique<State>();
   state->folder = opened.path();
   CONCLAVE_ASSIGN_OR_RETURN(state->config_text, ReadConfigText(opened));
+  CONCLAVE_ASSIGN_OR_RETURN(state->manifest, ReadManifest(opened, options.require_manifest));
+  if (state->manifest != nullptr) {
+    CONCLAVE_RETURN_IF_ERROR(CheckConfig(*state->manifest, state->config_text));
+  }
   CONCLAVE_ASSIGN_OR_RETURN(state->desc,
                             ReadDesc(opened, state->config_text, options.vision_tower));
   CONCLAVE_ASSIGN_OR_RETURN(const WeightsKind kind, FindWeights(opened));
@@ -311,10 +326,11 @@ absl::StatusOr<TensorView> Checkpoint::Require(std::string_view name,
                     "tensor " + std::string(name) + ": missing in the weights of " +
                         state_->desc.served_name + "; expected shape " + ShapeText(shape));
   }
-  CONCLAVE_RETURN_IF_ERROR(CheckTensor(*tensor, shape));
+  CONCLAVE_RETURN_IF_ERROR(CheckShape(*tensor, shape));
   const WeightFile* file = state_->FileOf(*tensor);
-  if (file == nullptr) {
-    return *tensor;  // No bytes, or a copy in memory.
+  if (file == nullptr) {  // No bytes, or a copy in memory.
+    CONCLAVE_RETURN_IF_ERROR(state_->Verify(*tensor));
+    return *tensor;
   }
   const std::string where = std::string(tensor->file) + ": tensor " + std::string(name) + ": ";
   if (const std::string what = WhatChanged(file->file); !what.empty()) {
@@ -328,6 +344,7 @@ absl::StatusOr<TensorView> Checkpoint::Require(std::string_view name,
                      std::to_string(tensor->bytes.data() - file->mapped.bytes().data()) + ", " +
                      std::to_string(kReadTries) + " tries");
   }
+  CONCLAVE_RETURN_IF_ERROR(state_->Verify(*tensor));
   return *tensor;
 }
 

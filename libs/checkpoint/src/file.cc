@@ -130,6 +130,9 @@ absl::StatusOr<MappedFile> MappedFile::Map(const OpenedFile& file) {
     return Error(absl::StatusCode::kResourceExhausted, "model_read_error",
                  file.name + ": cannot be mapped: " + ErrnoText(errno));
   }
+  // Readers ask for what they need (Checkpoint::Require); what the kernel would read around it are
+  // other workers' tensors.
+  ::madvise(start, size, MADV_RANDOM);
   mapped.bytes_ = {static_cast<const std::byte*>(start), size};
   return mapped;
 }

@@ -1,53 +1,14 @@
 #include "conclave/checkpoint/manifest.h"
 
-#include <openssl/evp.h>
-
 #include <algorithm>
 #include <cstdint>
-#include <string_view>
 
-#include "conclave/base/check.h"
+#include "sha256.h"
 
 namespace conclave::checkpoint {
 namespace {
 
 constexpr size_t kSampleBytes = 4096;
-
-class Sha256 {
- public:
-  Sha256() : context_(EVP_MD_CTX_new()) {
-    CONCLAVE_CHECK(context_ != nullptr && EVP_DigestInit_ex(context_, EVP_sha256(), nullptr) == 1);
-  }
-  ~Sha256() { EVP_MD_CTX_free(context_); }
-  Sha256(const Sha256&) = delete;
-  Sha256& operator=(const Sha256&) = delete;
-
-  void Add(const void* bytes, size_t size) {
-    CONCLAVE_CHECK(EVP_DigestUpdate(context_, bytes, size) == 1);
-  }
-  // With its length, so that neighbours cannot run into each other.
-  void AddText(std::string_view text) {
-    const uint64_t size = text.size();
-    Add(&size, sizeof size);
-    Add(text.data(), text.size());
-  }
-
-  std::string Hex() {
-    unsigned char digest[32];
-    unsigned length = 0;
-    CONCLAVE_CHECK(EVP_DigestFinal_ex(context_, digest, &length) == 1 && length == sizeof digest);
-    constexpr char kDigits[] = "0123456789abcdef";
-    std::string hex;
-    for (const unsigned char byte : digest) {
-      hex += kDigits[byte >> 4];
-      hex += kDigits[byte & 15];
-    }
-    return hex;
-  }
-
- private:
-  EVP_MD_CTX* context_;
-};
 
 }  // namespace
 

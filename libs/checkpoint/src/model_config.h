@@ -21,7 +21,8 @@ inline constexpr int64_t kLayersMax = 1024;
 inline constexpr int64_t kHeadsMax = 1024;
 inline constexpr int64_t kVocabMax = 1 << 22;
 inline constexpr int64_t kPositionsMax = 1 << 24;
-inline constexpr int64_t kExpertsMax = 1024;
+inline constexpr int64_t kExpertsMax = 1024;          // of one layer
+inline constexpr int64_t kExpertsTotalMax = 1 << 16;  // of all layers
 inline constexpr int64_t kConfigBytesMax = 4 << 20;
 
 // One decoder family each: sizes, norm, attention, ffn, scales and names, those of tower and

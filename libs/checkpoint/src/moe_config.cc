@@ -58,13 +58,23 @@ std::vector<int32_t> ReadExperts(ConfigReader& moe, size_t num_layers) {
     return {};
   }
   if (!value->is_array()) {
-    return std::vector<int32_t>(num_layers, moe.Int(kExpertsKey, 2, kExpertsMax));
+    // One number is for every layer.
+    const auto num = std::max<int64_t>(static_cast<int64_t>(num_layers), 1);
+    const auto most = std::max<int64_t>(2, kExpertsTotalMax / num);
+    return std::vector<int32_t>(num_layers,
+                                moe.Int(kExpertsKey, 2, std::min<int64_t>(kExpertsMax, most)));
   }
   std::vector<int32_t> experts = moe.IntsOr(kExpertsKey, 2, kExpertsMax);
   if (moe.ok() && experts.size() != num_layers) {
     moe.OutOfRange(kExpertsKey, "one number per MoE layer is needed; expected " +
                                     std::to_string(num_layers) + ", found " +
                                     std::to_string(experts.size()));
+  }
+  const int64_t total = std::accumulate(experts.begin(), experts.end(), int64_t{0});
+  if (moe.ok() && total > kExpertsTotalMax) {
+    moe.OutOfRange(kExpertsKey, "too many in all layers; expected at most " +
+                                    std::to_string(kExpertsTotalMax) + ", found " +
+                                    std::to_string(total));
   }
   return experts;
 }

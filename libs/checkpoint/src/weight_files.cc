@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "conclave/base/status.h"
-#include "config_reader.h"
+#include "shard_index.h"
 #include "torch_zip.h"
 
 namespace conclave::checkpoint {
@@ -16,52 +16,8 @@ constexpr char kSingleFile[] = "model.safetensors";
 constexpr char kIndexFile[] = "model.safetensors.index.json";
 constexpr char kTorchFile[] = "pytorch_model.bin";
 constexpr char kTorchIndexFile[] = "pytorch_model.bin.index.json";
-constexpr std::string_view kReason = "shard_index";
 constexpr int64_t kIndexBytesMax = 64 << 20;
 constexpr size_t kShardsMax = 10'000;
-constexpr JsonLimits kIndexLimits{.depth_max = 8, .values_max = 8'000'000};
-
-struct ShardIndex {
-  std::string file;                             // that says it
-  std::map<std::string, std::string> shard_of;  // tensor -> file
-  int64_t total_bytes = -1;                     // -1: not said
-
-  absl::Status Bad(const std::string& why) const {
-    return InvalidArgument(kReason, file + ": " + why);
-  }
-};
-
-absl::StatusOr<ShardIndex> ParseIndex(const std::string& file, const std::string& text) {
-  ShardIndex index{.file = file, .shard_of = {}};
-  absl::StatusOr<boost::json::value> value = ParseStrict(text, kIndexLimits);
-  if (!value.ok()) {
-    return index.Bad("not valid JSON " + MessageOf(value.status()));
-  }
-  const boost::json::object* object = value->if_object();
-  const boost::json::value* map = object != nullptr ? object->if_contains("weight_map") : nullptr;
-  if (map == nullptr || !map->is_object() || map->get_object().empty()) {
-    return index.Bad(
-        "weight_map: missing or empty; expected an object of tensor names and file names");
-  }
-  for (const auto& member : map->get_object()) {
-    const std::string name(std::string_view(member.key()));
-    if (!member.value().is_string()) {
-      return index.Bad("weight_map: tensor " + name.substr(0, 128) +
-                       ": expected a file name, found " + Shown(member.value()));
-    }
-    index.shard_of[name] = std::string(std::string_view(member.value().get_string()));
-  }
-  const boost::json::value* metadata = object->if_contains("metadata");
-  if (metadata != nullptr && metadata->is_object()) {
-    if (const boost::json::value* total = metadata->get_object().if_contains("total_size")) {
-      if (!total->is_int64() || total->get_int64() < 0) {
-        return index.Bad("metadata.total_size: expected a number of bytes, found " + Shown(*total));
-      }
-      index.total_bytes = total->get_int64();
-    }
-  }
-  return index;
-}
 
 // The elements of a strided view of `bytes`, which begin with its first, in row-major order.
 std::vector<std::byte> Gather(const StoredTensor& tensor, std::string_view bytes) {
@@ -159,8 +115,8 @@ absl::Status CheckAgainstIndex(const std::vector<WeightFile>& files, const Shard
 absl::StatusOr<std::vector<WeightFile>> OpenShards(const ModelFolder& folder, bool is_torch) {
   const std::string index_file = is_torch ? kTorchIndexFile : kIndexFile;
   CONCLAVE_ASSIGN_OR_RETURN(const std::string text,
-                            folder.ReadText(index_file, kIndexBytesMax, kReason));
-  CONCLAVE_ASSIGN_OR_RETURN(const ShardIndex index, ParseIndex(index_file, text));
+                            folder.ReadText(index_file, kIndexBytesMax, kShardIndexReason));
+  CONCLAVE_ASSIGN_OR_RETURN(const ShardIndex index, ParseShardIndex(index_file, text));
   std::vector<std::string> shards;
   for (const auto& [tensor, shard] : index.shard_of) {
     shards.push_back(shard);

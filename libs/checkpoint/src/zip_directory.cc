@@ -264,6 +264,7 @@ absl::StatusOr<std::vector<ZipEntry>> ReadZipDirectory(const OpenedFile& file) {
   }
   CONCLAVE_RETURN_IF_ERROR(CheckApart(file, placed));
   std::vector<ZipEntry> entries;
+  entries.reserve(placed.size());
   for (Placed& entry : placed) {
     entries.push_back(std::move(entry.entry));
   }

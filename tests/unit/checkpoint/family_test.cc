@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <boost/json.hpp>
 #include <cmath>
 #include <filesystem>
 #include <set>
@@ -227,6 +228,60 @@ TEST_F(FamilyTest, ResidualExpertsAddAnFfnAndItsMixer) {
                                  "mlp.coefficient.weight", "mlp.coefficient.bias"}) {
     EXPECT_THAT(names, Contains("transformer.h.2." + tail));
   }
+}
+
+// Rows C16 and C17 of the bad-input catalogue for the keys of every family: each is needed, and none
+// may be zero.
+TEST_F(FamilyTest, SizesOfEveryFamilyAreNeededAndChecked) {
+  const std::pair<const char*, const char*> families[] = {
+      {"MoE-LLaVA-StableLM-1.6B-4e", "norm_eps"},
+      {"MoE-LLaVA-Phi2-2.7B-4e", "layer_norm_eps"},
+      {"MoE-LLaVA-Qwen-1.8B-4e", "layer_norm_epsilon"},
+      {"MoE-LLaVA-OpenChat-7B-4e", "rms_norm_eps"},
+      {"code-only-MiniCPM-2B", "rms_norm_eps"},
+      {"code-only-Qwen1.5-1.8B", "rms_norm_eps"}};
+  for (const auto& [name, eps] : families) {
+    Use(name);
+    boost::json::object good = boost::json::parse(text_).as_object();
+    good.erase("num_heads");  // StableLM's other word for num_attention_heads.
+    for (const std::string key :
+         {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+          "vocab_size", "max_position_embeddings", eps}) {
+      SCOPED_TRACE(name + (": " + key));
+      boost::json::object bad = good;
+      bad[key] = 0;
+      text_ = boost::json::serialize(bad);
+      ExpectRefused("config_range", "config.json: " + key);
+      bad[key] = "1";
+      text_ = boost::json::serialize(bad);
+      ExpectRefused("config_key", "config.json: " + key);
+      bad.erase(key);
+      text_ = boost::json::serialize(bad);
+      ExpectRefused("config_key", "config.json: " + key);
+    }
+  }
+}
+
+TEST_F(FamilyTest, ExpertsOfAllLayersAreBounded) {
+  Use("MoE-LLaVA-OpenChat-7B-4e");
+  boost::json::object config = boost::json::parse(text_).as_object();
+  config["num_hidden_layers"] = 256;
+  boost::json::array layers;
+  boost::json::array experts;
+  for (int layer = 0; layer < 256; ++layer) {
+    layers.push_back(layer);
+    experts.push_back(layer == 0 ? 257 : 256);
+  }
+  config["moe"].as_object()["moe_layers_idx"] = layers;
+  config["moe"].as_object()["num_experts"] = experts;
+  text_ = boost::json::serialize(config);
+  ExpectRefused("config_moe", "too many in all layers; expected at most 65536, found 65537");
+  config["moe"].as_object()["num_experts"] = 257;
+  text_ = boost::json::serialize(config);
+  ExpectRefused("config_moe", "moe.num_experts: out of range");
+  config["moe"].as_object()["num_experts"] = 256;
+  text_ = boost::json::serialize(config);
+  EXPECT_EQ(Read().moe.layers.size(), 256u);
 }
 
 // Spec 2.3: the original looks at the folder's name alone; here only when nothing else is there.

@@ -33,7 +33,11 @@ struct OpenOptions {
   // Folder of the original CLIP or SigLIP tower (config.json, preprocessor_config.json). It decides
   // the tower's geometry and, when it holds safetensors, replaces the tower's weights of the
   // checkpoint. Empty: the checkpoint's own.
-  std::string vision_tower;
+  std::string vision_tower{};
+  // A folder without conclave-manifest.json (manifest.h) is refused. With one, required or not,
+  // config.json and every tensor that Require gives are compared with it, but for a tower's that
+  // came from another folder: "model_hash_mismatch".
+  bool require_manifest = false;
 };
 
 // Immutable after Open; any thread.
@@ -66,7 +70,7 @@ class Checkpoint {
   // The tensor `name`, of exactly `shape` and a floating dtype (f32, bf16, f16, f64), to be read now:
   // its pages are brought in, so that a failing disk or a file that was cut since Open is an error
   // here ("model_read_error", "model_changed_during_load") and not a SIGBUS later. Otherwise
-  // "tensor_missing", "tensor_shape_mismatch" or "tensor_dtype".
+  // "tensor_missing", "tensor_shape_mismatch", "tensor_dtype" or "model_hash_mismatch".
   absl::StatusOr<TensorView> Require(std::string_view name, std::span<const int64_t> shape) const;
 
   // Tells the kernel that the pages of `tensor` are not needed any more, so that a packed copy and

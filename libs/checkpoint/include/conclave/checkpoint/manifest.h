@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "absl/status/statusor.h"
 #include "conclave/checkpoint/checkpoint.h"
 
 namespace conclave::checkpoint {
@@ -11,5 +12,13 @@ namespace conclave::checkpoint {
 // samples: first, middle, last (data-plane.md section 3). Two checkpoints that answer differently have different
 // hashes but for changes that all samples miss.
 std::string ManifestHash(const Checkpoint& checkpoint);
+
+// A file of this name in the checkpoint's folder has the SHA-256 of config.json and of every tensor
+// that the model has: {"version": "conclave-manifest-1", "config": hash, "tensors": {name: hash}}.
+// Checkpoint then compares each tensor that it gives out (OpenOptions::require_manifest).
+inline constexpr char kManifestFile[] = "conclave-manifest.json";
+
+// The content of that file for `checkpoint`. Reads every byte of it.
+absl::StatusOr<std::string> ManifestText(const Checkpoint& checkpoint);
 
 }  // namespace conclave::checkpoint
