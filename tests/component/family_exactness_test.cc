@@ -26,8 +26,8 @@ struct Family {
   checkpoint::SynthVariant variant;
 };
 
-checkpoint::SynthVariant Variant(int32_t num_experts, int32_t top_k, int32_t num_kv_heads,
-                                 bool use_residual) {
+constexpr checkpoint::SynthVariant Variant(int32_t num_experts, int32_t top_k, int32_t num_kv_heads,
+                                           bool use_residual) {
   checkpoint::SynthVariant variant;
   variant.num_experts = num_experts;
   variant.top_k = top_k;
@@ -36,7 +36,7 @@ checkpoint::SynthVariant Variant(int32_t num_experts, int32_t top_k, int32_t num
   return variant;
 }
 
-const Family kFamilies[] = {
+constexpr Family kFamilies[] = {
     {"StablelmTop1", "tiny", Variant(0, 1, 0, false)},
     {"StablelmResidual", "tiny", Variant(0, 0, 0, true)},
     {"Qwen", "tiny-qwen", {}},
@@ -68,7 +68,7 @@ std::vector<frontend::SequenceRequest> Requests(cli::Assembly& model, int count,
           static_cast<int32_t>(random() % static_cast<uint64_t>(model.tokenizer->size())));
     }
     if (r % 2 == 0) {
-      request.tokens[static_cast<size_t>(length / 2)] = text::kImageToken;
+      request.tokens[static_cast<size_t>(length) / 2] = text::kImageToken;
       std::vector<float> pixels(3 * size * size);
       std::generate(pixels.begin(), pixels.end(), [&] { return pixel(random); });
       auto features = std::make_shared<frontend::ImageFeatures>();
