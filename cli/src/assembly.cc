@@ -112,8 +112,10 @@ void Assembly::Connect(const AssemblyOptions& options) {
 }
 
 absl::Status Assembly::Load(const AssemblyOptions& options, const Progress& progress) {
-  // Experts are most of the bytes of an MoE model.
+  // Experts are most of the bytes of an MoE model. They come last: packing a matrix holds its stored form too for that
+  // moment, and the largest, embedding and head, are the decoder's.
   const double expert_share = desc().moe.layers.empty() ? 0.0 : 0.6;
+  const double rest = 1.0 - expert_share;
   const auto part = [&progress](double first, double share, const char* what) {
     return [&progress, first, share, what](int64_t done, int64_t total) {
       if (progress != nullptr) {
@@ -121,25 +123,23 @@ absl::Status Assembly::Load(const AssemblyOptions& options, const Progress& prog
       }
     };
   };
-  CONCLAVE_RETURN_IF_ERROR(LoadExperts(options, [&](double fraction, const std::string& what) {
-    if (progress != nullptr) {
-      progress(fraction * expert_share, what);
-    }
-  }));
-  const double rest = 1.0 - expert_share;
-  if (desc().vision.kind != checkpoint::TowerKind::kNone) {
-    CONCLAVE_ASSIGN_OR_RETURN(
-        tower, model::VisionTower::Load(*checkpoint, options.dtype, options.compute,
-                                        part(expert_share, 0.2 * rest, "vision tower")));
-  }
   model::DecoderOptions decoder_options;
   decoder_options.dtype = options.dtype;
   decoder_options.compute = options.compute;
   decoder_options.max_rows = options.max_rows;
   decoder_options.max_logit_rows = options.max_logit_rows;
   CONCLAVE_ASSIGN_OR_RETURN(
-      decoder, model::Decoder::Load(*checkpoint, decoder_options,
-                                    part(expert_share + 0.2 * rest, 0.8 * rest, "decoder")));
+      decoder, model::Decoder::Load(*checkpoint, decoder_options, part(0, 0.8 * rest, "decoder")));
+  if (desc().vision.kind != checkpoint::TowerKind::kNone) {
+    CONCLAVE_ASSIGN_OR_RETURN(
+        tower, model::VisionTower::Load(*checkpoint, options.dtype, options.compute,
+                                        part(0.8 * rest, 0.2 * rest, "vision tower")));
+  }
+  CONCLAVE_RETURN_IF_ERROR(LoadExperts(options, [&](double fraction, const std::string& what) {
+    if (progress != nullptr) {
+      progress(rest + fraction * expert_share, what);
+    }
+  }));
   CONCLAVE_RETURN_IF_ERROR(checkpoint->VerifyUnchanged());
   Connect(options);
   return absl::OkStatus();

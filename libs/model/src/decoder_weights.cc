@@ -133,6 +133,13 @@ absl::StatusOr<DecoderWeights> LoadDecoderWeights(
   DecoderWeights weights;
   CONCLAVE_RETURN_IF_ERROR(LoadEmbedding(checkpoint, dtype, pool, weights.embedding));
   advance();
+  // Before the layers: it is the largest, and while it is packed its stored form is resident too.
+  const int64_t head_shape[] = {desc.vocab_rows, desc.hidden_dim};
+  weights.head.weight = kernels::PackedMatrix(desc.vocab_rows, desc.hidden_dim, dtype);
+  CONCLAVE_RETURN_IF_ERROR(PackTensor(checkpoint,
+                                      desc.tie_embeddings ? desc.names.embed : desc.names.lm_head,
+                                      head_shape, weights.head.weight, 0, pool));
+  advance();
   for (int32_t layer = 0; layer < desc.num_layers; ++layer) {
     CONCLAVE_ASSIGN_OR_RETURN(LayerWeights loaded, LoadLayer(checkpoint, layer, dtype, pool));
     weights.layers.push_back(std::move(loaded));
@@ -140,12 +147,6 @@ absl::StatusOr<DecoderWeights> LoadDecoderWeights(
   }
   CONCLAVE_ASSIGN_OR_RETURN(weights.final_norm, Norm::Load(checkpoint, desc.names.final_norm,
                                                            desc.norm, desc.hidden_dim));
-  const int64_t head_shape[] = {desc.vocab_rows, desc.hidden_dim};
-  weights.head.weight = kernels::PackedMatrix(desc.vocab_rows, desc.hidden_dim, dtype);
-  CONCLAVE_RETURN_IF_ERROR(PackTensor(checkpoint,
-                                      desc.tie_embeddings ? desc.names.embed : desc.names.lm_head,
-                                      head_shape, weights.head.weight, 0, pool));
-  advance();
   return weights;
 }
 
