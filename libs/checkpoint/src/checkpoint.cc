@@ -25,6 +25,10 @@ constexpr size_t kNamedMax = 3;
 // Every x86-64 has pages of this size.
 constexpr size_t kPageBytes = 4096;
 constexpr int kReadTries = 3;
+// MADV_WILLNEED reads at most what the kernel would read ahead, which is this much by default and
+// seldom less: with one call for a tensor the rest would come page by page, at a hundredth of the
+// disk's rate.
+constexpr size_t kAdviceBytes = 128 << 10;
 
 size_t PageOffset(const std::byte* address) {
   return reinterpret_cast<uintptr_t>(address) % kPageBytes;
@@ -32,9 +36,12 @@ size_t PageOffset(const std::byte* address) {
 
 // Faults the pages of a mapped file in; false when that would be a SIGBUS.
 bool BringIn(std::span<const std::byte> bytes) {
-  // One large read of exactly these bytes: the mapping itself reads nothing ahead. Advice, whose
-  // failure shows in what follows.
-  ::madvise(const_cast<std::byte*>(bytes.data()), bytes.size(), MADV_WILLNEED);
+  // The mapping itself reads nothing ahead, so these bytes, and no others, are asked for in advance,
+  // in pieces of which the kernel never ignores the end. Advice, whose failure shows in what follows.
+  for (size_t at = 0; at < bytes.size(); at += kAdviceBytes) {
+    ::madvise(const_cast<std::byte*>(bytes.data() + at),
+              std::min(kAdviceBytes, bytes.size() - at), MADV_WILLNEED);
+  }
 #ifdef MADV_POPULATE_READ
   for (int i = 0; i < kReadTries; ++i) {
     const bool is_done =
