@@ -17,7 +17,7 @@ run_packages=(
   libabsl-dev libspdlog-dev prometheus-cpp-dev
   libboost1.81-dev libboost-json1.81-dev libboost-url1.81-dev
   libssl-dev zlib1g-dev libyaml-cpp-dev libcli11-dev
-  libpcre2-dev libutf8proc-dev libjpeg-dev libpng-dev libwebp-dev
+  libpcre2-dev libutf8proc-dev libgif-dev libjpeg-dev libpng-dev libwebp-dev
 )
 # libclang-rt-14-dev holds the sanitizer runtimes of clang; ca-certificates is for pip.
 test_packages=(

@@ -77,6 +77,9 @@ std::string_view MimeOf(std::string_view bytes) {
   if (bytes.starts_with("GIF8")) {
     return "image/gif";
   }
+  if (bytes.starts_with("BM")) {
+    return "image/bmp";
+  }
   return "application/octet-stream";
 }
 

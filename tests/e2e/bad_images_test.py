@@ -51,7 +51,7 @@ class BadImagesTest(conclave.TestCase):
 
     def test_not_a_picture(self):
         for content in (b"hello world, this is text", b"<html></html>", json.dumps({"key": "value"}).encode(),
-                        b"GIF89a" + bytes(64), b"RIFF\x10\x00\x00\x00WAVEfmt " + bytes(64), b"%PDF-1.4\n" + bytes(64),
+                        b"8BPS\x00\x01" + bytes(64), b"RIFF\x10\x00\x00\x00WAVEfmt " + bytes(64), b"%PDF-1.4\n" + bytes(64),
                         b"II*\x00" + bytes(64), random.Random(7).randbytes(1024)):
             with self.subTest(content=content[:12]):
                 self.assert_error(self.send(content), 415, "image_format_unsupported", URL)

@@ -30,7 +30,7 @@ absl::Status CheckMediaType(std::string_view media_type) {
       absl::AsciiStrToLower(std::string(media_type.substr(0, media_type.find(';'))));
   if (type == "image/svg+xml") {
     return Error(absl::StatusCode::kUnimplemented, "image_format_unsupported",
-                 "SVG is not supported; expected a JPEG, PNG or WebP picture");
+                 "SVG is not supported; expected a JPEG, PNG, WebP, GIF or BMP picture");
   }
   // A wrong image type is harmless, since the bytes decide; a type that is no image says the client
   // is confused.

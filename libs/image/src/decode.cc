@@ -3,6 +3,7 @@
 #include <string>
 #include <string_view>
 
+#include "byte_order.h"
 #include "conclave/base/status.h"
 #include "conclave/image/image.h"
 #include "decoders.h"
@@ -13,6 +14,7 @@ namespace {
 
 // The longest prefix that any of the formats below needs; less cannot be told apart.
 constexpr size_t kMagicBytes = 12;
+constexpr std::string_view kAccepted = "JPEG, PNG, WebP, GIF or BMP";
 
 bool HasAt(std::span<const uint8_t> encoded, size_t offset, std::string_view magic) {
   return encoded.size() >= offset + magic.size() &&
@@ -29,8 +31,6 @@ std::string NameOfForeign(std::span<const uint8_t> encoded) {
     std::string_view name;
   };
   static constexpr std::array kForeign{
-      Foreign{0, "GIF8", "GIF"},
-      Foreign{0, "BM", "BMP"},
       Foreign{0, std::string_view("II*\0", 4), "TIFF"},
       Foreign{0, std::string_view("MM\0*", 4), "TIFF"},
       Foreign{4, "ftypavif", "AVIF"},
@@ -49,6 +49,14 @@ std::string NameOfForeign(std::span<const uint8_t> encoded) {
     }
   }
   return "unknown bytes";
+}
+
+// Many a text begins with "BM"; the size of the second header, at byte 14, is one of few.
+bool IsBmp(std::span<const uint8_t> encoded) {
+  static constexpr std::array<uint32_t, 7> kHeaderBytes{12, 40, 52, 56, 64, 108, 124};
+  return HasAt(encoded, 0, "BM") && encoded.size() >= 18 &&
+         std::find(kHeaderBytes.begin(), kHeaderBytes.end(), ReadU32Le(encoded.data() + 14)) !=
+             kHeaderBytes.end();
 }
 
 // A JPEG that lost its first marker still starts with one that hardly anything else starts with.
@@ -73,13 +81,19 @@ ImageFormat DetectFormat(std::span<const std::byte> encoded) {
   if (HasAt(octets, 0, "\x89PNG")) {
     return ImageFormat::kPng;
   }
-  return HasAt(octets, 0, "RIFF") && HasAt(octets, 8, "WEBP") ? ImageFormat::kWebp
-                                                              : ImageFormat::kUnknown;
+  if (HasAt(octets, 0, "RIFF") && HasAt(octets, 8, "WEBP")) {
+    return ImageFormat::kWebp;
+  }
+  if (HasAt(octets, 0, "GIF87a") || HasAt(octets, 0, "GIF89a")) {
+    return ImageFormat::kGif;
+  }
+  return IsBmp(octets) ? ImageFormat::kBmp : ImageFormat::kUnknown;
 }
 
 absl::StatusOr<RgbImage> Decode(std::span<const std::byte> encoded, const DecodeLimits& limits) {
   if (encoded.empty()) {
-    return InvalidArgument("image_empty", "image: no bytes; expected a JPEG, PNG or WebP file");
+    return InvalidArgument("image_empty",
+                           "image: no bytes; expected a " + std::string(kAccepted) + " file");
   }
   if (encoded.size() > static_cast<size_t>(std::max<int64_t>(limits.encoded_bytes_max, 0))) {
     return InvalidArgument("image_too_large", "image: file too large; expected at most " +
@@ -95,6 +109,10 @@ absl::StatusOr<RgbImage> Decode(std::span<const std::byte> encoded, const Decode
       return DecodePng(octets, limits);
     case ImageFormat::kWebp:
       return DecodeWebp(octets, limits);
+    case ImageFormat::kGif:
+      return DecodeGif(octets, limits);
+    case ImageFormat::kBmp:
+      return DecodeBmp(octets, limits);
     case ImageFormat::kUnknown:
       break;
   }
@@ -102,13 +120,13 @@ absl::StatusOr<RgbImage> Decode(std::span<const std::byte> encoded, const Decode
     return Corrupt("JPEG", "the start marker is missing");
   }
   if (encoded.size() < kMagicBytes) {
-    return InvalidArgument("image_truncated",
-                           "image: too short to be one; expected a JPEG, PNG or WebP file, found " +
-                               std::to_string(encoded.size()) + " bytes");
+    return InvalidArgument("image_truncated", "image: too short to be one; expected a " +
+                                                  std::string(kAccepted) + " file, found " +
+                                                  std::to_string(encoded.size()) + " bytes");
   }
-  return Error(
-      absl::StatusCode::kUnimplemented, "image_format_unsupported",
-      "image: format not supported; expected JPEG, PNG or WebP, found " + NameOfForeign(octets));
+  return Error(absl::StatusCode::kUnimplemented, "image_format_unsupported",
+               "image: format not supported; expected " + std::string(kAccepted) + ", found " +
+                   NameOfForeign(octets));
 }
 
 }  // namespace conclave::image

@@ -10,6 +10,8 @@
 
 namespace conclave::image {
 
+absl::StatusOr<RgbImage> DecodeBmp(std::span<const uint8_t> encoded, const DecodeLimits& limits);
+absl::StatusOr<RgbImage> DecodeGif(std::span<const uint8_t> encoded, const DecodeLimits& limits);
 absl::StatusOr<RgbImage> DecodeJpeg(std::span<const uint8_t> encoded, const DecodeLimits& limits);
 absl::StatusOr<RgbImage> DecodePng(std::span<const uint8_t> encoded, const DecodeLimits& limits);
 absl::StatusOr<RgbImage> DecodeWebp(std::span<const uint8_t> encoded, const DecodeLimits& limits);

@@ -1,5 +1,5 @@
-// What the decoders say about a file, in one place so that both say it alike. `format` is "JPEG" or
-// "PNG".
+// What the decoders say about a file, in one place so that all say it alike. `format` is "JPEG",
+// "PNG" and so on.
 #pragma once
 
 #include <cstdint>

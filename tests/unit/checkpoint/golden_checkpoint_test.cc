@@ -98,8 +98,8 @@ TEST(GoldenCheckpoint, StablelmClip) {
   EXPECT_EQ(checkpoint->Find("lm_head.weight")->file, "model-00003-of-00003.safetensors");
 }
 
-TEST(GoldenCheckpoint, StablelmSiglip) {
-  const auto checkpoint = OpenFolder(CaseFolder("stablelm-siglip/checkpoint"));
+TEST(GoldenCheckpoint, Qwen15Siglip) {
+  const auto checkpoint = OpenFolder(CaseFolder("qwen1.5-siglip/checkpoint"));
   ASSERT_NE(checkpoint, nullptr);
   ExpectComplete(*checkpoint);
   const ModelDesc& desc = checkpoint->desc();
@@ -110,7 +110,9 @@ TEST(GoldenCheckpoint, StablelmSiglip) {
   EXPECT_EQ(desc.vision.num_heads, 3);
   EXPECT_FLOAT_EQ(desc.vision.norm_eps, 1e-6f);
   EXPECT_EQ(desc.vision.mean[0], 0.5f);
-  EXPECT_EQ(desc.stored_dtype, DType::kF16);
+  EXPECT_EQ(desc.stored_dtype, DType::kBf16);
+  EXPECT_TRUE(desc.attention.has_qkv_bias);
+  EXPECT_EQ(desc.vision.fit, ImageFit::kStretch);
 }
 
 TEST(GoldenCheckpoint, StablelmIdentity) {

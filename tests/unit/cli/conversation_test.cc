@@ -62,6 +62,7 @@ TEST(ChatRequestBodyTest, Base64HasTheVectorsOfTheRfc) {
 TEST(MimeTest, KnowsPicturesByTheirFirstBytes) {
   EXPECT_EQ(MimeOf("RIFF1234WEBPVP8 "), "image/webp");
   EXPECT_EQ(MimeOf("GIF89a"), "image/gif");
+  EXPECT_EQ(MimeOf("BM6"), "image/bmp");
   EXPECT_EQ(MimeOf("RIFF1234WAVE"), "application/octet-stream");
   EXPECT_EQ(MimeOf("RIFF"), "application/octet-stream");
   EXPECT_EQ(MimeOf(""), "application/octet-stream");

@@ -12,7 +12,9 @@
 #include <vector>
 
 #include "bad_image.h"
+#include "bmp_samples.h"
 #include "conclave/base/status.h"
+#include "gif_samples.h"
 #include "jpeg_samples.h"
 #include "peak_memory.h"
 #include "png_samples.h"
@@ -160,7 +162,7 @@ TEST_P(ForeignFormatTest, IsRefusedWithTheAcceptedFormats) {
   const Bytes file = Foreign(GetParam().magic);
   ExpectRefused(file, "image_format_unsupported");
   const std::string message = MessageOf(Decode(AsInput(file), {}).status());
-  EXPECT_NE(message.find("expected JPEG, PNG or WebP, found " + GetParam().in_message),
+  EXPECT_NE(message.find("expected JPEG, PNG, WebP, GIF or BMP, found " + GetParam().in_message),
             std::string::npos)
       << message;
 }
@@ -188,8 +190,8 @@ std::vector<ForeignFormat> ForeignFormats() {
       {"Jpeg2000Codestream", "\xFF\x4F\xFF\x51"s, "JPEG 2000"},
       {"JpegXl", "\xFF\x0A\xFA"s, "JPEG XL"},
       {"JpegXlContainer", "\0\0\0\x0CJXL \r\n\x87\n"s, "JPEG XL"},
-      {"Gif", "GIF89a", "GIF"},
-      {"Bmp", "BM\x36\x10\0\0"s, "BMP"},
+      {"GifOfAnotherVersion", "GIF88a", "unknown bytes"},
+      {"TextThatBeginsLikeBmp", "BMW sells cars", "unknown bytes"},
       {"Wave", "RIFF\x10\0\0\0WAVEfmt "s, "unknown bytes"},
       {"Ico", "\0\0\x01\0\x01\0"s, "unknown bytes"},
       {"Psd", "8BPS\0\x01"s, "unknown bytes"},
@@ -207,7 +209,9 @@ TEST(DetectFormatTest, I04_LooksAtTheBytesOnly) {
   EXPECT_EQ(DetectFormat(AsInput(SmallPng())), ImageFormat::kPng);
   EXPECT_EQ(DetectFormat(AsInput(Bytes{})), ImageFormat::kUnknown);
   EXPECT_EQ(DetectFormat(AsInput(Bytes{0xFF})), ImageFormat::kUnknown);
-  EXPECT_EQ(DetectFormat(AsInput(Foreign("GIF89a"))), ImageFormat::kUnknown);
+  EXPECT_EQ(DetectFormat(AsInput(Foreign("GIF89a"))), ImageFormat::kGif);
+  EXPECT_EQ(DetectFormat(AsInput(MakeBmp({.width = 2, .height = 2}))), ImageFormat::kBmp);
+  EXPECT_EQ(DetectFormat(AsInput(Foreign("BM"))), ImageFormat::kUnknown);
 }
 
 struct Bomb {
@@ -245,6 +249,15 @@ INSTANTIATE_TEST_SUITE_P(
     Common, BombTest,
     testing::Values(
         Bomb{"I06_PngOf65535Squared", [] { return PngClaiming(65535, 65535, 1, 0, 60'000'000); },
+             "image_too_many_pixels"},
+        Bomb{"I06_BmpOf65535Squared",
+             [] { return MakeBmp({.width = 65535, .height = 65535, .bits = 1, .num_rows = 1}); },
+             "image_too_many_pixels"},
+        Bomb{"I06_GifOf65535Squared",
+             [] {
+               return MakeGif(
+                   {.width = 65535, .height = 65535, .frame_width = 65535, .frame_height = 65535});
+             },
              "image_too_many_pixels"},
         Bomb{"I06_JpegOf65535Squared", [] { return JpegClaiming(65535, 65535); },
              "image_too_many_pixels"},

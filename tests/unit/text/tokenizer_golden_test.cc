@@ -83,14 +83,20 @@ INSTANTIATE_TEST_SUITE_P(
                     Recording{"qwen", "tests/golden/data/tokenizers/qwen", LoadQwen}),
     [](const auto& tested) { return tested.param.name; });
 
-class CasePromptTest : public testing::TestWithParam<const char*> {};
+struct RecordedCase {
+  const char* name;
+  const char* folder;
+  const char* file;
+};
+
+class CasePromptTest : public testing::TestWithParam<RecordedCase> {};
 
 // The whole path of a request: template, images, tokens.
 TEST_P(CasePromptTest, RendersAndEncodesEveryPromptAsRecorded) {
   const std::string folder =
-      SourcePath(std::string("tests/golden/data/cases/stablelm-") + GetParam());
+      SourcePath(std::string("tests/golden/data/cases/") + GetParam().folder);
   const auto recorded = ReadJson(folder + "/case.json").as_object();
-  const auto tokenizer = LoadTokenizerFromFolder(folder + "/checkpoint", "arcade100k.tiktoken");
+  const auto tokenizer = LoadTokenizerFromFolder(folder + "/checkpoint", GetParam().file);
   ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
   EXPECT_EQ((*tokenizer)->size(), recorded.at("tokenizer_length").to_number<int32_t>());
   ASSERT_FALSE(recorded.at("prompts").as_array().empty());
@@ -107,8 +113,17 @@ TEST_P(CasePromptTest, RendersAndEncodesEveryPromptAsRecorded) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Stablelm, CasePromptTest, testing::Values("clip", "siglip", "identity"),
-                         [](const auto& tested) { return std::string(tested.param); });
+INSTANTIATE_TEST_SUITE_P(
+    Recorded, CasePromptTest,
+    testing::Values(RecordedCase{"Stablelm", "stablelm-clip", "arcade100k.tiktoken"},
+                    RecordedCase{"Identity", "stablelm-identity", "arcade100k.tiktoken"},
+                    RecordedCase{"Qwen", "qwen-clip", "qwen.tiktoken"},
+                    RecordedCase{"Phi", "phi-clip", "vocab.json"},
+                    RecordedCase{"Openchat", "openchat-clip", "tokenizer.model"},
+                    RecordedCase{"Llama", "llama-clip", "tokenizer.model"},
+                    RecordedCase{"Qwen15", "qwen1.5-siglip", "vocab.json"},
+                    RecordedCase{"Minicpm", "minicpm-clip", "tokenizer.model"}),
+    [](const auto& tested) { return std::string(tested.param.name); });
 
 TEST(DemoTokenizerTest, RendersEverySampleAsTrainedAndRoundTrips) {
   const auto tokenizer = LoadTokenizerFromFolder(SourcePath("models/demo"), "arcade100k.tiktoken");

@@ -41,10 +41,11 @@ struct DecodeLimits {
   int64_t trailing_bytes_max = 64 << 10;
 };
 
-enum class ImageFormat { kUnknown, kJpeg, kPng, kWebp };
+enum class ImageFormat { kUnknown, kJpeg, kPng, kWebp, kGif, kBmp };
 
-// By the first bytes (JPEG: FF D8; PNG: 89 "PNG"; WebP: "RIFF" and "WEBP"), never by name or MIME type. Says nothing about
-// the rest.
+// By the first bytes (JPEG: FF D8; PNG: 89 "PNG"; WebP: "RIFF" and "WEBP"; GIF: "GIF87a" or
+// "GIF89a"; BMP: "BM" and, at byte 14, a known size of its header), never by name or MIME type. Says
+// nothing about the rest.
 ImageFormat DetectFormat(std::span<const std::byte> encoded);
 
 // Decodes to RGB as Pillow's convert("RGB") would; no EXIF rotation, no colour management. A
@@ -59,6 +60,17 @@ ImageFormat DetectFormat(std::span<const std::byte> encoded);
 //
 // WebP: stills, lossy and lossless; alpha is dropped.
 //
+// GIF: the first frame, on a canvas of the screen's size (a frame that leaves it makes it larger).
+// Transparency is dropped; what the frame leaves free has the colour of the transparent index, or
+// of index 0. Frames after it are not decoded, but the file must hold them whole.
+//
+// BMP: uncompressed, 1, 4, 8, 16, 24 and 32 bits, bottom-up and top-down; alpha is dropped. Headers
+// and colour masks are those that Pillow takes.
+//
+// Where Pillow 12 misreads a file, this does not: a BMP of 4 bits with a palette of the greys 0 to
+// 15; a BMP of 4 or 8 bits with a palette of only black and white; a GIF frame with a palette of
+// greys on a screen with another palette.
+//
 // kInvalidArgument with one of these reasons:
 //   image_empty           no bytes
 //   image_too_large       more than encoded_bytes_max
@@ -70,7 +82,8 @@ ImageFormat DetectFormat(std::span<const std::byte> encoded);
 //   image_too_complex     more than jpeg_scans_max scans
 //   image_trailing_data   more than trailing_bytes_max after the end of the picture
 // kUnimplemented (HTTP 415) with one of these:
-//   image_format_unsupported  none of these; the message lists the accepted formats
+//   image_format_unsupported  none of these (the message lists the accepted formats), or a BMP that
+//                             is compressed or has another depth or other masks
 //   image_animated            an animated WebP
 //   jpeg_process_unsupported  arithmetic, lossless, hierarchical, 12 bits, or a number of
 //   components other than 1, 3, 4
