@@ -39,8 +39,8 @@ bool BringIn(std::span<const std::byte> bytes) {
   // The mapping itself reads nothing ahead, so these bytes, and no others, are asked for in advance,
   // in pieces of which the kernel never ignores the end. Advice, whose failure shows in what follows.
   for (size_t at = 0; at < bytes.size(); at += kAdviceBytes) {
-    ::madvise(const_cast<std::byte*>(bytes.data() + at),
-              std::min(kAdviceBytes, bytes.size() - at), MADV_WILLNEED);
+    ::madvise(const_cast<std::byte*>(bytes.data() + at), std::min(kAdviceBytes, bytes.size() - at),
+              MADV_WILLNEED);
   }
 #ifdef MADV_POPULATE_READ
   for (int i = 0; i < kReadTries; ++i) {

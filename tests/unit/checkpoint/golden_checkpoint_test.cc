@@ -53,8 +53,8 @@ TEST(GoldenCheckpoint, EveryCase) {
     const auto own = OpenFolder(CaseFolder(id) + "/checkpoint");
     ASSERT_NE(own, nullptr);
     ExpectComplete(*own);
-    const auto other = OpenFolder(CaseFolder(id) + "/checkpoint",
-                                  {.vision_tower = own->desc().vision.folder});
+    const auto other =
+        OpenFolder(CaseFolder(id) + "/checkpoint", {.vision_tower = own->desc().vision.folder});
     ASSERT_NE(other, nullptr);
     const std::string& tower = own->desc().names.tower;
     int num_compared = 0;
