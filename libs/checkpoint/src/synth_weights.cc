@@ -135,8 +135,9 @@ Spread SpreadOf(const ExpectedTensor& tensor, const ModelDesc& desc) {
   const float unit = Unit(tensor);
   switch (tensor.part) {
     case TensorPart::kEmbedding:
-      // One that is also the head: large enough for its scores to differ.
-      return {.offset = 0, .deviation = desc.tie_embeddings ? 0.25f : 0.05f};
+      // One that is also the head must be small beside what the layers add, or every token would
+      // predict itself.
+      return {.offset = 0, .deviation = desc.tie_embeddings ? 0.1f / desc.embedding_scale : 0.05f};
     case TensorPart::kHead:
       return {.offset = 0, .deviation = 4 * unit / desc.head_scale};
     case TensorPart::kGate:
