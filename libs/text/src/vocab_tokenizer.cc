@@ -22,8 +22,13 @@ void StripRight(std::string_view& text) {
 }
 
 void ReplaceAll(std::string& text, std::string_view from, std::string_view to) {
-  for (size_t at = text.find(from); at != std::string::npos; at = text.find(from, at + to.size()))
-    text.replace(at, from.size(), to);
+  std::string out;
+  size_t copied = 0;
+  for (size_t at = text.find(from); at != std::string::npos; at = text.find(from, copied)) {
+    out.append(text, copied, at - copied).append(to);
+    copied = at + from.size();
+  }
+  text = out.append(text, copied);
 }
 
 // Hugging Face's clean_up_tokenization, for English.
@@ -42,6 +47,13 @@ class VocabTokenizer final : public Tokenizer {
         merger_(std::move(spec_.symbol_lengths), std::move(spec_.pairs)),
         is_hidden_(static_cast<size_t>(NumIds()), false) {
     if (spec_.pattern.has_value()) pre_tokenizer_.emplace(*spec_.pattern);
+    if (spec_.takes_whole_pieces) {
+      for (size_t id = 0; id < spec_.token_bytes.size(); ++id) {
+        if (added_.Find(static_cast<int32_t>(id)) == nullptr)
+          whole_pieces_.emplace(spec_.token_bytes[id], static_cast<int32_t>(id));
+      }
+    }
+    std::sort(spec_.spaced.begin(), spec_.spaced.end());
     for (const int32_t id : spec_.hidden) is_hidden_[static_cast<size_t>(id)] = true;
   }
 
@@ -56,11 +68,25 @@ class VocabTokenizer final : public Tokenizer {
     return spec_.token_bytes[static_cast<size_t>(id)];
   }
 
-  std::string Decode(std::span<const int32_t> ids, bool keep_special) const override {
-    return Join(ids, keep_special, false);
+  std::string_view DecodeNext(int32_t id, bool keep_special, DecodeState& state) const override {
+    std::string_view bytes = TokenBytes(id, keep_special);
+    if (spec_.decode_style == DecodeStyle::kBytes || (IsSpecial(id) && !keep_special)) return bytes;
+    const bool is_slow = spec_.decode_style == DecodeStyle::kSlowLlama;
+    if (!std::exchange(state.has_begun, true)) state.num_spaces_left = is_slow ? 2 : 1;
+    if (is_slow && (IsSpaced(id) || IsSpecial(id))) {
+      // A run of its own begins behind it.
+      state.num_spaces_left = IsSpaced(id) ? 2 : 1;
+      return bytes;
+    }
+    while (state.num_spaces_left > 0 && bytes.starts_with(' ')) {
+      bytes.remove_prefix(1);
+      --state.num_spaces_left;
+    }
+    if (!bytes.empty()) state.num_spaces_left = 0;
+    return bytes;
   }
   std::string DecodeAsOriginal(std::span<const int32_t> ids, bool keep_special) const override {
-    std::string text = Join(ids, keep_special, spec_.puts_spaces_between_added);
+    std::string text = Join(ids, keep_special);
     if (spec_.cleans_up_spaces) CleanUpSpaces(text);
     return text;
   }
@@ -123,6 +149,10 @@ class VocabTokenizer final : public Tokenizer {
     }
     PreTokenizer::Cursor cursor(*pre_tokenizer_, segment);
     for (std::string_view piece = cursor.Next(); !piece.empty(); piece = cursor.Next()) {
+      if (const auto whole = whole_pieces_.find(piece); whole != whole_pieces_.end()) {
+        ids.push_back(whole->second);
+        continue;
+      }
       scratch.start.clear();
       for (const char c : piece) scratch.start.push_back(spec_.id_of_byte[static_cast<uint8_t>(c)]);
       merger_.Merge(scratch.start, scratch.merger, ids);
@@ -186,7 +216,7 @@ class VocabTokenizer final : public Tokenizer {
   }
 
   bool IsSpaced(int32_t id) const {
-    return std::find(spec_.spaced.begin(), spec_.spaced.end(), id) != spec_.spaced.end();
+    return std::binary_search(spec_.spaced.begin(), spec_.spaced.end(), id);
   }
 
   // Text of a run of tokens without spaced ones in between.
@@ -225,7 +255,7 @@ class VocabTokenizer final : public Tokenizer {
     return text;
   }
 
-  std::string Join(std::span<const int32_t> ids, bool keep_special, bool with_spaces) const {
+  std::string Join(std::span<const int32_t> ids, bool keep_special) const {
     std::vector<std::string> parts;
     std::vector<int32_t> run;
     // The original drops an empty run between added tokens, but not the last one.
@@ -247,7 +277,7 @@ class VocabTokenizer final : public Tokenizer {
     end_run(true);
     std::string joined;
     for (size_t i = 0; i < parts.size(); ++i) {
-      if (i > 0 && with_spaces) joined.push_back(' ');
+      if (i > 0 && spec_.puts_spaces_between_added) joined.push_back(' ');
       joined.append(parts[i]);
     }
     if (spec_.decode_style == DecodeStyle::kFastLlama && joined.starts_with(' '))
@@ -259,7 +289,8 @@ class VocabTokenizer final : public Tokenizer {
   const AddedTokens added_;
   const PairMerger merger_;
   std::optional<PreTokenizer> pre_tokenizer_;
-  std::vector<bool> is_hidden_;  // by id
+  std::unordered_map<std::string_view, int32_t> whole_pieces_;  // views into spec_
+  std::vector<bool> is_hidden_;                                 // by id
 };
 
 }  // namespace
