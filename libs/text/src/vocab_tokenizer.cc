@@ -1,6 +1,7 @@
 #include "vocab_tokenizer.h"
 
 #include <algorithm>
+#include <unordered_set>
 #include <utility>
 
 #include "conclave/text/detokenizer.h"
@@ -11,6 +12,12 @@ namespace conclave::text {
 namespace {
 
 constexpr std::string_view kSpaceMark = "\xE2\x96\x81";  // U+2581
+constexpr int32_t kSpaceMarkCodePoint = 0x2581;
+
+bool IsSpelled(const VocabSpec& spec, int32_t symbol) {
+  return symbol >= static_cast<int32_t>(spec.token_bytes.size()) ||
+         !spec.token_bytes[static_cast<size_t>(symbol)].empty();
+}
 
 bool IsAsciiSpace(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 
@@ -39,11 +46,41 @@ void CleanUpSpaces(std::string& text) {
   for (const auto& [from, to] : kRules) ReplaceAll(text, from, to);
 }
 
+uint64_t JointKey(int32_t left, int32_t right) {
+  return static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32 | static_cast<uint32_t>(right);
+}
+
+// The last character of the left and the first of the right symbol of every merge.
+std::unordered_set<uint64_t> JointsOf(const VocabSpec& spec) {
+  const auto character_at = [&](int32_t symbol, bool is_last) {
+    if (symbol >= static_cast<int32_t>(spec.token_bytes.size())) return symbol;
+    const std::string& bytes = spec.token_bytes[static_cast<size_t>(symbol)];
+    size_t pos = is_last ? bytes.size() : 0;
+    if (is_last) {
+      do {
+        --pos;
+      } while (pos > 0 && (static_cast<uint8_t>(bytes[pos]) & 0xC0) == 0x80);
+    }
+    const int32_t code_point =
+        bytes[pos] == ' ' ? kSpaceMarkCodePoint : DecodeUtf8(bytes, pos).code_point;
+    const auto found = spec.symbol_of_character.find(code_point);
+    return found == spec.symbol_of_character.end() ? -1 : found->second;
+  };
+  std::unordered_set<uint64_t> joints;
+  for (const PairMerger::Pair& pair : spec.pairs) {
+    // Tokens that are not made of characters (bytes, control tokens) stand in no text to be merged.
+    if (IsSpelled(spec, pair.left) && IsSpelled(spec, pair.right))
+      joints.insert(JointKey(character_at(pair.left, true), character_at(pair.right, false)));
+  }
+  return joints;
+}
+
 class VocabTokenizer final : public Tokenizer {
  public:
   explicit VocabTokenizer(VocabSpec spec)
       : spec_(std::move(spec)),
         added_(spec_.added),
+        joints_(spec_.pattern.has_value() ? std::unordered_set<uint64_t>() : JointsOf(spec_)),
         merger_(std::move(spec_.symbol_lengths), std::move(spec_.pairs)),
         is_hidden_(static_cast<size_t>(NumIds()), false) {
     if (spec_.pattern.has_value()) pre_tokenizer_.emplace(*spec_.pattern);
@@ -180,6 +217,11 @@ class VocabTokenizer final : public Tokenizer {
         EmitBytes(text.substr(pos, unit.num_bytes), ids);
         stretch = pos + unit.num_bytes;
       } else {
+        if (!scratch.start.empty() &&
+            !joints_.contains(JointKey(scratch.start.back(), symbol->second))) {
+          MergeStretch(text.substr(stretch, pos - stretch), scratch, ids);
+          stretch = pos;
+        }
         scratch.start.push_back(symbol->second);
       }
       pos += unit.num_bytes;
@@ -287,6 +329,9 @@ class VocabTokenizer final : public Tokenizer {
 
   VocabSpec spec_;
   const AddedTokens added_;
+  // Characters, as symbols, between which some merge joins. Where a text has others side by side it
+  // may be cut: stretches stay short in ordinary text, and with them time and memory.
+  const std::unordered_set<uint64_t> joints_;
   const PairMerger merger_;
   std::optional<PreTokenizer> pre_tokenizer_;
   std::unordered_map<std::string_view, int32_t> whole_pieces_;  // views into spec_

@@ -276,8 +276,15 @@ std::vector<JsonRow> JsonRows() {
       {"T13_MergeOfMissing", SetModel("merges", R"(["a zz"])"), "\"zz\" is no token", kInvalid},
       {"T13_MergeOfNumber", SetModel("merges", "[7]"), "model.merges[0]: expected two tokens",
        kInvalid},
-      {"T13_BytesMissing", SetModel("byte_fallback", "true"), "no piece of the single byte 0",
-       kInvalid},
+      {"T13_BytesMissing",
+       [](json::object& root) {
+         root["model"].as_object()["byte_fallback"] = true;
+         root["normalizer"] = json::parse(R"({"type": "Sequence", "normalizers": [
+             {"type": "Prepend", "prepend": "\u2581"},
+             {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}]})");
+         root["pre_tokenizer"] = nullptr;
+       },
+       "no piece of the single byte 0", kInvalid},
       {"T13_Truncation", Set("truncation", R"({"max_length": 5})"), "truncation"},
       {"T13_Padding", Set("padding", R"({"length": 5})"), "padding"},
       {"T13_Lowercase", Set("normalizer", R"({"type": "Lowercase"})"), "\"Lowercase\""},
