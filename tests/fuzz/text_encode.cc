@@ -1,4 +1,5 @@
-// Text to ids and back, by the tokenizers of the recordings.
+// Text to ids and back, or with CONCLAVE_FUZZ_STREAMS ids to streamed text, by the tokenizers of the
+// recordings.
 //
 // Promises, for any bytes: ids are the tokenizer's own and none is a control token; decoding gives
 // the text back, in normal form C where the tokenizer has one, invalid UTF-8 as U+FFFD; and the
@@ -112,7 +113,11 @@ void CheckStream(const Subject& subject, std::string_view bytes) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
   const std::string_view input(reinterpret_cast<const char*>(bytes), size);
   for (const auto& subject : conclave::text::Subjects()) {
-    conclave::text::CONCLAVE_FUZZ_CHECK(subject, input);
+    if (CONCLAVE_FUZZ_STREAMS) {
+      conclave::text::CheckStream(subject, input);
+    } else {
+      conclave::text::CheckText(subject, input);
+    }
   }
   return 0;
 }
