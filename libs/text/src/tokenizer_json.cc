@@ -114,9 +114,9 @@ class JsonReader {
     if (const json::array* array = ArrayAt(*part, list)) {
       for (const json::value& value : *array) {
         // Nothing is passed over: what is no object has no type either, and is refused by that.
-        static const json::object kNoPart;
+        static const json::object no_part;
         const json::object* object = value.if_object();
-        parts.push_back(object == nullptr ? &kNoPart : object);
+        parts.push_back(object == nullptr ? &no_part : object);
       }
     }
     return parts;
