@@ -7,6 +7,7 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 namespace conclave::text {
@@ -43,7 +44,16 @@ class AddedTokens {
   std::vector<AddedToken> tokens_;
   std::unordered_map<std::string_view, size_t> by_content_;  // keys are views into tokens_
   std::unordered_map<int32_t, size_t> by_id_;
-  std::array<std::vector<size_t>, 256> lengths_;  // by first byte: distinct lengths, longest first
+
+  // Trie of the contents: a text is walked once from every place where a token may begin.
+  struct Node {
+    const AddedToken* token = nullptr;  // that ends here
+    std::vector<std::pair<char, int32_t>> children;
+  };
+  int32_t ChildOf(int32_t node, char c) const;
+
+  std::vector<Node> nodes_;
+  std::array<int32_t, 256> first_;  // nodes of the first bytes; -1: no token begins so
 };
 
 }  // namespace conclave::text

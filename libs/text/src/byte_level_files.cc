@@ -59,8 +59,10 @@ absl::StatusOr<std::vector<std::string>> TokensOf(const std::string& where,
       return InvalidTokenizer(where, "token " + Quote(content) + ": its id " + std::to_string(id) +
                                          " is there twice; expected once");
     }
-    if (content.empty()) {
-      return InvalidTokenizer(where, "id " + std::to_string(id) + ": an empty token");
+    if (content.empty() || content.size() > kTokenBytesMax) {
+      return InvalidTokenizer(where, "id " + std::to_string(id) + ": expected a token of 1 to " +
+                                         std::to_string(kTokenBytesMax) + " bytes, found " +
+                                         std::to_string(content.size()));
     }
     is_seen[static_cast<size_t>(id)] = true;
     tokens[static_cast<size_t>(id)] = content;
@@ -125,7 +127,11 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> LoadByteLevelFolder(const std::string
   constexpr std::string_view kEndOfText = "<|endoftext|>";
   CONCLAVE_ASSIGN_OR_RETURN(
       const FolderTokens added,
-      ReadFolderTokens(folder, {.bos = kEndOfText, .eos = kEndOfText, .unk = kEndOfText}));
+      ReadFolderTokens(folder,
+                       {.bos = kEndOfText,
+                        .eos = kEndOfText,
+                        .unk = kEndOfText,
+                        .classes = {"CodeGenTokenizer", "GPT2Tokenizer", "Qwen2Tokenizer"}}));
   VocabSpec spec;
   CONCLAVE_RETURN_IF_ERROR(ApplyByteLevel(vocab_file, tokens, merges_file, merges, spec));
   const bool is_qwen = added.tokenizer_class.starts_with("Qwen2");

@@ -61,7 +61,7 @@ IncrementalDetokenizer::IncrementalDetokenizer(const Tokenizer& tokenizer,
 
 IncrementalDetokenizer::Delta IncrementalDetokenizer::Push(int32_t token) {
   if (stopped_) return {"", true};
-  bytes_.append(tokenizer_.TokenBytes(token, keep_special_));
+  bytes_.append(tokenizer_.DecodeNext(token, keep_special_, state_));
   std::string decoded;
   DecodeComplete(bytes_, decoded);
   return Advance(decoded);

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <charconv>
 #include <map>
+#include <unordered_map>
+#include <unordered_set>
 
 #include "conclave/base/status.h"
 #include "quote.h"
@@ -68,10 +70,46 @@ absl::StatusOr<AddedToken> ReadAdded(const std::string& file, std::string_view k
   return token;
 }
 
-absl::Status ReadConfig(const std::string& file, FolderTokens& tokens) {
+// Keys that change how text is read, with the only value that is known here.
+absl::Status CheckSettings(const std::string& file, const json::object& config) {
+  struct Setting {
+    std::string_view key;
+    bool expected;
+  };
+  for (const Setting& setting :
+       {Setting{"legacy", true}, Setting{"add_prefix_space", false},
+        Setting{"add_eos_token", false}, Setting{"split_special_tokens", false}}) {
+    if (FlagAt(config, setting.key, setting.expected) != setting.expected) {
+      return UnsupportedTokenizer(
+          file, std::string(setting.key) + ": expected " +
+                    (setting.expected ? "true, found false" : "false, found true"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckClass(const std::string& file, std::string_view name,
+                        const std::vector<std::string_view>& classes) {
+  std::string_view slow = name;
+  if (slow.ends_with("Fast")) slow.remove_suffix(4);
+  if (name.empty() || classes.empty() ||
+      std::find(classes.begin(), classes.end(), slow) != classes.end()) {
+    return absl::OkStatus();
+  }
+  std::string expected;
+  for (const std::string_view known : classes)
+    expected += (expected.empty() ? "" : ", ") + std::string(known);
+  return UnsupportedTokenizer(file,
+                              "tokenizer_class: expected " + expected + ", found " + Quote(name));
+}
+
+absl::Status ReadConfig(const std::string& file, const FolderDefaults& defaults,
+                        FolderTokens& tokens) {
   CONCLAVE_ASSIGN_OR_RETURN(const json::object config,
                             ReadJsonObject(file, kConfigBytesMax, "a tokenizer's settings"));
   tokens.tokenizer_class = TextAt(config, "tokenizer_class");
+  CONCLAVE_RETURN_IF_ERROR(CheckClass(file, tokens.tokenizer_class, defaults.classes));
+  CONCLAVE_RETURN_IF_ERROR(CheckSettings(file, config));
   tokens.adds_bos = FlagAt(config, "add_bos_token", tokens.adds_bos);
   tokens.cleans_up_spaces = FlagAt(config, "clean_up_tokenization_spaces", true);
   ReadRoles(config, tokens);
@@ -106,6 +144,37 @@ absl::Status ReadAddedTokensFile(const std::string& file, FolderTokens& tokens) 
   return absl::OkStatus();
 }
 
+// One content per id, and an id of the vocabulary only for its own token.
+absl::Status CheckAdded(const std::string& folder, const std::vector<AddedToken>& added,
+                        int32_t num_tokens, const std::function<int32_t(std::string_view)>& id_of) {
+  std::unordered_map<int32_t, std::string_view> content_of;
+  std::unordered_set<std::string_view> contents;
+  for (const AddedToken& token : added) {
+    const std::string where = folder + ": added token " + Quote(token.content);
+    if (token.content.size() > kTokenBytesMax) {
+      return InvalidTokenizer(where, "is too long; expected at most " +
+                                         std::to_string(kTokenBytesMax) + " bytes, found " +
+                                         std::to_string(token.content.size()));
+    }
+    const auto [same, is_new] = content_of.emplace(token.id, token.content);
+    if (!is_new) {
+      return InvalidTokenizer(where, "its id " + std::to_string(token.id) +
+                                         " is there twice, first for " + Quote(same->second));
+    }
+    if (!contents.insert(token.content).second)
+      return InvalidTokenizer(where, "is there twice, again with id " + std::to_string(token.id));
+    const int32_t stored = id_of(token.content);
+    if (stored >= 0 ? stored != token.id : token.id < num_tokens) {
+      return InvalidTokenizer(where,
+                              "its id is not its own; expected " +
+                                  (stored >= 0 ? std::to_string(stored) + ", as in the vocabulary"
+                                               : std::to_string(num_tokens) + " or more") +
+                                  ", found " + std::to_string(token.id));
+    }
+  }
+  return absl::OkStatus();
+}
+
 std::vector<std::string> Controls(const FolderTokens& tokens) {
   std::vector<std::string> controls = {tokens.bos, tokens.eos, tokens.unk, tokens.pad};
   controls.insert(controls.end(), tokens.additional.begin(), tokens.additional.end());
@@ -123,7 +192,7 @@ absl::StatusOr<FolderTokens> ReadFolderTokens(const std::string& folder,
   tokens.unk = defaults.unk;
   tokens.adds_bos = defaults.adds_bos;
   if (const std::string file = folder + "/tokenizer_config.json"; HasFile(file))
-    CONCLAVE_RETURN_IF_ERROR(ReadConfig(file, tokens));
+    CONCLAVE_RETURN_IF_ERROR(ReadConfig(file, defaults, tokens));
   if (const std::string file = folder + "/special_tokens_map.json"; HasFile(file)) {
     CONCLAVE_ASSIGN_OR_RETURN(const json::object map,
                               ReadJsonObject(file, kConfigBytesMax, "a map of control tokens"));
@@ -137,13 +206,12 @@ absl::StatusOr<FolderTokens> ReadFolderTokens(const std::string& folder,
 absl::Status ApplyFolderTokens(const std::string& folder, const FolderTokens& tokens,
                                const std::function<int32_t(std::string_view)>& id_of,
                                VocabSpec& spec) {
+  CONCLAVE_RETURN_IF_ERROR(
+      CheckAdded(folder, tokens.added, static_cast<int32_t>(spec.token_bytes.size()), id_of));
   std::map<int32_t, AddedToken> by_id;
   auto next = static_cast<int32_t>(spec.token_bytes.size());
   for (const AddedToken& token : tokens.added) {
-    if (!by_id.emplace(token.id, token).second) {
-      return InvalidTokenizer(folder, "added token " + Quote(token.content) + ": its id " +
-                                          std::to_string(token.id) + " is there twice");
-    }
+    by_id.emplace(token.id, token);
     next = std::max(next, token.id + 1);
   }
   const auto id_of_control = [&](const std::string& content) {
@@ -177,6 +245,24 @@ absl::Status ApplyFolderTokens(const std::string& folder, const FolderTokens& to
     if (!is_hidden || (is_additional && id >= vocab)) spec.spaced.push_back(id);
     spec.added.push_back(std::move(token));
   }
+  return FinishAdded(folder, id_of, spec);
+}
+
+absl::Status FinishAdded(const std::string& folder,
+                         const std::function<int32_t(std::string_view)>& id_of, VocabSpec& spec) {
+  const auto num_tokens = static_cast<int32_t>(spec.token_bytes.size());
+  CONCLAVE_RETURN_IF_ERROR(CheckAdded(folder, spec.added, num_tokens, id_of));
+  if (spec.eos < 0) {
+    return InvalidTokenizer(folder,
+                            "no end-of-text token; expected eos_token in "
+                            "tokenizer_config.json or special_tokens_map.json");
+  }
+  std::unordered_set<int32_t> control_ids;
+  for (const AddedToken& token : spec.added) {
+    if (token.is_special) control_ids.insert(token.id);
+  }
+  std::erase_if(spec.pairs,
+                [&](const PairMerger::Pair& pair) { return control_ids.contains(pair.joined); });
   return absl::OkStatus();
 }
 

@@ -4,6 +4,7 @@
 #include <array>
 #include <functional>
 #include <limits>
+#include <optional>
 #include <utility>
 
 #include "conclave/base/check.h"
@@ -14,6 +15,20 @@ namespace {
 // Up to here the plain loop, quadratic with a tiny constant, beats the buckets.
 constexpr size_t kShortPiece = 48;
 constexpr int32_t kNoRank = std::numeric_limits<int32_t>::max();
+
+// The next position of a sorted bucket, or nothing when all are done.
+std::optional<uint32_t> TakePosition(PairMerger::Scratch::Bucket& bucket) {
+  const bool has_position = bucket.num_done < bucket.positions.size();
+  if (!bucket.late.empty() &&
+      (!has_position || bucket.late.front() < bucket.positions[bucket.num_done])) {
+    std::pop_heap(bucket.late.begin(), bucket.late.end(), std::greater<>());
+    const uint32_t position = bucket.late.back();
+    bucket.late.pop_back();
+    return position;
+  }
+  if (!has_position) return std::nullopt;
+  return bucket.positions[bucket.num_done++];
+}
 
 }  // namespace
 
@@ -85,6 +100,12 @@ void PairMerger::AddPair(int32_t left, int32_t right, uint32_t position, Scratch
     std::push_heap(scratch.open_ranks.begin(), scratch.open_ranks.end(), std::greater<>());
   }
   Scratch::Bucket& bucket = scratch.buckets[index];
+  // Sorting all that is left at each of these would be quadratic where many pairs share a rank.
+  if (pair->rank == scratch.active_rank) {
+    bucket.late.push_back(position);
+    std::push_heap(bucket.late.begin(), bucket.late.end(), std::greater<>());
+    return;
+  }
   if (!bucket.positions.empty() && bucket.positions.back() > position) bucket.is_sorted = false;
   bucket.positions.push_back(position);
 }
@@ -93,15 +114,17 @@ void PairMerger::AddPair(int32_t left, int32_t right, uint32_t position, Scratch
 void PairMerger::MergeRank(int32_t rank, Scratch& scratch) const {
   const int32_t index = scratch.bucket_of_rank[rank];
   const size_t num_units = scratch.symbols.size();
+  if (Scratch::Bucket& bucket = scratch.buckets[index]; !bucket.is_sorted) {
+    std::sort(bucket.positions.begin() + static_cast<ptrdiff_t>(bucket.num_done),
+              bucket.positions.end());
+    bucket.is_sorted = true;
+  }
+  scratch.active_rank = rank;
   // By index: AddPair may move the buckets.
-  while (scratch.open_ranks.front() == rank &&
-         scratch.buckets[index].num_done < scratch.buckets[index].positions.size()) {
-    if (Scratch::Bucket& bucket = scratch.buckets[index]; !bucket.is_sorted) {
-      std::sort(bucket.positions.begin() + static_cast<ptrdiff_t>(bucket.num_done),
-                bucket.positions.end());
-      bucket.is_sorted = true;
-    }
-    const uint32_t position = scratch.buckets[index].positions[scratch.buckets[index].num_done++];
+  while (scratch.open_ranks.front() == rank) {
+    const std::optional<uint32_t> taken = TakePosition(scratch.buckets[index]);
+    if (!taken.has_value()) break;
+    const uint32_t position = *taken;
     const int32_t left = scratch.symbols[position];
     if (left < 0) continue;
     const size_t middle = position + LengthOf(left);
@@ -118,6 +141,7 @@ void PairMerger::MergeRank(int32_t rank, Scratch& scratch) const {
       AddPair(scratch.symbols[before], pair->joined, before, scratch);
     }
   }
+  scratch.active_rank = -1;
 }
 
 void PairMerger::MergeLong(std::span<const int32_t> start, Scratch& scratch,

@@ -31,13 +31,15 @@ class PairMerger {
       std::vector<uint32_t> positions;
       size_t num_done = 0;
       bool is_sorted = true;
+      std::vector<uint32_t> late;  // heap, lowest first: found while this rank is being merged
     };
     std::vector<int32_t> bucket_of_rank;  // -1: none
     std::vector<Bucket> buckets;
     std::vector<int32_t> free_buckets;
     std::vector<int32_t> open_ranks;  // heap, lowest first: ranks that have a bucket
-    std::vector<int32_t> symbols;     // at the first unit of every part; -1 elsewhere
-    std::vector<uint32_t> begin_of;   // at the last unit of every part: its first unit
+    int32_t active_rank = -1;
+    std::vector<int32_t> symbols;    // at the first unit of every part; -1 elsewhere
+    std::vector<uint32_t> begin_of;  // at the last unit of every part: its first unit
   };
 
   // Appends to `out` the symbols that the units `start` (each a symbol of length 1) merge to. Time is linear in the piece,

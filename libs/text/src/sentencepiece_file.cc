@@ -20,7 +20,6 @@ namespace {
 
 // The published files have at most 122,753 pieces in 2 MB.
 constexpr int64_t kModelBytesMax = 32 << 20;
-constexpr size_t kPieceBytesMax = 1024;
 constexpr std::string_view kSpaceMark = "\xE2\x96\x81";  // U+2581
 
 absl::Status Broken(const std::string& where, const WireReader& reader) {
@@ -45,10 +44,10 @@ absl::StatusOr<Piece> ParsePiece(const std::string& where, std::string_view byte
     }
   }
   if (!reader.ok()) return Broken(where, reader);
-  if (piece.text.empty() || piece.text.size() > kPieceBytesMax ||
+  if (piece.text.empty() || piece.text.size() > kTokenBytesMax ||
       ValidUtf8Prefix(piece.text) != piece.text.size() || !std::isfinite(piece.score)) {
     return InvalidTokenizer(where, "piece " + Quote(piece.text) + ": expected 1 to " +
-                                       std::to_string(kPieceBytesMax) +
+                                       std::to_string(kTokenBytesMax) +
                                        " bytes of UTF-8 and a finite score");
   }
   return piece;
@@ -109,10 +108,13 @@ std::optional<uint8_t> ByteOf(std::string_view piece) {
 }
 
 std::string WithSpaces(std::string_view spelled) {
-  std::string text(spelled);
-  for (size_t at = text.find(kSpaceMark); at != std::string::npos; at = text.find(kSpaceMark, at))
-    text.replace(at, kSpaceMark.size(), " ");
-  return text;
+  std::string text;
+  for (size_t at = spelled.find(kSpaceMark); at != std::string_view::npos;
+       at = spelled.find(kSpaceMark)) {
+    text.append(spelled.substr(0, at)).push_back(' ');
+    spelled.remove_prefix(at + kSpaceMark.size());
+  }
+  return text.append(spelled);
 }
 
 // Every way to cut a token that merges may make into two symbols.
@@ -242,19 +244,24 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> LoadSentencePieceFolder(const std::st
   CONCLAVE_ASSIGN_OR_RETURN(const std::string bytes,
                             ReadTokenizerFile(file, kModelBytesMax, "a SentencePiece model"));
   CONCLAVE_ASSIGN_OR_RETURN(const std::vector<Piece> pieces, ParseSentencePiece(file, bytes));
-  CONCLAVE_ASSIGN_OR_RETURN(
-      const FolderTokens added,
-      ReadFolderTokens(folder, {.bos = "<s>", .eos = "</s>", .unk = "<unk>", .adds_bos = true}));
+  CONCLAVE_ASSIGN_OR_RETURN(const FolderTokens added,
+                            ReadFolderTokens(folder, {.bos = "<s>",
+                                                      .eos = "</s>",
+                                                      .unk = "<unk>",
+                                                      .adds_bos = true,
+                                                      .classes = {"LlamaTokenizer"}}));
   VocabSpec spec;
   CONCLAVE_RETURN_IF_ERROR(ApplyPieces(file, pieces, spec));
   spec.decode_style = DecodeStyle::kSlowLlama;
+  std::unordered_map<std::string_view, int32_t> id_of;
+  for (size_t id = 0; id < pieces.size(); ++id)
+    id_of.emplace(pieces[id].text, static_cast<int32_t>(id));
   spec.puts_spaces_between_added = true;
   CONCLAVE_RETURN_IF_ERROR(ApplyFolderTokens(
       folder, added,
       [&](std::string_view content) {
-        const auto found = std::find_if(pieces.begin(), pieces.end(),
-                                        [&](const Piece& piece) { return piece.text == content; });
-        return found == pieces.end() ? -1 : static_cast<int32_t>(found - pieces.begin());
+        const auto found = id_of.find(content);
+        return found == id_of.end() ? -1 : found->second;
       },
       spec));
   return MakeVocabTokenizer(std::move(spec));

@@ -9,9 +9,15 @@
 
 namespace conclave::text {
 
+std::string_view Tokenizer::DecodeNext(int32_t id, bool keep_special,
+                                       DecodeState& /*state*/) const {
+  return TokenBytes(id, keep_special);
+}
+
 std::string Tokenizer::Decode(std::span<const int32_t> ids, bool keep_special) const {
   std::string bytes;
-  for (const int32_t id : ids) bytes.append(TokenBytes(id, keep_special));
+  DecodeState state;
+  for (const int32_t id : ids) bytes.append(DecodeNext(id, keep_special, state));
   return ReplaceInvalidUtf8(bytes);
 }
 

@@ -13,6 +13,8 @@ namespace conclave::text {
 
 // Ids are below this: as many embedding rows as any model has, and then some.
 inline constexpr int32_t kIdsMax = 1 << 22;
+// Published tokens have at most 128 characters. How a token may be cut in two costs the square of this.
+inline constexpr size_t kTokenBytesMax = 1024;
 
 // "tokenizer_invalid": `where` is the file, with a place in it where there is one.
 absl::Status InvalidTokenizer(const std::string& where, const std::string& what);

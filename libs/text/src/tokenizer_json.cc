@@ -35,7 +35,15 @@ class JsonReader {
                                          : ApplyByteLevel(file_, tokens_, file_, merges_, spec_));
     CONCLAVE_RETURN_IF_ERROR(ReadAdded());
     CONCLAVE_RETURN_IF_ERROR(ReadPostProcessor());
+    CONCLAVE_RETURN_IF_ERROR(CheckDecoder());
     CONCLAVE_RETURN_IF_ERROR(FindEnd());
+    CONCLAVE_RETURN_IF_ERROR(FinishAdded(
+        file_,
+        [&](std::string_view content) {
+          const auto found = id_of_.find(content);
+          return found == id_of_.end() ? -1 : found->second;
+        },
+        spec_));
     return MakeVocabTokenizer(std::move(spec_));
   }
 
@@ -54,14 +62,27 @@ class JsonReader {
       if (!TextAt(*model, key).empty())
         return Unsupported("model." + std::string(key), TextAt(*model, key), "none");
     }
-    if (FlagAt(*model, "ignore_merges", false))
-      return Unsupported("model.ignore_merges", "true", "false");
+    if (const json::value* dropout = model->if_contains("dropout");
+        dropout != nullptr && !dropout->is_null()) {
+      return Unsupported("model.dropout", json::serialize(*dropout), "null");
+    }
+    for (const std::string_view key : {"truncation", "padding"}) {
+      if (const json::value* value = root_.if_contains({key.data(), key.size()});
+          value != nullptr && !value->is_null()) {
+        return Unsupported(std::string(key), json::serialize(*value), "null");
+      }
+    }
+    spec_.takes_whole_pieces = FlagAt(*model, "ignore_merges", false);
     is_spelled_ = FlagAt(*model, "byte_fallback", false);
     const json::object* vocab = ObjectAt(*model, "vocab");
     const json::array* merges = ArrayAt(*model, "merges");
     if (vocab == nullptr || merges == nullptr)
       return InvalidTokenizer(file_, "model: expected an object vocab and an array merges");
+    if (is_spelled_ && spec_.takes_whole_pieces)
+      return Unsupported("model.ignore_merges", "true", "false beside byte_fallback");
     CONCLAVE_ASSIGN_OR_RETURN(tokens_, TokensOf(file_ + ": model.vocab", *vocab));
+    for (size_t id = 0; id < tokens_.size(); ++id)
+      id_of_.emplace(tokens_[id], static_cast<int32_t>(id));
     for (const json::value& value : *merges) CONCLAVE_RETURN_IF_ERROR(ReadMerge(value));
     return absl::OkStatus();
   }
@@ -92,7 +113,10 @@ class JsonReader {
     std::vector<const json::object*> parts;
     if (const json::array* array = ArrayAt(*part, list)) {
       for (const json::value& value : *array) {
-        if (const json::object* object = value.if_object()) parts.push_back(object);
+        // Nothing is passed over: what is no object has no type either, and is refused by that.
+        static const json::object no_part;
+        const json::object* object = value.if_object();
+        parts.push_back(object == nullptr ? &no_part : object);
       }
     }
     return parts;
@@ -156,9 +180,8 @@ class JsonReader {
   absl::Status ApplySpelled() {
     // A token that looks like a byte, or that the file calls special, is not made by merges.
     std::vector<bool> is_merged(tokens_.size(), false);
-    std::unordered_map<std::string_view, int32_t> id_of;
+    const auto& id_of = id_of_;
     for (size_t i = 0; i < tokens_.size(); ++i) {
-      id_of.emplace(tokens_[i], static_cast<int32_t>(i));
       is_merged[i] = !(tokens_[i].size() == 6 && tokens_[i].starts_with("<0x"));
     }
     if (const json::array* added = ArrayAt(root_, "added_tokens")) {
@@ -243,6 +266,16 @@ class JsonReader {
     return absl::OkStatus();
   }
 
+  // The decoder has to be the one that goes with the model.
+  absl::Status CheckDecoder() const {
+    std::string types;
+    for (const json::object* part : PartsOf(ObjectAt(root_, "decoder"), "decoders"))
+      types += (types.empty() ? "" : " ") + std::string(TextAt(*part, "type"));
+    const std::string_view expected = is_spelled_ ? "Replace ByteFallback Fuse Strip" : "ByteLevel";
+    return types == expected ? absl::OkStatus()
+                             : Unsupported("decoder", types, std::string(expected));
+  }
+
   // tokenizer.json does not say which token ends a text.
   absl::Status FindEnd() {
     CONCLAVE_ASSIGN_OR_RETURN(const FolderTokens beside, ReadFolderTokens(folder_, {}));
@@ -258,7 +291,8 @@ class JsonReader {
   const std::string file_;
   const json::object& root_;
   std::vector<std::string> tokens_;
-  std::vector<Merge> merges_;  // views into root_
+  std::vector<Merge> merges_;                            // views into root_
+  std::unordered_map<std::string_view, int32_t> id_of_;  // views into tokens_
   bool is_spelled_ = false;
   VocabSpec spec_;
 };

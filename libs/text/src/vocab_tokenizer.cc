@@ -1,6 +1,7 @@
 #include "vocab_tokenizer.h"
 
 #include <algorithm>
+#include <unordered_set>
 #include <utility>
 
 #include "conclave/text/detokenizer.h"
@@ -11,6 +12,12 @@ namespace conclave::text {
 namespace {
 
 constexpr std::string_view kSpaceMark = "\xE2\x96\x81";  // U+2581
+constexpr int32_t kSpaceMarkCodePoint = 0x2581;
+
+bool IsSpelled(const VocabSpec& spec, int32_t symbol) {
+  return symbol >= static_cast<int32_t>(spec.token_bytes.size()) ||
+         !spec.token_bytes[static_cast<size_t>(symbol)].empty();
+}
 
 bool IsAsciiSpace(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 
@@ -22,8 +29,13 @@ void StripRight(std::string_view& text) {
 }
 
 void ReplaceAll(std::string& text, std::string_view from, std::string_view to) {
-  for (size_t at = text.find(from); at != std::string::npos; at = text.find(from, at + to.size()))
-    text.replace(at, from.size(), to);
+  std::string out;
+  size_t copied = 0;
+  for (size_t at = text.find(from); at != std::string::npos; at = text.find(from, copied)) {
+    out.append(text, copied, at - copied).append(to);
+    copied = at + from.size();
+  }
+  text = out.append(text, copied);
 }
 
 // Hugging Face's clean_up_tokenization, for English.
@@ -34,14 +46,51 @@ void CleanUpSpaces(std::string& text) {
   for (const auto& [from, to] : kRules) ReplaceAll(text, from, to);
 }
 
+uint64_t JointKey(int32_t left, int32_t right) {
+  return static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32 | static_cast<uint32_t>(right);
+}
+
+// The last character of the left and the first of the right symbol of every merge.
+std::unordered_set<uint64_t> JointsOf(const VocabSpec& spec) {
+  const auto character_at = [&](int32_t symbol, bool is_last) {
+    if (symbol >= static_cast<int32_t>(spec.token_bytes.size())) return symbol;
+    const std::string& bytes = spec.token_bytes[static_cast<size_t>(symbol)];
+    size_t pos = is_last ? bytes.size() : 0;
+    if (is_last) {
+      do {
+        --pos;
+      } while (pos > 0 && (static_cast<uint8_t>(bytes[pos]) & 0xC0) == 0x80);
+    }
+    const int32_t code_point =
+        bytes[pos] == ' ' ? kSpaceMarkCodePoint : DecodeUtf8(bytes, pos).code_point;
+    const auto found = spec.symbol_of_character.find(code_point);
+    return found == spec.symbol_of_character.end() ? -1 : found->second;
+  };
+  std::unordered_set<uint64_t> joints;
+  for (const PairMerger::Pair& pair : spec.pairs) {
+    // Tokens that are not made of characters (bytes, control tokens) stand in no text to be merged.
+    if (IsSpelled(spec, pair.left) && IsSpelled(spec, pair.right))
+      joints.insert(JointKey(character_at(pair.left, true), character_at(pair.right, false)));
+  }
+  return joints;
+}
+
 class VocabTokenizer final : public Tokenizer {
  public:
   explicit VocabTokenizer(VocabSpec spec)
       : spec_(std::move(spec)),
         added_(spec_.added),
+        joints_(spec_.pattern.has_value() ? std::unordered_set<uint64_t>() : JointsOf(spec_)),
         merger_(std::move(spec_.symbol_lengths), std::move(spec_.pairs)),
         is_hidden_(static_cast<size_t>(NumIds()), false) {
     if (spec_.pattern.has_value()) pre_tokenizer_.emplace(*spec_.pattern);
+    if (spec_.takes_whole_pieces) {
+      for (size_t id = 0; id < spec_.token_bytes.size(); ++id) {
+        if (added_.Find(static_cast<int32_t>(id)) == nullptr)
+          whole_pieces_.emplace(spec_.token_bytes[id], static_cast<int32_t>(id));
+      }
+    }
+    std::sort(spec_.spaced.begin(), spec_.spaced.end());
     for (const int32_t id : spec_.hidden) is_hidden_[static_cast<size_t>(id)] = true;
   }
 
@@ -56,11 +105,25 @@ class VocabTokenizer final : public Tokenizer {
     return spec_.token_bytes[static_cast<size_t>(id)];
   }
 
-  std::string Decode(std::span<const int32_t> ids, bool keep_special) const override {
-    return Join(ids, keep_special, false);
+  std::string_view DecodeNext(int32_t id, bool keep_special, DecodeState& state) const override {
+    std::string_view bytes = TokenBytes(id, keep_special);
+    if (spec_.decode_style == DecodeStyle::kBytes || (IsSpecial(id) && !keep_special)) return bytes;
+    const bool is_slow = spec_.decode_style == DecodeStyle::kSlowLlama;
+    if (!std::exchange(state.has_begun, true)) state.num_spaces_left = is_slow ? 2 : 1;
+    if (is_slow && (IsSpaced(id) || IsSpecial(id))) {
+      // A run of its own begins behind it.
+      state.num_spaces_left = IsSpaced(id) ? 2 : 1;
+      return bytes;
+    }
+    while (state.num_spaces_left > 0 && bytes.starts_with(' ')) {
+      bytes.remove_prefix(1);
+      --state.num_spaces_left;
+    }
+    if (!bytes.empty()) state.num_spaces_left = 0;
+    return bytes;
   }
   std::string DecodeAsOriginal(std::span<const int32_t> ids, bool keep_special) const override {
-    std::string text = Join(ids, keep_special, spec_.puts_spaces_between_added);
+    std::string text = Join(ids, keep_special);
     if (spec_.cleans_up_spaces) CleanUpSpaces(text);
     return text;
   }
@@ -123,6 +186,10 @@ class VocabTokenizer final : public Tokenizer {
     }
     PreTokenizer::Cursor cursor(*pre_tokenizer_, segment);
     for (std::string_view piece = cursor.Next(); !piece.empty(); piece = cursor.Next()) {
+      if (const auto whole = whole_pieces_.find(piece); whole != whole_pieces_.end()) {
+        ids.push_back(whole->second);
+        continue;
+      }
       scratch.start.clear();
       for (const char c : piece) scratch.start.push_back(spec_.id_of_byte[static_cast<uint8_t>(c)]);
       merger_.Merge(scratch.start, scratch.merger, ids);
@@ -150,6 +217,11 @@ class VocabTokenizer final : public Tokenizer {
         EmitBytes(text.substr(pos, unit.num_bytes), ids);
         stretch = pos + unit.num_bytes;
       } else {
+        if (!scratch.start.empty() &&
+            !joints_.contains(JointKey(scratch.start.back(), symbol->second))) {
+          MergeStretch(text.substr(stretch, pos - stretch), scratch, ids);
+          stretch = pos;
+        }
         scratch.start.push_back(symbol->second);
       }
       pos += unit.num_bytes;
@@ -186,7 +258,7 @@ class VocabTokenizer final : public Tokenizer {
   }
 
   bool IsSpaced(int32_t id) const {
-    return std::find(spec_.spaced.begin(), spec_.spaced.end(), id) != spec_.spaced.end();
+    return std::binary_search(spec_.spaced.begin(), spec_.spaced.end(), id);
   }
 
   // Text of a run of tokens without spaced ones in between.
@@ -225,7 +297,7 @@ class VocabTokenizer final : public Tokenizer {
     return text;
   }
 
-  std::string Join(std::span<const int32_t> ids, bool keep_special, bool with_spaces) const {
+  std::string Join(std::span<const int32_t> ids, bool keep_special) const {
     std::vector<std::string> parts;
     std::vector<int32_t> run;
     // The original drops an empty run between added tokens, but not the last one.
@@ -247,7 +319,7 @@ class VocabTokenizer final : public Tokenizer {
     end_run(true);
     std::string joined;
     for (size_t i = 0; i < parts.size(); ++i) {
-      if (i > 0 && with_spaces) joined.push_back(' ');
+      if (i > 0 && spec_.puts_spaces_between_added) joined.push_back(' ');
       joined.append(parts[i]);
     }
     if (spec_.decode_style == DecodeStyle::kFastLlama && joined.starts_with(' '))
@@ -257,9 +329,13 @@ class VocabTokenizer final : public Tokenizer {
 
   VocabSpec spec_;
   const AddedTokens added_;
+  // Characters, as symbols, between which some merge joins. Where a text has others side by side it
+  // may be cut: stretches stay short in ordinary text, and with them time and memory.
+  const std::unordered_set<uint64_t> joints_;
   const PairMerger merger_;
   std::optional<PreTokenizer> pre_tokenizer_;
-  std::vector<bool> is_hidden_;  // by id
+  std::unordered_map<std::string_view, int32_t> whole_pieces_;  // views into spec_
+  std::vector<bool> is_hidden_;                                 // by id
 };
 
 }  // namespace

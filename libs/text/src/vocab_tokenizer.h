@@ -44,6 +44,9 @@ struct VocabSpec {
   std::array<int32_t, 256> id_of_byte{};                     // also SentencePiece's byte tokens
   std::unordered_map<int32_t, int32_t> symbol_of_character;  // SentencePiece; absent: unknown
 
+  // A pre-token that is a token is that token, whatever merges make of it ("ignore_merges").
+  bool takes_whole_pieces = false;
+
   int32_t bos = -1;  // put in front of every encoded text; -1: none
   int32_t eos = -1;
   std::vector<int32_t> hidden;  // ids that decoding leaves out: what the files call special

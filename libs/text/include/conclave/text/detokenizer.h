@@ -53,6 +53,7 @@ class IncrementalDetokenizer {
   std::vector<Stop> stops_;
   bool keep_special_;
   bool stopped_ = false;
+  Tokenizer::DecodeState state_;
   std::string bytes_;    // not yet decoded: an incomplete code point
   std::string pending_;  // decoded, held back for a stop string
 };

@@ -32,9 +32,18 @@ class Tokenizer {
   // otherwise; an id that is no token gives nothing.
   virtual std::string_view TokenBytes(int32_t id, bool keep_special = false) const = 0;
 
-  // Whole text of `ids`: bytes joined, then invalid UTF-8 replaced by U+FFFD. SentencePiece tokenizers drop the spaces
-  // in front that encoding put there (spec 6.4).
-  virtual std::string Decode(std::span<const int32_t> ids, bool keep_special = false) const;
+  // What a tokenizer remembers between two tokens of one text that it decodes.
+  struct DecodeState {
+    bool has_begun = false;
+    int32_t num_spaces_left = 0;  // leading spaces that are still to be dropped
+  };
+
+  // What the next token `id` of a text adds to it: TokenBytes, without the spaces in front that
+  // SentencePiece's encoding put there (spec 6.4).
+  virtual std::string_view DecodeNext(int32_t id, bool keep_special, DecodeState& state) const;
+
+  // Whole text of `ids`: DecodeNext of each, joined, then invalid UTF-8 replaced by U+FFFD.
+  std::string Decode(std::span<const int32_t> ids, bool keep_special = false) const;
 
   // The same with what the original does on top: spaces around added tokens, white space "cleaned up" (spec 6.3). For
   // comparisons with it; a server's answers keep their spaces.
