@@ -32,7 +32,7 @@ std::optional<uint32_t> TakePosition(PairMerger::Scratch::Bucket& bucket) {
 
 }  // namespace
 
-PairMerger::PairMerger(std::vector<uint32_t> lengths, std::vector<Pair> pairs)
+PairMerger::PairMerger(std::vector<uint32_t> lengths, const std::vector<Pair>& pairs)
     : lengths_(std::move(lengths)) {
   size_t capacity = 16;
   while (capacity < 2 * pairs.size()) capacity *= 2;

@@ -23,7 +23,7 @@ class PairMerger {
   };
 
   // lengths[s] >= 1 of every symbol. Of pairs with the same two symbols the one of the lowest rank counts.
-  PairMerger(std::vector<uint32_t> lengths, std::vector<Pair> pairs);
+  PairMerger(std::vector<uint32_t> lengths, const std::vector<Pair>& pairs);
 
   // Working memory of Merge, kept between the pieces of one text. About 16 bytes per unit of the longest piece.
   struct Scratch {

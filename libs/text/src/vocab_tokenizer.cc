@@ -81,7 +81,7 @@ class VocabTokenizer final : public Tokenizer {
       : spec_(std::move(spec)),
         added_(spec_.added),
         joints_(spec_.pattern.has_value() ? std::unordered_set<uint64_t>() : JointsOf(spec_)),
-        merger_(std::move(spec_.symbol_lengths), std::move(spec_.pairs)),
+        merger_(std::move(spec_.symbol_lengths), std::exchange(spec_.pairs, {})),
         is_hidden_(static_cast<size_t>(NumIds()), false) {
     if (spec_.pattern.has_value()) pre_tokenizer_.emplace(*spec_.pattern);
     if (spec_.takes_whole_pieces) {
