@@ -16,7 +16,7 @@ CODE = {".h", ".cc", ".cu", ".py", ".sh", ".cmake"}
 TEXT = CODE | {".md", ".txt", ".json", ".yaml", ".yml", ".proto", ".svg", ""}
 # Built, fetched or recorded, not written.
 SKIPPED_FOLDERS = {".venv", ".cache", "__pycache__"}
-RECORDED = ("tests/golden/data/", "models/demo/")
+RECORDED = ("tests/golden/data/", "tests/fuzz/corpus/", "models/demo/")
 # Quotes other projects' notes and markers; not code of ours.
 SPECIFICATIONS = ("docs/models/",)
 FILE_LINES_MAX = 600

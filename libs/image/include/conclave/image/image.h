@@ -56,7 +56,7 @@ ImageFormat DetectFormat(std::span<const std::byte> encoded);
 //
 // PNG: all colour types and depths, interlaced too; alpha and transparency are dropped, 16 bits
 // keep the high byte, but 16-bit grey is clipped at 255; of an animation the default picture.
-// Ancillary chunks are not even read.
+// Ancillary chunks are not even read. More than a little data behind the last row is corrupt.
 //
 // WebP: stills, lossy and lossless; alpha is dropped.
 //
