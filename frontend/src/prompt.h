@@ -12,9 +12,10 @@
 
 namespace conclave::frontend {
 
-// Ids with text::kImageToken for every image part, in message order. Within a user message the pictures come first, as
-// the model was trained: one placeholder each, back to back, then a newline, then the texts joined by newlines
-// (spec 5.2). A system message replaces the template's system text.
+// Ids with text::kImageToken for every image part, in message order. Within a user message the
+// pictures come first, as the model was trained: one placeholder each, back to back, then a
+// newline, then the texts joined by newlines (spec 5.2). A system message replaces the template's
+// system text.
 absl::StatusOr<std::vector<int32_t>> BuildPrompt(std::span<const Message> messages,
                                                  const text::PromptTemplate& prompt_template,
                                                  const text::Tokenizer& tokenizer);

@@ -1,8 +1,9 @@
-// Goal: the same request gives the same logits, bit by bit, however it is served: split over 1, 2 or 4 workers, on 1 or
-// 2 threads, alone or beside others in any phase, in chunks of any size, with frames or without, from reused KV blocks
-// or not, on every ISA path of this machine.
-// Method: eight questions on the demo model, greedy, through the engine stepped by hand. The first configuration is the
-// reference; a set of configurations that covers every pair of axis values is compared with it byte for byte.
+// Goal: the same request gives the same logits, bit by bit, however it is served: split over 1, 2
+// or 4 workers, on 1 or 2 threads, alone or beside others in any phase, in chunks of any size, with
+// frames or without, from reused KV blocks or not, on every ISA path of this machine. Method: eight
+// questions on the demo model, greedy, through the engine stepped by hand. The first configuration
+// is the reference; a set of configurations that covers every pair of axis values is compared with
+// it byte for byte.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -35,7 +36,8 @@ std::string Describe(const Config& c) {
          std::to_string(kChunks[c[3]]) + (kFrames[c[4]] ? ", frames" : ", no frames");
 }
 
-// Every pair of values of two axes occurs in one of the configurations: greedy choice from the full product.
+// Every pair of values of two axes occurs in one of the configurations: greedy choice from the full
+// product.
 std::vector<Config> CoveringConfigs() {
   const Config sizes = {3, 2, 3, 3, 2};
   std::vector<Config> all;
@@ -129,8 +131,8 @@ class NullSink : public frontend::SequenceSink {
 
 class ExactnessTest : public ::testing::TestWithParam<std::tuple<DType, kernels::Isa>> {
  protected:
-  // Serves all questions with `config`, each `num_tokens` long. With `again` the same engine serves them twice and the
-  // second time, when whole prompts are kept, is returned.
+  // Serves all questions with `config`, each `num_tokens` long. With `again` the same engine serves
+  // them twice and the second time, when whole prompts are kept, is returned.
   Served Serve(kernels::Isa isa, const Config& config, int32_t num_tokens, bool again) {
     const DType dtype = std::get<0>(GetParam());
     ThreadPool pool(kThreads[config[1]]);
@@ -213,7 +215,8 @@ class ExactnessTest : public ::testing::TestWithParam<std::tuple<DType, kernels:
 
 TEST_P(ExactnessTest, LogitsDoNotDependOnHowTheyAreServed) {
   const auto [dtype, isa] = GetParam();
-  // The scalar path is for reference, not for speed: fewer tokens keep its share of the time in bounds.
+  // The scalar path is for reference, not for speed: fewer tokens keep its share of the time in
+  // bounds.
   const int32_t num_tokens = isa == kernels::Isa::kScalar ? 6 : 24;
   const Served expected = Serve(isa, {}, num_tokens, false);
   ASSERT_EQ(expected.logits.size(), testing::Questions().size());

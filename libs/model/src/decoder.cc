@@ -112,7 +112,8 @@ void Decoder::State::BuildRopeTable() {
   rope_cos.resize(static_cast<size_t>(desc.max_positions * half));
   rope_sin.resize(rope_cos.size());
   for (int64_t i = 0; i < half; ++i) {
-    // The original keeps the inverse frequency and the angle in f32; doing so keeps long positions on its grid.
+    // The original keeps the inverse frequency and the angle in f32; doing so keeps long positions
+    // on its grid.
     const float inverse = 1.0f / std::pow(rope.theta, static_cast<float>(2 * i) /
                                                           static_cast<float>(rope.rotary_dim));
     for (int64_t p = 0; p < desc.max_positions; ++p) {

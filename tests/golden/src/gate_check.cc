@@ -1,4 +1,5 @@
-// The recorded gate tables, where nothing is dropped: those are the deterministic routing that is served.
+// The recorded gate tables, where nothing is dropped: those are the deterministic routing that is
+// served.
 #include <algorithm>
 
 #include "checks.h"

@@ -1,4 +1,5 @@
-// Names and shapes of all tensors at the published sizes, against what a published config.json implies.
+// Names and shapes of all tensors at the published sizes, against what a published config.json
+// implies.
 #include <unistd.h>
 
 #include <filesystem>
@@ -15,7 +16,8 @@ namespace {
 
 namespace json = boost::json;
 
-// The keys of the published StableLM checkpoints' config.json that decide shapes (spec 1.2, 2.1, 2.2).
+// The keys of the published StableLM checkpoints' config.json that decide shapes (spec 1.2, 2.1,
+// 2.2).
 json::object StablelmConfig(bool is_384) {
   json::array layers, experts;
   for (int layer = 0; layer < 24; layer += 2) {

@@ -1,5 +1,6 @@
-// Goal: a WebP file that breaks its container, its format or a limit is refused whole, with the reason that says which.
-// Method: the recorded lossless and lossy samples, cut, flipped and patched.
+// Goal: a WebP file that breaks its container, its format or a limit is refused whole, with the
+// reason that says which. Method: the recorded lossless and lossy samples, cut, flipped and
+// patched.
 #include <gtest/gtest.h>
 
 #include <string>
