@@ -18,8 +18,8 @@ Bytes Sample(const std::string& name) { return ReadFileBytes(GoldenPath(name)); 
 absl::Status StatusOf(const Bytes& file) { return Decode(AsInput(file), {}).status(); }
 
 void SetContainerSize(Bytes& file, uint32_t size) {
-  for (int i = 0; i < 4; ++i) {
-    file[static_cast<size_t>(4 + i)] = static_cast<uint8_t>(size >> (8 * i));
+  for (size_t i = 0; i < 4; ++i) {
+    file[4 + i] = static_cast<uint8_t>(size >> (8 * i));
   }
 }
 
@@ -64,7 +64,7 @@ TEST_P(BadWebpTest, I05_ATailIsIgnoredUpToTheLimit) {
 TEST_P(BadWebpTest, I11_EveryBitFlipDecodesOrIsRefused) {
   const Bytes whole = Sample(GetParam());
   int num_refused = 0;
-  for (size_t bit = 0; bit < 200 * 8; ++bit) {
+  for (size_t bit = 0; bit < size_t{200} * 8; ++bit) {
     Bytes flipped = whole;
     flipped[bit / 8] = static_cast<uint8_t>(flipped[bit / 8] ^ (1u << (bit % 8)));
     const absl::StatusOr<RgbImage> picture = Decode(AsInput(flipped), {});
