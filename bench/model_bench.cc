@@ -1,5 +1,5 @@
-// model_bench DIR: one model in one process, beside the machine's bounds measured in the same run: load time, peak memory,
-// image encode, prefill and decode rates.
+// model_bench DIR: one model in one process, beside the machine's bounds measured in the same run:
+// load time, peak memory, image encode, prefill and decode rates.
 //
 //   model_bench DIR [--dtype f32|bf16] [--threads N] [--workers N] [--prompt TOKENS] [--generate TOKENS]
 #include <immintrin.h>
@@ -38,8 +38,8 @@ double PeakResidentGb() {
   return static_cast<double>(usage.ru_maxrss) * 1024.0 / 1e9;
 }
 
-// VDPBF16PS from registers only: what no GEMM can exceed. One instruction is 16 lanes of two multiply-adds; twelve sums
-// hide its latency, and unrolled loops keep them in registers.
+// VDPBF16PS from registers only: what no GEMM can exceed. One instruction is 16 lanes of two
+// multiply-adds; twelve sums hide its latency, and unrolled loops keep them in registers.
 __attribute__((target("avx512f,avx512bf16"))) double Bf16LoopFlops(int64_t iterations) {
   __m512 sums[12];
 #pragma GCC unroll 12
@@ -126,7 +126,8 @@ Options Parse(int argc, char** argv) {
   return options;
 }
 
-// Bytes of weights that one decoded token reads: everything but the embedding and the experts it is not sent to.
+// Bytes of weights that one decoded token reads: everything but the embedding and the experts it is
+// not sent to.
 double DecodeBytes(const cli::Assembly& model, DType dtype) {
   const checkpoint::ModelDesc& desc = model.desc();
   const double width = static_cast<double>(SizeOf(dtype));

@@ -1,7 +1,7 @@
-// placement_bench: the study of data-plane.md section 12 with the real planner: 61 layers of 256 experts on 288 places each,
-// log-normal loads that drift. Prints, per setting, the mean of max / mean load over ten windows for a placement that is
-// kept, one that is planned anew, and one that is changed within its budget; the part of the replicas that moved; and the
-// time of both planners.
+// placement_bench: the study of data-plane.md section 12 with the real planner: 61 layers of 256
+// experts on 288 places each, log-normal loads that drift. Prints, per setting, the mean of max /
+// mean load over ten windows for a placement that is kept, one that is planned anew, and one that
+// is changed within its budget; the part of the replicas that moved; and the time of both planners.
 #include <chrono>
 #include <cmath>
 #include <cstdio>

@@ -16,10 +16,11 @@ CODE = {".h", ".cc", ".cu", ".py", ".sh", ".cmake"}
 TEXT = CODE | {".md", ".txt", ".json", ".yaml", ".yml", ".proto", ".svg", ""}
 # Built, fetched or recorded, not written.
 SKIPPED_FOLDERS = {".venv", ".cache", "__pycache__"}
-RECORDED = ("tests/golden/data/", "models/demo/")
+RECORDED = ("tests/golden/data/", "tests/fuzz/corpus/", "models/demo/")
 # Quotes other projects' notes and markers; not code of ours.
 SPECIFICATIONS = ("docs/models/",)
 FILE_LINES_MAX = 600
+LINE_COLUMNS_MAX = 100  # of C++, as in .clang-format
 
 # Spelt in two halves, or this file would find itself.
 LEFTOVER = re.compile(r"\b(?:TO" r"DO|FIX" r"ME|XX" r"X|HA" r"CK)\b")
@@ -27,6 +28,7 @@ LEFTOVER = re.compile(r"\b(?:TO" r"DO|FIX" r"ME|XX" r"X|HA" r"CK)\b")
 MACHINE_PATH = re.compile(r"(?<![\w.)}\]:/-])/(?:home|root|work|mnt|media|srv|Users)/[\w.-]")
 RELATIVE_PATH = re.compile(r"(?<![\w./])((?:\.\./)+)([\w-][\w./-]*)?")
 INCLUDE = re.compile(r'^\s*#\s*include\s+["<]([^">]+)[">]')
+LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"')
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s#]+)(?:#[^)]*)?\)|<img[^>]*\ssrc=\"([^\"]+)\"")
 PAGE = re.compile(r"(?<![\w/.-])((?:[\w-]+/)*[\w-]+\.md)\b")
 
@@ -116,6 +118,20 @@ def check_lengths(tree: Tree, _rooms):
     for path, lines in tree.code():
         if len(lines) > FILE_LINES_MAX:
             yield path, len(lines), f"{len(lines)} lines; expected at most {FILE_LINES_MAX}"
+
+
+def check_width(tree: Tree, _rooms):
+    """clang-format wraps code but leaves comments and literals alone."""
+    for path, lines in tree.cpp():
+        for number, line in enumerate(lines, 1):
+            if len(line) <= LINE_COLUMNS_MAX or "://" in line or 'R"' in line:
+                continue
+            comment = re.match(r"\s*//(.*)", line)
+            # Indented: a table, a formula or a command, whose columns mean something.
+            if comment and comment[1].startswith("  "):
+                continue
+            if len(LITERAL.sub('""', line)) > LINE_COLUMNS_MAX or comment:
+                yield path, number, f"{len(line)} columns; expected at most {LINE_COLUMNS_MAX}"
 
 
 def check_leftovers(tree: Tree, _rooms):
@@ -225,7 +241,7 @@ def check_dead_files(tree: Tree, _rooms):
             yield path, 0, "no CMakeLists.txt runs this script and none imports it"
 
 
-CHECKS = [check_arrows, check_headers, check_lengths, check_leftovers, check_forbidden, check_paths, check_links,
+CHECKS = [check_arrows, check_headers, check_lengths, check_width, check_leftovers, check_forbidden, check_paths, check_links,
           check_decisions, check_dead_files]
 
 
@@ -244,7 +260,8 @@ def self_test() -> int:
     clean = {
         "CONTRIBUTING.md": table,
         "libs/base/include/conclave/base/a.h": "#pragma once\n",
-        "libs/tensor/src/b.cc": '#include "conclave/base/a.h"\n',
+        "libs/tensor/src/b.cc": '#include "conclave/base/a.h"\n' + 'char x[] = "' + 99 * "a" + '";\n'
+                                + "//   a table   " + 99 * "b" + "\n",
         "libs/tensor/CMakeLists.txt": "conclave_library(tensor SOURCES src/b.cc)\n",
         "docs/decisions/0001-first.md": "# First\n",
     }
@@ -258,6 +275,8 @@ def self_test() -> int:
         ("libs/base/include/conclave/base/a.h", "#pragma once\nusing namespace std;\n", "using namespace"),
         ("libs/base/include/conclave/base/a.h", "#pragma once\n#ifdef NDEBUG\n", "conditional compilation"),
         ("libs/tensor/src/b.cc", "int x;\n" * 601, "601 lines"),
+        ("libs/tensor/src/b.cc", "// " + 50 * "ab " + "\n", "153 columns"),
+        ("libs/tensor/src/b.cc", 'int x = f("' + 60 * "a" + '");' + 90 * " " + "// long\n", "columns;"),
         ("libs/tensor/src/b.cc", "// TO" "DO: later\n", "finish it"),
         ("libs/tensor/src/b.cc", "#include <regex>\n", "std::regex"),
         ("libs/tensor/src/b.cc", "TEST(A, DISABLED_B) {}\n", "disabled test"),

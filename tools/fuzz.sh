@@ -66,10 +66,13 @@ run_target() {
     [[ -z $seed ]] || cp -r "$root/$seed" "$work/$name.seeds/"
   done
   local limits=(-timeout="$input_seconds_max" -rss_limit_mb="$memory_mib_max" -artifact_prefix="$findings/$name-")
+  local dictionary=$root/tests/fuzz/dictionaries/$name.txt
+  [[ ! -r $dictionary ]] || limits+=(-dict="$dictionary")
   "$program" "${limits[@]}" -max_total_time="$seconds" -print_final_stats=1 \
     "${inputs[@]}" >"$log" 2>&1 || found=1
   if ((keep)) && ((!found)); then
-    "$program" "${limits[@]}" -merge=1 "$corpus" "$work/$name" >>"$log" 2>&1 || found=1
+    # By edges alone: counts of how often each was taken would keep many times as many files.
+    "$program" "${limits[@]}" -merge=1 -use_counters=0 "$corpus" "$work/$name" >>"$log" 2>&1 || found=1
   fi
   awk -v name="$name" -v found="$found" -v inputs="$(find "${inputs[@]:1}" -type f | wc -l)" '
     / cov: / { for (i = 1; i < NF; ++i) if ($i == "cov:") coverage = $(i + 1) }

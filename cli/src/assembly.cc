@@ -112,8 +112,8 @@ void Assembly::Connect(const AssemblyOptions& options) {
 }
 
 absl::Status Assembly::Load(const AssemblyOptions& options, const Progress& progress) {
-  // Experts are most of the bytes of an MoE model. They come last: packing a matrix holds its stored form too for that
-  // moment, and the largest, embedding and head, are the decoder's.
+  // Experts are most of the bytes of an MoE model. They come last: packing a matrix holds its
+  // stored form too for that moment, and the largest, embedding and head, are the decoder's.
   const double expert_share = desc().moe.layers.empty() ? 0.0 : 0.6;
   const double rest = 1.0 - expert_share;
   const auto part = [&progress](double first, double share, const char* what) {

@@ -1,5 +1,6 @@
-// The parts of a model in one process: checkpoint and tokenizer, worker cores with their inproc channels, decoder, tower
-// and dispatcher. EmbeddedCluster puts an engine on top; parity and exactness tests drive the parts themselves.
+// The parts of a model in one process: checkpoint and tokenizer, worker cores with their inproc
+// channels, decoder, tower and dispatcher. EmbeddedCluster puts an engine on top; parity and
+// exactness tests drive the parts themselves.
 #pragma once
 
 #include <functional>
@@ -43,7 +44,8 @@ struct Assembly {
 
   const checkpoint::ModelDesc& desc() const { return checkpoint->desc(); }
 
-  // Checks and maps the folder and reads its tokenizer; no weights yet. `vision_tower`: as --vision-tower, may be empty.
+  // Checks and maps the folder and reads its tokenizer; no weights yet. `vision_tower`: as
+  // --vision-tower, may be empty.
   static absl::StatusOr<std::unique_ptr<Assembly>> Open(const std::string& model_dir,
                                                         const std::string& vision_tower,
                                                         bool require_manifest = false);

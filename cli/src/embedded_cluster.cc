@@ -101,7 +101,8 @@ class MetricsBridge : public frontend::EngineObserver, public frontend::ChatObse
   const observability::EngineMetrics metrics_;
 };
 
-// The workers as a scrape sees them. Metrics outlive the cluster, so the link is cut when the cluster ends.
+// The workers as a scrape sees them. Metrics outlive the cluster, so the link is cut when the
+// cluster ends.
 struct LoadSource {
   Mutex mu;
   const std::vector<std::unique_ptr<WorkerCore>>* workers ABSL_GUARDED_BY(mu) = nullptr;

@@ -1,5 +1,5 @@
-// A whole cluster in one process: N worker cores, the static placement and a frontend over inproc channels. What
-// `conclave serve` and `conclave ask` run.
+// A whole cluster in one process: N worker cores, the static placement and a frontend over inproc
+// channels. What `conclave serve` and `conclave ask` run.
 #pragma once
 
 #include <chrono>
@@ -37,7 +37,8 @@ struct EmbeddedOptions {
 
 class EmbeddedCluster {
  public:
-  // Loads the model. `on_progress(fraction, what)`: 0..1 and a word such as "experts"; on any thread, one at a time.
+  // Loads the model. `on_progress(fraction, what)`: 0..1 and a word such as "experts"; on any
+  // thread, one at a time.
   static absl::StatusOr<std::unique_ptr<EmbeddedCluster>> Start(
       const EmbeddedOptions& options,
       const std::function<void(double fraction, const std::string& what)>& on_progress);

@@ -16,12 +16,13 @@ struct MemoryRequest {
   int32_t max_model_len = 0;
 };
 
-// Bytes that this process may still take: MemAvailable, or what the cgroup's limit leaves, whichever is less.
+// Bytes that this process may still take: MemAvailable, or what the cgroup's limit leaves,
+// whichever is less.
 int64_t AvailableBytes();
 
-// Bytes for the KV pool. Chosen: a quarter of what the weights leave, at most what `max_num_seqs` sequences of
-// `max_model_len` fill, at least one such sequence. kResourceExhausted ("model_needs_memory") before anything is
-// allocated when weights and one sequence do not fit.
+// Bytes for the KV pool. Chosen: a quarter of what the weights leave, at most what `max_num_seqs`
+// sequences of `max_model_len` fill, at least one such sequence. kResourceExhausted
+// ("model_needs_memory") before anything is allocated when weights and one sequence do not fit.
 absl::StatusOr<int64_t> PlanMemory(const checkpoint::Checkpoint& checkpoint,
                                    const MemoryRequest& request);
 

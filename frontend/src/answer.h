@@ -13,8 +13,8 @@
 
 namespace conclave::frontend {
 
-// Turns a sequence's tokens into deltas. White space at both ends of the answer is dropped, as the original does
-// (spec 5.3): the model was trained to begin with a space.
+// Turns a sequence's tokens into deltas. White space at both ends of the answer is dropped, as the
+// original does (spec 5.3): the model was trained to begin with a space.
 class Answer : public SequenceSink {
  public:
   // `on_end(choice end, stats)` is called once, after the last delta.
@@ -26,8 +26,8 @@ class Answer : public SequenceSink {
   void OnEnd(FinishReason reason, const absl::Status& status, const SequenceStats& stats) override;
 
  private:
-  // What of `text` may be shown now: leading white space of the answer never, trailing white space only when more
-  // text follows.
+  // What of `text` may be shown now: leading white space of the answer never, trailing white space
+  // only when more text follows.
   std::string Trim(std::string text);
   TokenLogprob LogprobOf(const SequenceToken& token) const;
 

@@ -24,8 +24,9 @@ double Milliseconds(std::chrono::nanoseconds duration) {
   return std::chrono::duration<double, std::milli>(duration).count();
 }
 
-// One request from Submit to OnDone. Its sink is called from the preparing thread until the first sequence is
-// submitted and from the engine's afterwards; with several choices both may speak at once, so calls take turns here.
+// One request from Submit to OnDone. Its sink is called from the preparing thread until the first
+// sequence is submitted and from the engine's afterwards; with several choices both may speak at
+// once, so calls take turns here.
 class OpenRequest : public ChatSink {
  public:
   OpenRequest(ChatId chat_id, ChatRequest chat, std::shared_ptr<ChatSink> chat_sink)
@@ -372,7 +373,8 @@ ChatService::~ChatService() {
   }
   state_->text_thread.join();
   state_->image_thread.join();
-  // Requests that were never prepared still get their end; sequences in the engine are its own to end.
+  // Requests that were never prepared still get their end; sequences in the engine are its own to
+  // end.
   std::vector<State::Request> unprepared;
   {
     MutexLock lock(state_->mu);

@@ -310,7 +310,8 @@ void Engine::State::PlanPrefill() {
       continue;
     }
     const int32_t count = std::min(budget, sequence.num_pending());
-    // A prompt takes memory only from those that came after it: without a block it waits for the next step.
+    // A prompt takes memory only from those that came after it: without a block it waits for the
+    // next step.
     if (!EnsureBlocks(sequence, sequence.num_computed + count)) {
       return;
     }

@@ -1,4 +1,5 @@
-// From encoded pictures to feature rows, with a cache: the same picture over several turns is encoded once.
+// From encoded pictures to feature rows, with a cache: the same picture over several turns is
+// encoded once.
 #pragma once
 
 #include <chrono>
@@ -32,8 +33,9 @@ class ImageEncoder {
     bool was_cached = false;
   };
 
-  // Decodes, fits, resizes, normalises and encodes. The cache key is a SHA-256 over the decoded pixels, their width and
-  // height and the mode, so that neither a file's metadata nor a clash of shapes can bring up another picture.
+  // Decodes, fits, resizes, normalises and encodes. The cache key is a SHA-256 over the decoded
+  // pixels, their width and height and the mode, so that neither a file's metadata nor a clash of
+  // shapes can bring up another picture.
   absl::StatusOr<Result> Encode(std::span<const std::byte> encoded, ImageMode mode);
 
  private:

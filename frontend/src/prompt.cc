@@ -34,7 +34,8 @@ text::Turn ToTurn(const Message& message) {
   return turn;
 }
 
-// Pictures between their two marks, which are template text: special ids where the tokenizer has them.
+// Pictures between their two marks, which are template text: special ids where the tokenizer has
+// them.
 std::vector<text::PromptSpan> WithMarks(std::vector<text::PromptSpan> spans) {
   std::vector<text::PromptSpan> marked;
   for (text::PromptSpan& span : spans) {

@@ -1,5 +1,5 @@
-// Goal: a chat request becomes the recorded answer, with pictures, history, stops, errors and cancellation.
-// Method: the demo model behind a ChatService, without sockets.
+// Goal: a chat request becomes the recorded answer, with pictures, history, stops, errors and
+// cancellation. Method: the demo model behind a ChatService, without sockets.
 #include "conclave/frontend/chat_service.h"
 
 #include <gtest/gtest.h>

@@ -1,6 +1,6 @@
-// Goal: the engine's promises about requests as such: cancellation, limits, preemption, errors, fairness between prompts
-// and answers.
-// Method: the demo model through an engine that the test steps by hand.
+// Goal: the engine's promises about requests as such: cancellation, limits, preemption, errors,
+// fairness between prompts and answers. Method: the demo model through an engine that the test
+// steps by hand.
 #include "conclave/frontend/engine.h"
 
 #include <gtest/gtest.h>

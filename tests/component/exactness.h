@@ -1,5 +1,5 @@
-// Serves a set of requests on one checkpoint under a configuration of the engine and records the logits of every token:
-// what tests of exactness compare.
+// Serves a set of requests on one checkpoint under a configuration of the engine and records the
+// logits of every token: what tests of exactness compare.
 #pragma once
 
 #include <array>
@@ -41,15 +41,16 @@ struct ServeOptions {
   DType dtype = DType::kBf16;
   kernels::Isa isa = kernels::Isa::kScalar;
   Config config{};
-  // The same engine serves all requests twice, and the second time, when whole prompts are kept, is what is returned.
+  // The same engine serves all requests twice, and the second time, when whole prompts are kept, is
+  // what is returned.
   bool again = false;
 };
 
 // The requests of one model, made after it was loaded.
 using RequestsOf = std::function<std::vector<frontend::SequenceRequest>(cli::Assembly&)>;
 
-// Greedy, through an engine that is stepped by hand, with some steps between arrivals, so that the next prompt meets
-// answers under way. Failures are reported by GoogleTest.
+// Greedy, through an engine that is stepped by hand, with some steps between arrivals, so that the
+// next prompt meets answers under way. Failures are reported by GoogleTest.
 Served Serve(const ServeOptions& options, const RequestsOf& requests_of);
 
 // Byte for byte; a fatal failure names the first difference.

@@ -1,8 +1,9 @@
-// Goal: the same request gives the same logits, bit by bit, however it is served: split over 1, 2 or 4 workers, on 1 or
-// 2 threads, alone or beside others in any phase, in chunks of any size, with frames or without, from reused KV blocks
-// or not, on every ISA path of this machine.
-// Method: eight questions on the demo model, greedy, through the engine stepped by hand. The first configuration is the
-// reference; a set of configurations that covers every pair of axis values is compared with it byte for byte.
+// Goal: the same request gives the same logits, bit by bit, however it is served: split over 1, 2
+// or 4 workers, on 1 or 2 threads, alone or beside others in any phase, in chunks of any size, with
+// frames or without, from reused KV blocks or not, on every ISA path of this machine.
+// Method: eight questions on the demo model, greedy, through the engine stepped by hand. The first
+// configuration is the reference; a set of configurations that covers every pair of axis values is
+// compared with it byte for byte.
 #include "exactness.h"
 
 #include <gtest/gtest.h>
@@ -40,7 +41,8 @@ class ExactnessTest : public ::testing::TestWithParam<std::tuple<DType, kernels:
 
 TEST_P(ExactnessTest, LogitsDoNotDependOnHowTheyAreServed) {
   const auto [dtype, isa] = GetParam();
-  // The scalar path is for reference, not for speed: fewer tokens keep its share of the time in bounds.
+  // The scalar path is for reference, not for speed: fewer tokens keep its share of the time in
+  // bounds.
   const int32_t num_tokens = isa == kernels::Isa::kScalar ? 6 : 24;
   const Served expected = Serve(isa, {}, num_tokens, false);
   ASSERT_EQ(expected.logits.size(), testing::Questions().size());

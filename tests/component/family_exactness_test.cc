@@ -1,7 +1,7 @@
-// Goal: what exactness_test proves on the demo holds for every decoder family and for what its config may ask for: one
-// expert per token, a residual FFN, eight experts, grouped queries.
-// Method: synthetic checkpoints of some MB, random prompts of tokens and pictures, greedy; every configuration of a covering
-// set must give the logits of the first one byte for byte.
+// Goal: what exactness_test proves on the demo holds for every decoder family and for what its
+// config may ask for: one expert per token, a residual FFN, eight experts, grouped queries.
+// Method: synthetic checkpoints of some MB, random prompts of tokens and pictures, greedy; every
+// configuration of a covering set must give the logits of the first one byte for byte.
 #include <gtest/gtest.h>
 
 #include <algorithm>

@@ -1,4 +1,5 @@
-// Requests on the demo model for component tests: questions about the sample pictures and about none.
+// Requests on the demo model for component tests: questions about the sample pictures and about
+// none.
 #pragma once
 
 #include <gtest/gtest.h>

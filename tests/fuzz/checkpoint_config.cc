@@ -1,7 +1,7 @@
 // config.json of any decoder family to a ModelDesc.
 //
-// Promises: a config is refused with a reason, or describes a model whose every tensor has a name of
-// its own, a positive shape and a place in the model, and whose sizes fit each other.
+// Promises: a config is refused with a reason, or describes a model whose every tensor has a name
+// of its own, a positive shape and a place in the model, and whose sizes fit each other.
 #include <stdlib.h>
 
 #include <cstddef>

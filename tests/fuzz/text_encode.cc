@@ -1,5 +1,5 @@
-// Text to ids and back, or with CONCLAVE_FUZZ_STREAMS ids to streamed text, by the tokenizers of the
-// recordings.
+// Text to ids and back, or with CONCLAVE_FUZZ_STREAMS ids to streamed text, by the tokenizers of
+// the recordings.
 //
 // Promises, for any bytes: ids are the tokenizer's own and none is a control token; decoding gives
 // the text back, in normal form C where the tokenizer has one, invalid UTF-8 as U+FFFD; and the
@@ -76,7 +76,8 @@ void CheckText(const Subject& subject, std::string_view text) {
   }
 }
 
-// The bytes as ids, in pairs; the first byte says which stop strings and whether control tokens show.
+// The bytes as ids, in pairs; the first byte says which stop strings and whether control tokens
+// show.
 void CheckStream(const Subject& subject, std::string_view bytes) {
   if (bytes.empty()) return;
   const bool keeps_special = (bytes.front() & 1) != 0;

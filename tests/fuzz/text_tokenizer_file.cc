@@ -1,8 +1,8 @@
 // One tokenizer file; the build gives its name in CONCLAVE_FUZZ_FILE.
 //
 // Promises: a file is refused with a reason and a message of printable text, or gives a tokenizer
-// that takes any bytes, whose ids are all its own, that gives a plain text back, and that never makes
-// a control token of it.
+// that takes any bytes, whose ids are all its own, that gives a plain text back, and that never
+// makes a control token of it.
 #include <cstdint>
 #include <cstdlib>
 #include <filesystem>

@@ -19,8 +19,8 @@ namespace {
 // FTZ (bit 15) and DAZ (bit 6) of MXCSR.
 constexpr unsigned kDenormalsOffBits = 0x8040;
 
-// How long an idle worker spins before it sleeps. Longer than the gaps inside a decode step (microseconds), short
-// enough that a foreign process on the same core hardly notices.
+// How long an idle worker spins before it sleeps. Longer than the gaps inside a decode step
+// (microseconds), short enough that a foreign process on the same core hardly notices.
 constexpr auto kSpin = std::chrono::microseconds(30);
 
 }  // namespace
@@ -32,11 +32,13 @@ struct ThreadPool::State {
   // Serializes callers: one loop at a time.
   Mutex loop_mu;
 
-  // The current loop. Written by the caller before `generation` is raised, read by workers after they see it.
+  // The current loop. Written by the caller before `generation` is raised, read by workers after
+  // they see it.
   TaskFn call = nullptr;
   const void* fn = nullptr;
   int64_t num_tasks = 0;
-  // Taken from by everybody. A worker joins a loop only between `open` being true and its own entry in `active`.
+  // Taken from by everybody. A worker joins a loop only between `open` being true and its own entry
+  // in `active`.
   alignas(64) std::atomic<int64_t> next{0};
   alignas(64) std::atomic<uint64_t> generation{0};
   // Workers inside the current loop; the caller leaves when it is 0 and the tasks are handed out.
@@ -87,8 +89,9 @@ struct ThreadPool::State {
       if (stop.load()) {
         return;
       }
-      // Enter first, then look: an odd generation is an open loop. The caller closes it (even) before it waits for
-      // `active` to fall to 0, so a worker that enters late finds it closed and touches nothing of the loop.
+      // Enter first, then look: an odd generation is an open loop. The caller closes it (even)
+      // before it waits for `active` to fall to 0, so a worker that enters late finds it closed and
+      // touches nothing of the loop.
       active.fetch_add(1);
       const uint64_t now = generation.load();
       if (now % 2 == 1) {

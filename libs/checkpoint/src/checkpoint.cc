@@ -25,7 +25,8 @@ constexpr size_t kNamedMax = 3;
 // Every x86-64 has pages of this size.
 constexpr size_t kPageBytes = 4096;
 constexpr int kReadTries = 3;
-// The kernel reads no more ahead for one piece of advice than the device's read-ahead, by default this.
+// The kernel reads no more ahead for one piece of advice than the device's read-ahead, by default
+// this.
 constexpr size_t kReadAheadBytes = 128 << 10;
 
 size_t PageOffset(const std::byte* address) {
@@ -34,8 +35,8 @@ size_t PageOffset(const std::byte* address) {
 
 // Faults the pages of a mapped file in; false when that would be a SIGBUS.
 bool BringIn(std::span<const std::byte> bytes) {
-  // Reads of exactly these bytes, queued all at once: the mapping itself reads nothing ahead, and page by page a disk
-  // would be forty times slower. Advice, whose failure shows in what follows.
+  // Reads of exactly these bytes, queued all at once: the mapping itself reads nothing ahead, and
+  // page by page a disk would be forty times slower. Advice, whose failure shows in what follows.
   for (size_t begin = 0; begin < bytes.size(); begin += kReadAheadBytes) {
     const std::span<const std::byte> part =
         bytes.subspan(begin, std::min(kReadAheadBytes, bytes.size() - begin));

@@ -94,7 +94,8 @@ std::string_view ActivationWord(ActivationKind kind) {
   return "";
 }
 
-// "24 layers of 2048, sequential; 16 heads of 128; FFN 5504, gated SiLU; RMSNorm; vocabulary 151936".
+// "24 layers of 2048, sequential; 16 heads of 128; FFN 5504, gated SiLU; RMSNorm; vocabulary
+// 151936".
 std::string DecoderLine(const ModelDesc& desc) {
   const AttentionSpec& attention = desc.attention;
   std::string text =

@@ -154,8 +154,8 @@ std::string Letters(std::string_view bytes) {
   return out;
 }
 
-// SentencePiece's model file is a protocol buffer (sentencepiece_model.proto): the numbers below are
-// its fields.
+// SentencePiece's model file is a protocol buffer (sentencepiece_model.proto): the numbers below
+// are its fields.
 constexpr int kNormal = 1;
 constexpr int kUnknown = 2;
 constexpr int kControl = 3;

@@ -1,5 +1,5 @@
-// Opcodes and their meaning: Python's Lib/pickletools.py, protocols 2 to 5; globals: what torch.save
-// writes for tensors, parameters and the dictionaries around them.
+// Opcodes and their meaning: Python's Lib/pickletools.py, protocols 2 to 5; globals: what
+// torch.save writes for tensors, parameters and the dictionaries around them.
 #include "tensor_pickle.h"
 
 #include <cstring>

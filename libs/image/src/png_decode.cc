@@ -1,10 +1,12 @@
 #include <png.h>
 
+#include <algorithm>
 #include <csetjmp>
 #include <cstring>
 #include <span>
 #include <vector>
 
+#include "byte_order.h"
 #include "conclave/base/status.h"
 #include "decoders.h"
 #include "png_scan.h"
@@ -14,6 +16,10 @@ namespace conclave::image {
 namespace {
 
 constexpr char kFormat[] = "PNG";
+constexpr size_t kChunkHeaderBytes = 8;
+// What a row may take of the file beyond 9/8 of its size, the worst that deflate does to noise: its
+// tables, and what libpng reads ahead.
+constexpr size_t kRowDataSlack = 16 << 10;
 
 template <typename Convert>
 void EachPixel(const uint8_t* row, int64_t num_pixels, int64_t pixel_bytes, uint8_t* out,
@@ -92,7 +98,9 @@ class PngReader {
     png_read_info(png_, info_);
     png_set_packing(png_);
     png_read_update_info(png_, info_);
-    return png_get_rowbytes(png_, info_);
+    const size_t row_bytes = png_get_rowbytes(png_, info_);
+    row_data_max_ = row_bytes + row_bytes / 8 + kRowDataSlack;
+    return row_bytes;
   }
 
   // Fills out[height, width, 3]; `row` has the size that ReadHeader gave. False if the data are
@@ -111,12 +119,12 @@ class PngReader {
       }
       const int64_t num_pixels = (layout_.width - grid.left + grid.step_x - 1) / grid.step_x;
       for (int64_t y = grid.top; y < layout_.height; y += grid.step_y) {
+        row_data_left_ = row_data_max_;
         png_read_row(png_, row, nullptr);
         ConvertRow(layout_, row, num_pixels, out + (y * layout_.width + grid.left) * 3,
                    int64_t{3} * grid.step_x);
       }
     }
-    png_read_end(png_, nullptr);
     return true;
   }
 
@@ -135,6 +143,9 @@ class PngReader {
 
   static void OnRead(png_structp png, png_bytep out, png_size_t num_bytes) {
     auto* self = static_cast<PngReader*>(png_get_io_ptr(png));
+    self->CountData(num_bytes);
+    const png_bytep begin = out;
+    const png_size_t num_asked = num_bytes;
     while (num_bytes > 0) {
       if (self->run_ == self->layout_.needed.size()) {
         png_error(png, "end of data");
@@ -151,6 +162,28 @@ class PngReader {
         self->run_offset_ = 0;
       }
     }
+    self->FollowChunks(begin, num_asked);
+  }
+
+  // libpng reads a signature of 8 bytes; then, for each chunk, 8 bytes of length and type, the body
+  // in pieces, and 4 bytes of checksum. These two follow it: they know which bytes are a body's.
+  void CountData(size_t num_bytes) {
+    if (body_left_ == 0 || row_data_max_ == 0) {
+      return;
+    }
+    if (num_bytes > row_data_left_) {
+      png_error(png_, "too much data for a row");
+    }
+    row_data_left_ -= num_bytes;
+  }
+
+  void FollowChunks(const uint8_t* bytes, size_t num_bytes) {
+    if (body_left_ > 0) {
+      body_left_ -= std::min(num_bytes, body_left_);
+    } else if (has_signature_ && num_bytes == kChunkHeaderBytes) {
+      body_left_ = ReadU32(bytes);
+    }
+    has_signature_ = true;
   }
 
   [[noreturn]] static void OnError(png_structp png, png_const_charp) {
@@ -162,6 +195,12 @@ class PngReader {
   static void OnWarning(png_structp, png_const_charp) {}
 
   const PngLayout& layout_;
+  // After the last row libpng inflates what is left of the data, to throw it away. A file of the
+  // allowed size could hold 10 GiB of that, so each row may take so much of the file and no more.
+  size_t row_data_max_ = 0;  // 0 while the header is read
+  size_t row_data_left_ = 0;
+  size_t body_left_ = 0;  // of the chunk that is being read
+  bool has_signature_ = false;
   size_t run_ = 0;
   size_t run_offset_ = 0;
   std::jmp_buf on_error_{};

@@ -55,7 +55,8 @@ absl::StatusOr<RgbImage> DecodeWebp(std::span<const uint8_t> encoded, const Deco
   picture.height = features.height;
   const size_t stride = static_cast<size_t>(picture.width) * 3;
   picture.pixels.resize(stride * static_cast<size_t>(picture.height));
-  // All or nothing: a stream that ends early gives no picture. Alpha is dropped, not blended, as Pillow does.
+  // All or nothing: a stream that ends early gives no picture. Alpha is dropped, not blended, as
+  // Pillow does.
   if (WebPDecodeRGBInto(encoded.data(), container, picture.pixels.data(), picture.pixels.size(),
                         static_cast<int>(stride)) == nullptr) {
     return Corrupt("WebP", "the bitstream breaks the format or ends early");

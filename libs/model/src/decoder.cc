@@ -143,7 +143,8 @@ void Decoder::State::BuildRopeTable(int32_t table) {
   const auto theta = static_cast<float>(
       table == 0 ? double{rope.theta} : double{rope.theta} * std::pow(alpha, dims / (dims - 2.0)));
   for (int64_t i = 0; i < half; ++i) {
-    // The original keeps the inverse frequency and the angle in f32; doing so keeps long positions on its grid.
+    // The original keeps the inverse frequency and the angle in f32; doing so keeps long positions
+    // on its grid.
     const float inverse =
         1.0f / std::pow(theta, static_cast<float>(2 * i) / static_cast<float>(rope.rotary_dim));
     for (int64_t p = 0; p < desc.max_positions; ++p) {

@@ -21,7 +21,8 @@ struct LayerWeights {
   Linear output;
   std::optional<FfnWeights> ffn;  // dense layers
   std::vector<float> gate;        // MoE layers: [E, io_dim] f32
-  // MoE layers with MoeSpec::use_residual: the FFN beside the experts and the linear that mixes the two.
+  // MoE layers with MoeSpec::use_residual: the FFN beside the experts and the linear that mixes the
+  // two.
   std::optional<FfnWeights> residual_ffn;
   std::vector<float> coefficient;       // [2, hidden_dim] f32
   std::vector<float> coefficient_bias;  // [2]

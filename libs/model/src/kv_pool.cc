@@ -57,7 +57,8 @@ uint64_t KvPool::Hash(uint64_t parent_uid, std::span<const PositionKey> keys) {
 }
 
 int32_t KvPool::FindNamed(uint64_t parent_uid, std::span<const PositionKey> keys) const {
-  // The hash only finds candidates; the keys themselves decide, so a collision cannot mix up two users' prompts.
+  // The hash only finds candidates; the keys themselves decide, so a collision cannot mix up two
+  // users' prompts.
   const auto [first, last] = named_.equal_range(Hash(parent_uid, keys));
   for (auto it = first; it != last; ++it) {
     const Block& block = blocks_[static_cast<size_t>(it->second)];
@@ -142,7 +143,8 @@ void KvPool::Release(int32_t index) {
     return;
   }
   if (block.is_named) {
-    // The last block of a chain is released first by its holder, so children are older than parents and go first.
+    // The last block of a chain is released first by its holder, so children are older than parents
+    // and go first.
     block.last_used = ++clock_;
     ++num_evictable_;
   } else {

@@ -167,7 +167,8 @@ struct VisionTower::State {
   MatView<float> Rows(AlignedBuffer& buffer, int64_t rows, int64_t cols) const {
     return {buffer.As<float>(), rows, cols, cols};
   }
-  // Patches of `pixels` as rows of the convolution's input, times its weights, plus class token and positions.
+  // Patches of `pixels` as rows of the convolution's input, times its weights, plus class token and
+  // positions.
   void EmbedPatches(std::span<const float> pixels, MatView<float> x);
   void Attend(const TowerLayer& layer, MatView<const float> n, MatView<float> out);
   void RunLayer(const TowerLayer& layer, MatView<float> x);

@@ -146,7 +146,8 @@ bool LayerBalance::KeepsHosts(int32_t expert, int32_t from, int32_t to) const {
   if (holders.size() < 2 || lost == won) {
     return true;
   }
-  // Two hosts stay when another replica stands elsewhere than the new one, or all shared one host before.
+  // Two hosts stay when another replica stands elsewhere than the new one, or all shared one host
+  // before.
   return std::any_of(holders.begin(), holders.end(),
                      [&](int32_t h) { return h != from && bins_[Index(h)].host != won; });
 }
@@ -185,8 +186,8 @@ void LayerBalance::TryMoves(int32_t from, int32_t expert, int32_t most_moves, do
           std::max((high.load - share) / high.speed, (low.load + share) / low.speed);
       Consider({Change::Kind::kMove, expert, -1, from, to, peak, 1}, now, least_gain, best);
     }
-    // What a swap may carry over: enough to bring the high one below the peak to beat, not so much as to lift the other
-    // above it. Most pairs of workers have nothing in between.
+    // What a swap may carry over: enough to bring the high one below the peak to beat, not so much
+    // as to lift the other above it. Most pairs of workers have nothing in between.
     const double beat = PeakToBeat(now, 2, least_gain, best);
     const double least = high.load - beat * high.speed;
     const double most = beat * low.speed - low.load;

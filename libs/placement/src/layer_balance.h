@@ -1,4 +1,5 @@
-// One MoE layer while it is planned: which expert stands on which worker, and what that loads them with.
+// One MoE layer while it is planned: which expert stands on which worker, and what that loads them
+// with.
 #pragma once
 
 #include <cstdint>
@@ -60,34 +61,38 @@ class LayerBalance {
   void Add(int32_t expert, int32_t bin);
   void Remove(int32_t expert, int32_t bin);
 
-  // The expert whose replicas carry most, of those with fewer replicas than `most` (and than bins), or -1.
+  // The expert whose replicas carry most, of those with fewer replicas than `most` (and than bins),
+  // or -1.
   int32_t Hottest(int32_t most) const;
   double HighestShare() const;
 
-  // Where a further replica of `expert` is best put: a bin with room that does not hold it, on a new host while its
-  // replicas share one, the least level after it. `total_levels` and `affinity` (may be empty, per bin) decide among
-  // levels within two percent. -1 when there is none.
+  // Where a further replica of `expert` is best put: a bin with room that does not hold it, on a
+  // new host while its replicas share one, the least level after it. `total_levels` and `affinity`
+  // (may be empty, per bin) decide among levels within two percent. -1 when there is none.
   int32_t BestBin(int32_t expert, double share, std::span<const double> total_levels,
                   std::span<const double> affinity) const;
 
   // max / mean of levels over bins that take experts; 0 when an expert has no replica.
   double Ratio() const;
-  // The change that lowers the peak most per move, by at least `least_gain` of it (a further replica: by `replica_gain`),
-  // with at most `most_moves`; nullopt when there is none. Experts keep `replication` replicas.
+  // The change that lowers the peak most per move, by at least `least_gain` of it (a further
+  // replica: by `replica_gain`), with at most `most_moves`; nullopt when there is none. Experts
+  // keep `replication` replicas.
   std::optional<Change> BestChange(int32_t replication, double least_gain, double replica_gain,
                                    int32_t most_moves) const;
   void Apply(const Change& change);
 
  private:
   static size_t Index(int32_t i) { return static_cast<size_t>(i); }
-  // Whether the replicas of `expert` would still be on two hosts, or on as many as now, after one goes `from` → `to`.
+  // Whether the replicas of `expert` would still be on two hosts, or on as many as now, after one
+  // goes `from` → `to`.
   bool KeepsHosts(int32_t expert, int32_t from, int32_t to) const;
   int32_t HighestBin() const;
   void TryMoves(int32_t from, int32_t expert, int32_t most_moves, double least_gain,
                 std::optional<Change>& best) const;
   void TryReplicas(int32_t from, int32_t expert, int32_t replication, double replica_gain,
                    std::optional<Change>& best) const;
-  // A change of `num_moves` replicas that leaves the peak above this gains too little, or less per move than `best`.
+  // A change of `num_moves` replicas that leaves the peak above this gains too little, or less per
+  // move than `best`.
   static double PeakToBeat(double now, int32_t num_moves, double least_gain,
                            const std::optional<Change>& best);
   void Consider(const Change& change, double now, double least_gain,

@@ -10,7 +10,8 @@
 namespace conclave::placement {
 namespace {
 
-// Loads below this part of the layer's mean count as this part: an expert that nobody asked for yet still has a place.
+// Loads below this part of the layer's mean count as this part: an expert that nobody asked for yet
+// still has a place.
 constexpr double kLoadFloor = 1e-3;
 
 std::string Describe(ExpertUnit unit) {
@@ -122,7 +123,8 @@ absl::Status PlanLayout::PlacePins() {
   return absl::OkStatus();
 }
 
-// Divides every worker's memory over the layers in proportion to their experts, so that the layers' totals are level too.
+// Divides every worker's memory over the layers in proportion to their experts, so that the layers'
+// totals are level too.
 void PlanLayout::ShareSlots() {
   for (const PlanUnit& unit : units_) {
     unit_bytes_ = std::max(unit_bytes_, unit.bytes);

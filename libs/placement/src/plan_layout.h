@@ -1,4 +1,5 @@
-// A problem of placement with indices instead of ids: units by layer, and how many replicas of each layer a worker takes.
+// A problem of placement with indices instead of ids: units by layer, and how many replicas of each
+// layer a worker takes.
 #pragma once
 
 #include <cstdint>
@@ -33,7 +34,8 @@ class PlanLayout {
   double load(size_t layer, int32_t expert) const {
     return loads_[layer_units_[layer].units[static_cast<size_t>(expert)]];
   }
-  // Replicas of `layer` that a worker's share of memory takes, and of all layers that its memory takes.
+  // Replicas of `layer` that a worker's share of memory takes, and of all layers that its memory
+  // takes.
   int32_t slots(size_t layer, size_t worker) const { return slots_[layer][worker]; }
   int64_t memory(size_t worker) const { return memory_[worker]; }
   int64_t unit_bytes() const { return unit_bytes_; }

@@ -17,7 +17,8 @@ namespace {
 
 // A change for balance has to lower the highest level of its layer by this part.
 constexpr double kLeastGain = 0.002;
-// Changes after packing: until a layer is this level, or so many. What is left to gain is less than the loads are known.
+// Changes after packing: until a layer is this level, or so many. What is left to gain is less than
+// the loads are known.
 constexpr double kLevelEnough = 1.005;
 constexpr int kPolishMax = 24;
 
@@ -49,13 +50,15 @@ class Planner {
   void AddPins(size_t layer, LayerBalance& balance) const;
   // Frees a place for `expert` by moving another replica out of its way; the bin, or -1.
   static int32_t MakeRoom(LayerBalance& balance, int32_t expert);
-  // Of layers that were adopted: a worker takes as many replicas as its memory holds, but no more of one layer than its
-  // share while `by_share`.
+  // Of layers that were adopted: a worker takes as many replicas as its memory holds, but no more
+  // of one layer than its share while `by_share`.
   void SetCapacities(size_t layer, bool by_share);
   void CountHeld();
-  // Where the `round`-th replica of an expert goes, at the price of another's surplus if need be; -1: nowhere.
+  // Where the `round`-th replica of an expert goes, at the price of another's surplus if need be;
+  // -1: nowhere.
   int32_t FindPlace(size_t layer, int32_t expert, int32_t round);
-  // Gives up one replica that its expert has beyond `keep`, on a worker without `expert`; the worker, or -1.
+  // Gives up one replica that its expert has beyond `keep`, on a worker without `expert`; the
+  // worker, or -1.
   int32_t Evict(size_t layer, int32_t expert, int32_t keep);
   int32_t EvictFrom(size_t layer, int32_t worker, int32_t keep);
   void CountLevels(const LayerBalance& balance, double sign);
@@ -67,7 +70,8 @@ class Planner {
   std::vector<LayerBalance> layers_;
 };
 
-// Replicas per expert: the common number, then one at a time for the expert whose replicas carry most.
+// Replicas per expert: the common number, then one at a time for the expert whose replicas carry
+// most.
 std::vector<int32_t> Planner::Counts(const LayerBalance& balance, size_t layer) const {
   const int32_t num_experts = balance.num_experts();
   const int32_t workers = layout_.NumTaking(layer);
@@ -122,7 +126,8 @@ void Planner::CountLevels(const LayerBalance& balance, double sign) {
   }
 }
 
-// Longest processing time first: the replicas that carry most are placed first, each on the least loaded worker.
+// Longest processing time first: the replicas that carry most are placed first, each on the least
+// loaded worker.
 void Planner::Pack(size_t layer) {
   LayerBalance balance = layout_.EmptyLayer(layer);
   const std::vector<int32_t> counts = Counts(balance, layer);
@@ -410,8 +415,8 @@ Plan Planner::Result(std::span<const Replica> current) const {
   return plan;
 }
 
-// Level-by-level filling: every unit shifts load from its most to its least loaded holder until nothing is gained. A few
-// rounds bring the peak within a percent of where more would.
+// Level-by-level filling: every unit shifts load from its most to its least loaded holder until
+// nothing is gained. A few rounds bring the peak within a percent of where more would.
 std::vector<double> Planner::LevelShares() const {
   constexpr int kRounds = 32;
   std::vector<double> shares;
@@ -509,8 +514,8 @@ absl::StatusOr<Plan> PlanIncremental(const PlanProblem& problem, std::span<const
   planner.Repair();
   planner.Balance();
   Plan plan = planner.Result(current);
-  // What is missing is brought back with as few loads as can be; balance waits for the next plan. No plan is better than
-  // 1, so most need no comparison.
+  // What is missing is brought back with as few loads as can be; balance waits for the next plan.
+  // No plan is better than 1, so most need no comparison.
   const bool may_be_full = plan.ratio_after == 0 || (plan.num_replicas_needed == 0 &&
                                                      plan.ratio_after > options.full_factor);
   if (may_be_full) {

@@ -57,8 +57,8 @@ float HalfToFloat(uint16_t half) {
   const uint32_t exponent = (half >> 10) & 0x1fu;
   const uint32_t mantissa = half & 0x3ffu;
   if (exponent == 0) {
-    // ldexp and not bit tricks: the product must not be flushed on a thread that flushes denormal halves' f32 images,
-    // and all of them are normal f32 numbers.
+    // ldexp and not bit tricks: the product must not be flushed on a thread that flushes denormal
+    // halves' f32 images, and all of them are normal f32 numbers.
     const float magnitude = std::ldexp(static_cast<float>(mantissa), -24);
     return sign != 0 ? -magnitude : magnitude;
   }
@@ -78,7 +78,8 @@ uint16_t FloatToHalf(float value) {
     return static_cast<uint16_t>(sign | 0x7c00u);
   }
   if (magnitude < 0x38800000u) {
-    // Denormal half: scale so that the integer part is the mantissa, and let the conversion round to nearest even.
+    // Denormal half: scale so that the integer part is the mantissa, and let the conversion round
+    // to nearest even.
     const double scaled = std::ldexp(static_cast<double>(__builtin_bit_cast(float, magnitude)), 24);
     return static_cast<uint16_t>(sign | static_cast<uint16_t>(std::nearbyint(scaled)));
   }

@@ -1,5 +1,5 @@
-// Tokens that are found in raw text before anything else: control strings, and others that a tokenizer was given on top of
-// its vocabulary (runs of spaces in Phi's, spec 6.3).
+// Tokens that are found in raw text before anything else: control strings, and others that a
+// tokenizer was given on top of its vocabulary (runs of spaces in Phi's, spec 6.3).
 #pragma once
 
 #include <array>
@@ -32,8 +32,8 @@ class AddedTokens {
     size_t begin;             // the size of the text when there is none
     const AddedToken* token;  // null: none
   };
-  // The first token in `text` from `from` on, the longest that begins there. Special ones count only `with_specials`.
-  // Linear in the text for a given set of tokens.
+  // The first token in `text` from `from` on, the longest that begins there. Special ones count
+  // only `with_specials`. Linear in the text for a given set of tokens.
   Found Next(std::string_view text, size_t from, bool with_specials) const;
 
   const AddedToken* Find(int32_t id) const;  // null: none

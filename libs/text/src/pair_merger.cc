@@ -110,7 +110,8 @@ void PairMerger::AddPair(int32_t left, int32_t right, uint32_t position, Scratch
   bucket.positions.push_back(position);
 }
 
-// Merges pairs of `rank`, from left to right, until none is left or a merge made a pair of a lower rank possible.
+// Merges pairs of `rank`, from left to right, until none is left or a merge made a pair of a lower
+// rank possible.
 void PairMerger::MergeRank(int32_t rank, Scratch& scratch) const {
   const int32_t index = scratch.bucket_of_rank[rank];
   const size_t num_units = scratch.symbols.size();

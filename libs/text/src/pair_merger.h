@@ -8,11 +8,11 @@
 
 namespace conclave::text {
 
-// Symbols are what merges start from and what they make: single bytes or characters, and tokens. A symbol is a number from
-// 0; how long it is, is counted in those units that merges start from.
+// Symbols are what merges start from and what they make: single bytes or characters, and tokens. A
+// symbol is a number from 0; how long it is, is counted in those units that merges start from.
 //
-// Of all adjacent pairs that the table has, the one of the lowest rank is merged, the leftmost on ties, until none is left.
-// Immutable; any thread.
+// Of all adjacent pairs that the table has, the one of the lowest rank is merged, the leftmost on
+// ties, until none is left. Immutable; any thread.
 class PairMerger {
  public:
   struct Pair {
@@ -22,10 +22,12 @@ class PairMerger {
     int32_t joined;  // as long as both together
   };
 
-  // lengths[s] >= 1 of every symbol. Of pairs with the same two symbols the one of the lowest rank counts.
+  // lengths[s] >= 1 of every symbol. Of pairs with the same two symbols the one of the lowest rank
+  // counts.
   PairMerger(std::vector<uint32_t> lengths, const std::vector<Pair>& pairs);
 
-  // Working memory of Merge, kept between the pieces of one text. About 16 bytes per unit of the longest piece.
+  // Working memory of Merge, kept between the pieces of one text. About 16 bytes per unit of the
+  // longest piece.
   struct Scratch {
     struct Bucket {
       std::vector<uint32_t> positions;
@@ -42,9 +44,10 @@ class PairMerger {
     std::vector<uint32_t> begin_of;  // at the last unit of every part: its first unit
   };
 
-  // Appends to `out` the symbols that the units `start` (each a symbol of length 1) merge to. Time is linear in the piece,
-  // but for sorting positions that were found out of order, with tables in which parts have lower ranks than what they
-  // form, as trained ones have. Other tables cost more but give the same result as the plain loop.
+  // Appends to `out` the symbols that the units `start` (each a symbol of length 1) merge to. Time
+  // is linear in the piece, but for sorting positions that were found out of order, with tables in
+  // which parts have lower ranks than what they form, as trained ones have. Other tables cost more
+  // but give the same result as the plain loop.
   void Merge(std::span<const int32_t> start, Scratch& scratch, std::vector<int32_t>& out) const;
 
  private:

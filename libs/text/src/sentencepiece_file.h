@@ -1,5 +1,5 @@
-// SentencePiece's tokenizer.model: a protocol buffer, read here because Debian's library brings a copy of libprotobuf that
-// cannot live in one process with gRPC's.
+// SentencePiece's tokenizer.model: a protocol buffer, read here because Debian's library brings a
+// copy of libprotobuf that cannot live in one process with gRPC's.
 #pragma once
 
 #include <cstdint>
@@ -30,9 +30,10 @@ struct Piece {
   PieceType type = PieceType::kNormal;
 };
 
-// The pieces of a BPE model with byte fallback, by id. `where` is the file, for messages. "tokenizer_invalid" for broken
-// bytes, twins and missing byte pieces; "tokenizer_unsupported" for a unigram or word model, for another normalizer than
-// the identity and for other rules of white space than Llama's.
+// The pieces of a BPE model with byte fallback, by id. `where` is the file, for messages.
+// "tokenizer_invalid" for broken bytes, twins and missing byte pieces; "tokenizer_unsupported" for
+// a unigram or word model, for another normalizer than the identity and for other rules of white
+// space than Llama's.
 absl::StatusOr<std::vector<Piece>> ParseSentencePiece(const std::string& where,
                                                       std::string_view bytes);
 
@@ -40,8 +41,8 @@ absl::StatusOr<std::vector<Piece>> ParseSentencePiece(const std::string& where,
 absl::Status ApplyPieces(const std::string& where, const std::vector<Piece>& pieces,
                          VocabSpec& spec);
 
-// Of a vocabulary in SentencePiece's spelling: id_of_byte, token_bytes, and a symbol for every character that some token
-// holds. `is_merged[id]`: whether merges may make the token.
+// Of a vocabulary in SentencePiece's spelling: id_of_byte, token_bytes, and a symbol for every
+// character that some token holds. `is_merged[id]`: whether merges may make the token.
 absl::Status ApplySpelledTokens(const std::string& where, const std::vector<std::string>& tokens,
                                 const std::vector<bool>& is_merged, VocabSpec& spec);
 

@@ -16,8 +16,8 @@ namespace {
 
 constexpr size_t kDepthMax = 32;
 
-// Sees the keys of all objects go by. Boost.JSON alone keeps the last of two equal ones, so that two
-// readers of one file could see two different vocabularies.
+// Sees the keys of all objects go by. Boost.JSON alone keeps the last of two equal ones, so that
+// two readers of one file could see two different vocabularies.
 class UniqueKeys {
  public:
   using Error = boost::json::error_code;

@@ -13,7 +13,8 @@ namespace conclave::text {
 
 // Ids are below this: as many embedding rows as any model has, and then some.
 inline constexpr int32_t kIdsMax = 1 << 22;
-// Published tokens have at most 128 characters. How a token may be cut in two costs the square of this.
+// Published tokens have at most 128 characters. How a token may be cut in two costs the square of
+// this.
 inline constexpr size_t kTokenBytesMax = 1024;
 
 // "tokenizer_invalid": `where` is the file, with a place in it where there is one.
@@ -23,8 +24,9 @@ absl::Status UnsupportedTokenizer(const std::string& where, const std::string& w
 
 bool HasFile(const std::string& file);
 
-// The bytes of a regular file of at most `bytes_max`; `expected` names it in messages ("a .tiktoken rank file").
-// "tokenizer_missing", and "tokenizer_invalid" for one that is larger, which is then not read.
+// The bytes of a regular file of at most `bytes_max`; `expected` names it in messages ("a .tiktoken
+// rank file"). "tokenizer_missing", and "tokenizer_invalid" for one that is larger, which is then
+// not read.
 absl::StatusOr<std::string> ReadTokenizerFile(const std::string& file, int64_t bytes_max,
                                               std::string_view expected);
 

@@ -196,7 +196,8 @@ class VocabTokenizer final : public Tokenizer {
     }
   }
 
-  // SentencePiece: merges run over stretches of characters that the vocabulary knows; others are their bytes.
+  // SentencePiece: merges run over stretches of characters that the vocabulary knows; others are
+  // their bytes.
   void EncodeSpelled(std::string_view segment, Scratch& scratch, std::vector<int32_t>& ids) const {
     scratch.spelled.assign(kSpaceMark);
     for (const char c : segment) {
@@ -268,8 +269,9 @@ class VocabTokenizer final : public Tokenizer {
       for (const int32_t id : run) bytes.append(TokenBytes(id, keep_special));
       return ReplaceInvalidUtf8(bytes);
     }
-    // LlamaTokenizer.convert_tokens_to_string: the first token and then what SentencePiece decodes lose one leading space
-    // each; a control token stands behind a space, unless another one or nothing is before it.
+    // LlamaTokenizer.convert_tokens_to_string: the first token and then what SentencePiece decodes
+    // lose one leading space each; a control token stands behind a space, unless another one or
+    // nothing is before it.
     std::string text;
     std::string piece;
     bool after_special = false;

@@ -1,4 +1,5 @@
-// A tokenizer that was read from files: added tokens, then pre-tokens or SentencePiece's spelling, then merges.
+// A tokenizer that was read from files: added tokens, then pre-tokens or SentencePiece's spelling,
+// then merges.
 #pragma once
 
 #include <array>
@@ -29,16 +30,17 @@ struct VocabSpec {
   std::vector<std::string> token_bytes;
   std::vector<AddedToken> added;
 
-  // Normal form C first. `nfc_before_added`: before added tokens are looked for (as slow tokenizers do), else of what
-  // stands between them.
+  // Normal form C first. `nfc_before_added`: before added tokens are looked for (as slow tokenizers
+  // do), else of what stands between them.
   bool uses_nfc = false;
   bool nfc_before_added = false;
-  // Byte-level: text is cut by this pattern and merges start from bytes. Otherwise SentencePiece's spelling: "▁" in front
-  // of every piece of text and for every space, merges start from characters.
+  // Byte-level: text is cut by this pattern and merges start from bytes. Otherwise SentencePiece's
+  // spelling: "▁" in front of every piece of text and for every space, merges start from
+  // characters.
   std::optional<SplitPattern> pattern;
 
-  // Symbols below token_bytes.size() are ids. Those from there on are characters that are no token of their own; their
-  // bytes are emitted as byte tokens.
+  // Symbols below token_bytes.size() are ids. Those from there on are characters that are no token
+  // of their own; their bytes are emitted as byte tokens.
   std::vector<uint32_t> symbol_lengths;
   std::vector<PairMerger::Pair> pairs;
   std::array<int32_t, 256> id_of_byte{};                     // also SentencePiece's byte tokens

@@ -6,7 +6,8 @@
 
 namespace conclave::text {
 
-// Fields of one message, in order. Groups (wire types 3 and 4) count as broken: nothing that is read here has them.
+// Fields of one message, in order. Groups (wire types 3 and 4) count as broken: nothing that is
+// read here has them.
 class WireReader {
  public:
   explicit WireReader(std::string_view bytes) : bytes_(bytes) {}

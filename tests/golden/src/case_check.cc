@@ -322,7 +322,8 @@ std::optional<std::vector<float>> CaseCheck::CheckVision(const std::string& name
   Near(name + ": vision features", name + ".vision_features", "vision_features", all_features);
   Near(name + ": projected", name + ".projected", "projected", all_projected);
   if (name == "image") {
-    // The recording has all states of the tower; those after the selected one are never computed here.
+    // The recording has all states of the tower; those after the selected one are never computed
+    // here.
     if (const TensorFile::Tensor* states = expected_.Find("vision_hidden")) {
       std::vector<float> first = states->Floats();
       first.resize(std::min(first.size(), hidden.size()));

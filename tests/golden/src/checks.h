@@ -1,4 +1,5 @@
-// The checks of golden_check, one per kind of recording. `root` is a folder in the layout of tests/golden/data.
+// The checks of golden_check, one per kind of recording. `root` is a folder in the layout of
+// tests/golden/data.
 #pragma once
 
 #include <string>

@@ -1,5 +1,5 @@
-// The recorded gate tables: with the original's capacity, and, where nothing is dropped, the deterministic routing that is
-// served.
+// The recorded gate tables: with the original's capacity, and, where nothing is dropped, the
+// deterministic routing that is served.
 #include <utility>
 #include <vector>
 

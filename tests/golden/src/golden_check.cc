@@ -1,8 +1,10 @@
-// golden_check DIR...: runs every case of folders in the layout of tests/golden/data and prints a table.
+// golden_check DIR...: runs every case of folders in the layout of tests/golden/data and prints a
+// table.
 //
-// A DIR is a whole recording (cases/, images/, tokenizers/, templates.json, gating.json, shapes/; whatever is there is
-// checked) or one case folder. Exits with 0 when nothing failed, 1 otherwise, 2 on a usage error. What a later version
-// will support is listed as "not yet supported" and never counted as passed.
+// A DIR is a whole recording (cases/, images/, tokenizers/, templates.json, gating.json, shapes/;
+// whatever is there is checked) or one case folder. Exits with 0 when nothing failed, 1 otherwise,
+// 2 on a usage error. What a later version will support is listed as "not yet supported" and never
+// counted as passed.
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>

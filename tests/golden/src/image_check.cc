@@ -1,4 +1,5 @@
-// Recorded pictures: what they decode to and their pixel values under eight processor settings, by SHA-256.
+// Recorded pictures: what they decode to and their pixel values under eight processor settings, by
+// SHA-256.
 #include <openssl/sha.h>
 
 #include "checks.h"

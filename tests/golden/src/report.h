@@ -1,4 +1,5 @@
-// The table that golden_check prints: what was compared, how far it was off, and whether that passes.
+// The table that golden_check prints: what was compared, how far it was off, and whether that
+// passes.
 #pragma once
 
 #include <cstdint>

@@ -230,8 +230,8 @@ TEST_F(FamilyTest, ResidualExpertsAddAnFfnAndItsMixer) {
   }
 }
 
-// Rows C16 and C17 of the bad-input catalogue for the keys of every family: each is needed, and none
-// may be zero.
+// Rows C16 and C17 of the bad-input catalogue for the keys of every family: each is needed, and
+// none may be zero.
 TEST_F(FamilyTest, SizesOfEveryFamilyAreNeededAndChecked) {
   const std::pair<const char*, const char*> families[] = {
       {"MoE-LLaVA-StableLM-1.6B-4e", "norm_eps"},

@@ -41,8 +41,8 @@ void ExpectComplete(const Checkpoint& checkpoint) {
   EXPECT_TRUE(checkpoint.VerifyUnchanged().ok());
 }
 
-// Whatever cases are recorded: they open without a warning, and the tower that the original read from
-// its own folder is the one inside the checkpoint.
+// Whatever cases are recorded: they open without a warning, and the tower that the original read
+// from its own folder is the one inside the checkpoint.
 TEST(GoldenCheckpoint, EveryCase) {
   namespace fs = std::filesystem;
   int num_cases = 0;

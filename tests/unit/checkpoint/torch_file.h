@@ -1,5 +1,5 @@
-// Files of torch.save for tests, byte by byte: zip archives of any parts, and pickles instruction by
-// instruction. Independent of the library's own writer.
+// Files of torch.save for tests, byte by byte: zip archives of any parts, and pickles instruction
+// by instruction. Independent of the library's own writer.
 #pragma once
 
 #include <cstdint>

@@ -526,5 +526,12 @@ TEST(ChatRequestTest, EscapesAreDecoded) {
             std::string("\xC3\xA9\xF0\x9F\x98\x80\n") + '\0');
 }
 
+// Found by comparing with Boost.JSON 1.81, which reads such a zero as NaN.
+TEST(ChatRequestTest, ZeroWithAnExponentIsZero) {
+  const absl::StatusOr<ParsedChat> parsed = Parse(With("\"temperature\":0e400"));
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  EXPECT_EQ(parsed->request.sampling.temperature, 0.0F);
+}
+
 }  // namespace
 }  // namespace conclave::frontend

@@ -1,6 +1,6 @@
-// Goal: rows reach the workers of their experts once, in calls within the channel's limits, and what comes back is summed
-// without a trace of how it was split. Method: handlers that answer by arithmetic instead of experts, behind the inproc
-// channel with frames.
+// Goal: rows reach the workers of their experts once, in calls within the channel's limits, and
+// what comes back is summed without a trace of how it was split. Method: handlers that answer by
+// arithmetic instead of experts, behind the inproc channel with frames.
 #include "conclave/frontend/dispatcher.h"
 
 #include <gtest/gtest.h>

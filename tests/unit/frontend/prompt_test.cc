@@ -1,5 +1,5 @@
-// Goal: messages become the ids that the original's template gives. Method: a recorded tokenizer, whose prompts are
-// checked against recordings elsewhere; here what the frontend adds.
+// Goal: messages become the ids that the original's template gives. Method: a recorded tokenizer,
+// whose prompts are checked against recordings elsewhere; here what the frontend adds.
 #include "prompt.h"
 
 #include <gtest/gtest.h>

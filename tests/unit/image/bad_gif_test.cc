@@ -1,5 +1,5 @@
-// Goal: row GIF01 of the bad-input catalogue, and rows I05 to I11 for GIF: the first frame as Pillow
-// shows it, or a refusal. Method: files made byte by byte.
+// Goal: row GIF01 of the bad-input catalogue, and rows I05 to I11 for GIF: the first frame as
+// Pillow shows it, or a refusal. Method: files made byte by byte.
 #include <gtest/gtest.h>
 
 #include <chrono>

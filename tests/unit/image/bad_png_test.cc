@@ -2,8 +2,10 @@
 // Method: a table of files made chunk by chunk, wrong in one way each. The pixels of N03 to N05 are
 // in png_pixels_test.cc.
 #include <gtest/gtest.h>
+#include <zlib.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -258,6 +260,19 @@ TEST(AncillaryBombTest, N07_IsNotInflated) {
     GTEST_SKIP() << "this kernel does not let a process reset its peak";
   }
   EXPECT_LT(*growth, 1 << 20);
+}
+
+// Nor what follows the last row, of which a file of the allowed size could hold 10 GiB.
+TEST(SurplusBombTest, N06_IsNotInflated) {
+  Bytes rows(128 << 20, 0);
+  const Bytes data = Deflate(rows);
+  const Bytes file = Raw(data);
+  const auto begin = std::chrono::steady_clock::now();
+  auto num_bytes = static_cast<uLongf>(rows.size());
+  ASSERT_EQ(uncompress(rows.data(), &num_bytes, data.data(), data.size()), Z_OK);
+  const auto inflated = std::chrono::steady_clock::now();
+  ExpectRefused(file, "image_corrupt");
+  EXPECT_LT(std::chrono::steady_clock::now() - inflated, (inflated - begin) / 4);
 }
 
 TEST(AnimationTest, N08_OnlyTheDefaultPictureIsDecoded) {

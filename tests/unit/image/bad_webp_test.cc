@@ -1,5 +1,6 @@
-// Goal: a WebP file that breaks its container, its format or a limit is refused whole, with the reason that says which.
-// Method: the recorded lossless and lossy samples, cut, flipped and patched.
+// Goal: a WebP file that breaks its container, its format or a limit is refused whole, with the
+// reason that says which. Method: the recorded lossless and lossy samples, cut, flipped and
+// patched.
 #include <gtest/gtest.h>
 
 #include <string>
@@ -17,8 +18,8 @@ Bytes Sample(const std::string& name) { return ReadFileBytes(GoldenPath(name)); 
 absl::Status StatusOf(const Bytes& file) { return Decode(AsInput(file), {}).status(); }
 
 void SetContainerSize(Bytes& file, uint32_t size) {
-  for (int i = 0; i < 4; ++i) {
-    file[static_cast<size_t>(4 + i)] = static_cast<uint8_t>(size >> (8 * i));
+  for (size_t i = 0; i < 4; ++i) {
+    file[4 + i] = static_cast<uint8_t>(size >> (8 * i));
   }
 }
 
@@ -63,7 +64,7 @@ TEST_P(BadWebpTest, I05_ATailIsIgnoredUpToTheLimit) {
 TEST_P(BadWebpTest, I11_EveryBitFlipDecodesOrIsRefused) {
   const Bytes whole = Sample(GetParam());
   int num_refused = 0;
-  for (size_t bit = 0; bit < 200 * 8; ++bit) {
+  for (size_t bit = 0; bit < size_t{200} * 8; ++bit) {
     Bytes flipped = whole;
     flipped[bit / 8] = static_cast<uint8_t>(flipped[bit / 8] ^ (1u << (bit % 8)));
     const absl::StatusOr<RgbImage> picture = Decode(AsInput(flipped), {});
@@ -118,6 +119,61 @@ TEST(BadWebpTest, W04_AnAnimationIsRefused) {
   const absl::Status status = StatusOf(Extended(Sample("webp_lossy.webp"), 0x02, 64, 48));
   EXPECT_EQ(ReasonOf(status), "image_animated");
   EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
+}
+
+// Appends the lowest `count` bits of `value` to a bitstream that fills its bytes from below.
+void PutBits(Bytes& out, size_t& bit, uint32_t value, int count) {
+  for (int i = 0; i < count; ++i, ++bit) {
+    out.resize(bit / 8 + 1);
+    out[bit / 8] = static_cast<uint8_t>(out[bit / 8] | (value >> i & 1) << bit % 8);
+  }
+}
+
+// CVE-2023-4863 wrote beyond the tables of such a code.
+TEST(BadWebpTest, W03_AHuffmanCodeOfMoreLeavesThanItHasRoomFor) {
+  Bytes stream{0x2F};
+  size_t bit = 8;
+  PutBits(stream, bit, 15, 14);  // width and height, less one
+  PutBits(stream, bit, 15, 14);
+  PutBits(stream, bit, 0, 1 + 3);      // no alpha, version
+  PutBits(stream, bit, 0, 1 + 1 + 1);  // no transform, no colour cache, one group of codes
+  PutBits(stream, bit, 0, 1);          // a code that is written out
+  PutBits(stream, bit, 15, 4);         // 19 lengths of its own code follow
+  for (int i = 0; i < 19; ++i) {
+    PutBits(stream, bit, 1, 3);  // of which two of one bit would be all
+  }
+  PutBits(stream, bit, 0xFFFFFFFF, 32);
+  stream.resize(stream.size() + 200, 0xA5);
+  Bytes file;
+  const std::string head = "RIFF....WEBPVP8L";
+  file.insert(file.end(), head.begin(), head.end());
+  for (int i = 0; i < 4; ++i) {
+    file.push_back(static_cast<uint8_t>(stream.size() >> (8 * i)));
+  }
+  file.insert(file.end(), stream.begin(), stream.end());
+  file.resize(file.size() + file.size() % 2);
+  SetContainerSize(file, static_cast<uint32_t>(file.size() - 8));
+  EXPECT_EQ(ReasonOf(StatusOf(file)), "image_corrupt");
+}
+
+// Alpha is dropped, so a broken plane of it need not spoil the picture; nothing else may happen.
+TEST(BadWebpTest, W05_AlphaOfAnUnknownKind) {
+  const Bytes still = Sample("webp_lossy.webp");
+  Bytes with_alpha(still.begin(), still.begin() + 12);
+  for (const uint8_t byte : {'A', 'L', 'P', 'H', '\2', '\0', '\0', '\0', '\xFF', '\xFF'}) {
+    with_alpha.push_back(byte);
+  }
+  with_alpha.insert(with_alpha.end(), still.begin() + 12, still.end());
+  const absl::StatusOr<RgbImage> picture = Decode(AsInput(still), {});
+  ASSERT_TRUE(picture.ok());
+  const Bytes file = Extended(with_alpha, 0x10, static_cast<uint32_t>(picture->width),
+                              static_cast<uint32_t>(picture->height));
+  const absl::StatusOr<RgbImage> found = Decode(AsInput(file), {});
+  if (found.ok()) {
+    EXPECT_EQ(found->pixels, picture->pixels);
+  } else {
+    EXPECT_EQ(ReasonOf(found.status()), "image_corrupt");
+  }
 }
 
 TEST(BadWebpTest, W05_DimensionsAreJudgedBeforeDecoding) {

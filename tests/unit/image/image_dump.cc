@@ -1,9 +1,9 @@
 // What the image library makes of files, for a comparison with another implementation.
 //
 // Each line of standard input is "<file> <width> <height> <size>", without spaces in <file>. Each
-// line of standard output is the SHA-256 of: the decoded picture; its resize to width × height; and,
-// as f32 of size × size, CLIP's pad and crop and SigLIP's pad and stretch. A file that is refused
-// gives the reason alone.
+// line of standard output is the SHA-256 of: the decoded picture; its resize to width × height;
+// and, as f32 of size × size, CLIP's pad and crop and SigLIP's pad and stretch. A file that is
+// refused gives the reason alone.
 #include <cstdint>
 #include <iostream>
 #include <string>

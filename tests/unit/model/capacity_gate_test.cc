@@ -1,4 +1,5 @@
-// Goal: the original's capacity rules. Method: the worked examples of spec 4.4 and rows small enough to follow by hand.
+// Goal: the original's capacity rules. Method: the worked examples of spec 4.4 and rows small
+// enough to follow by hand.
 #include "conclave/model/capacity_gate.h"
 
 #include <gtest/gtest.h>
@@ -36,7 +37,8 @@ class CapacityGateChoice : public ::testing::Test {
 };
 
 TEST_F(CapacityGateChoice, SecondChoicesStandBehindAllFirstOnes) {
-  // Both rows want expert 0; the first as its second choice. Two slots: the second row, asking first, gets slot 0.
+  // Both rows want expert 0; the first as its second choice. Two slots: the second row, asking
+  // first, gets slot 0.
   const auto slots = Choose({2, 2.0, 0}, {1, 2, -9, -9, 3, 1, -9, -9}, 4);
   ASSERT_TRUE(slots.ok()) << slots.status();
   EXPECT_EQ((*slots)[1].expert, 0);
@@ -46,7 +48,8 @@ TEST_F(CapacityGateChoice, SecondChoicesStandBehindAllFirstOnes) {
 }
 
 TEST_F(CapacityGateChoice, WhatIsLeftOfARowWeighsOne) {
-  // One slot per expert. Row 0 takes 0 and 1; row 1 wants the same two and gets none; row 2 keeps only expert 3.
+  // One slot per expert. Row 0 takes 0 and 1; row 1 wants the same two and gets none; row 2 keeps
+  // only expert 3.
   const auto slots = Choose({2, 2.0 / 3, 0}, {3, 2, 0, 0, 3, 2, 0, 0, 2, 0, 0, 3}, 4);
   ASSERT_TRUE(slots.ok()) << slots.status();
   EXPECT_NEAR((*slots)[0].weight + (*slots)[1].weight, 1.0f, 1e-6f);

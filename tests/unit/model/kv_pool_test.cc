@@ -1,6 +1,6 @@
-// Goal: KV blocks are never given to two owners, kept blocks are found by what they hold and only by that, and memory
-// runs out exactly when every block is held.
-// Method: tables, and a random walk against a plain model of holders.
+// Goal: KV blocks are never given to two owners, kept blocks are found by what they hold and only
+// by that, and memory runs out exactly when every block is held. Method: tables, and a random walk
+// against a plain model of holders.
 #include "conclave/model/kv_pool.h"
 
 #include <gtest/gtest.h>

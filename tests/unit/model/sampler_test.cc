@@ -1,6 +1,6 @@
-// Goal: the next token is a function of logits, parameters, seed and step, and follows the order penalties, temperature,
-// top-k, top-p, min-p.
-// Method: small logit tables with known answers; frequencies over many steps of a fixed seed.
+// Goal: the next token is a function of logits, parameters, seed and step, and follows the order
+// penalties, temperature, top-k, top-p, min-p. Method: small logit tables with known answers;
+// frequencies over many steps of a fixed seed.
 #include "conclave/model/sampler.h"
 
 #include <gtest/gtest.h>

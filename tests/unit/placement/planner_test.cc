@@ -1,5 +1,6 @@
-// Goal: plans keep every rule (each expert served, twins apart, memory, pins, hosts, budget) and balance what can be
-// balanced. Method: small problems whose best plan is known, and seeded random ones whose plans are checked rule by rule.
+// Goal: plans keep every rule (each expert served, twins apart, memory, pins, hosts, budget) and
+// balance what can be balanced. Method: small problems whose best plan is known, and seeded random
+// ones whose plans are checked rule by rule.
 #include "conclave/placement/planner.h"
 
 #include <gtest/gtest.h>
@@ -276,7 +277,8 @@ TEST(PlannerTest, RandomProblemsKeepEveryRule) {
 }
 
 TEST(PlannerTest, AFewMovesComeCloseToAFullPlan) {
-  // The shape and drift of the study in data-plane.md section 12: 256 experts, 288 places on 32 workers.
+  // The shape and drift of the study in data-plane.md section 12: 256 experts, 288 places on 32
+  // workers.
   double incremental = 0;
   double full = 0;
   double moved = 0;

@@ -13,7 +13,8 @@
 namespace conclave::text {
 namespace {
 
-// Tokens over a few letters with a rank each, and all ways to cut them, as of a SentencePiece model.
+// Tokens over a few letters with a rank each, and all ways to cut them, as of a SentencePiece
+// model.
 struct Table {
   std::vector<std::string> tokens;
   std::vector<int32_t> ranks;

@@ -2,8 +2,8 @@
 //
 //   tokenizer_dump FOLDER FILE < lines
 //
-// Each line is a text in hexadecimal. Each line of the output: ids with special strings live, ids of
-// plain text, and what the first decode to, in hexadecimal, with '|' between them.
+// Each line is a text in hexadecimal. Each line of the output: ids with special strings live, ids
+// of plain text, and what the first decode to, in hexadecimal, with '|' between them.
 #include <iostream>
 #include <string>
 #include <string_view>

@@ -1,5 +1,5 @@
-// Goal: a broken vocab.json, merges.txt, tokenizer.json, tokenizer.model or settings file is refused
-// with its place, and what is not known is refused by name.
+// Goal: a broken vocab.json, merges.txt, tokenizer.json, tokenizer.model or settings file is
+// refused with its place, and what is not known is refused by name.
 // Method: one change to a small good folder per row of the catalogue of bad inputs (T13, T14).
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

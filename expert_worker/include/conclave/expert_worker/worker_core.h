@@ -56,8 +56,9 @@ class WorkerCore : public transport::CallHandler {
   // (data-plane.md section 4).
   absl::Status Execute(const transport::CallView& call, transport::ReplyView& reply) override;
 
-  // Cumulative counts since the start, in ascending order of units. A call that comes twice in a row, by its
-  // (frontend, slot, seq), is counted once; seq 0 marks a call of no channel, which always counts.
+  // Cumulative counts since the start, in ascending order of units. A call that comes twice in a
+  // row, by its (frontend, slot, seq), is counted once; seq 0 marks a call of no channel, which
+  // always counts.
   std::vector<ExpertLoad> Loads() const;
 
   size_t weight_bytes() const;

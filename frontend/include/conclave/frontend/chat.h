@@ -1,5 +1,6 @@
-// A chat request as the engine understands it, and the interface that the HTTP layer and `conclave ask` drive. The API
-// layer parses and checks the wire form; a ChatBackend tokenises, encodes images, schedules and streams.
+// A chat request as the engine understands it, and the interface that the HTTP layer and `conclave
+// ask` drive. The API layer parses and checks the wire form; a ChatBackend tokenises, encodes
+// images, schedules and streams.
 #pragma once
 
 #include <chrono>
@@ -100,13 +101,15 @@ struct ChoiceEnd {
   FinishReason reason = FinishReason::kStop;
   // For kError: what to tell the client, with reason and param.
   absl::Status status;
-  // ChatRequest::return_routed_experts: [positions][MoE layers][top_k], -1 where a kept KV block was used.
+  // ChatRequest::return_routed_experts: [positions][MoE layers][top_k], -1 where a kept KV block
+  // was used.
   std::vector<int16_t> routed_experts;
 };
 
-// Receives a request's output. Calls come from the backend's threads, one at a time per request, and must not block.
-// For every choice: deltas, then one OnChoiceEnd; after the last choice one OnDone. An error before the first delta
-// arrives as OnChoiceEnd(kError) of choice 0 followed by OnDone.
+// Receives a request's output. Calls come from the backend's threads, one at a time per request,
+// and must not block. For every choice: deltas, then one OnChoiceEnd; after the last choice one
+// OnDone. An error before the first delta arrives as OnChoiceEnd(kError) of choice 0 followed by
+// OnDone.
 class ChatSink {
  public:
   virtual ~ChatSink() = default;
@@ -135,12 +138,13 @@ class ChatBackend {
  public:
   virtual ~ChatBackend() = default;
 
-  // Cheap checks only (queue bounds, drain); the rest is reported through the sink. kResourceExhausted: a limit of the
-  // caller's own (429); kUnavailable: overloaded, loading or draining (503).
+  // Cheap checks only (queue bounds, drain); the rest is reported through the sink.
+  // kResourceExhausted: a limit of the caller's own (429); kUnavailable: overloaded, loading or
+  // draining (503).
   virtual absl::StatusOr<ChatId> Submit(ChatRequest request, std::shared_ptr<ChatSink> sink) = 0;
 
-  // Frees the request's sequences within one step. The sink still gets OnChoiceEnd(kCancelled) and OnDone. Unknown ids
-  // are ignored.
+  // Frees the request's sequences within one step. The sink still gets OnChoiceEnd(kCancelled) and
+  // OnDone. Unknown ids are ignored.
   virtual void Cancel(ChatId id) = 0;
 
   virtual const ModelCard& model() const = 0;

@@ -35,11 +35,12 @@ class ChatObserver {
   virtual void OnRequestEnd(FinishReason reason, const Usage& usage, const Timings& timings) = 0;
 };
 
-// Owns two threads: one prepares requests with pictures (decode, resize, encode: off the step loop), one those without,
-// which so never wait behind an encoder. Thread-safe.
+// Owns two threads: one prepares requests with pictures (decode, resize, encode: off the step
+// loop), one those without, which so never wait behind an encoder. Thread-safe.
 class ChatService : public ChatBackend {
  public:
-  // All references outlive the service; `tower` is null for a model without vision, `observer` may be null.
+  // All references outlive the service; `tower` is null for a model without vision, `observer` may
+  // be null.
   ChatService(ChatServiceOptions options, const checkpoint::ModelDesc& desc,
               const text::Tokenizer& tokenizer, model::VisionTower* tower, Engine& engine,
               ChatObserver* observer);
@@ -52,7 +53,8 @@ class ChatService : public ChatBackend {
   std::vector<int32_t> Tokenize(const std::string& text) const override;
   std::string Detokenize(const std::vector<int32_t>& tokens) const override;
 
-  // Refuses new requests from now on and waits until none is open or `timeout` passed; returns whether none is.
+  // Refuses new requests from now on and waits until none is open or `timeout` passed; returns
+  // whether none is.
   bool Drain(std::chrono::milliseconds timeout);
 
  private:

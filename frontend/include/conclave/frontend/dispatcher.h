@@ -1,4 +1,5 @@
-// Dispatch and combine: rows of one MoE layer go to the workers of their experts and come back summed.
+// Dispatch and combine: rows of one MoE layer go to the workers of their experts and come back
+// summed.
 #pragma once
 
 #include <cstdint>
@@ -23,9 +24,9 @@ struct DispatcherOptions {
   int32_t max_rows = 0;  // of one step
 };
 
-// Groups a layer's rows into calls (one per worker, phase and at most limits().max_rows rows), keeps up to a channel's
-// number of slots in flight, and adds the answers in an order that cannot be seen in the bits. Used by one thread, the
-// engine's. No allocation in Run().
+// Groups a layer's rows into calls (one per worker, phase and at most limits().max_rows rows),
+// keeps up to a channel's number of slots in flight, and adds the answers in an order that cannot
+// be seen in the bits. Used by one thread, the engine's. No allocation in Run().
 class Dispatcher : public model::MoeExecutor {
  public:
   struct Link {

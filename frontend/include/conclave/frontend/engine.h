@@ -1,8 +1,10 @@
-// The serving engine: one thread owns all sequences and steps them. Every step takes one batch of rows of different
-// sequences and phases: each decoding sequence gives its row, and the rest of the step goes to prompts in chunks, so a
-// long image prompt never stalls those who already read their answer.
+// The serving engine: one thread owns all sequences and steps them. Every step takes one batch of
+// rows of different sequences and phases: each decoding sequence gives its row, and the rest of the
+// step goes to prompts in chunks, so a long image prompt never stalls those who already read their
+// answer.
 //
-// Neither the batch nor the chunks nor reuse of KV blocks can be seen in a token (architecture, section 4).
+// Neither the batch nor the chunks nor reuse of KV blocks can be seen in a token (architecture,
+// section 4).
 #pragma once
 
 #include <chrono>
@@ -54,8 +56,8 @@ struct SequenceStats {
   std::chrono::nanoseconds queue{0};
   std::chrono::nanoseconds first_token{0};
   std::chrono::nanoseconds total{0};
-  // Experts that each position's gate chose, when asked for: [positions][MoE layers][top_k], by falling weight; -1
-  // where the position came from a kept KV block and was not computed.
+  // Experts that each position's gate chose, when asked for: [positions][MoE layers][top_k], by
+  // falling weight; -1 where the position came from a kept KV block and was not computed.
   std::vector<int16_t> routed_experts;
 };
 
@@ -69,8 +71,9 @@ class SequenceSink {
                      const SequenceStats& stats) = 0;
 };
 
-// Which token embeddings are multiplied by ModelDesc::embedding_scale, for models that have one (spec 4.2). The original
-// does so whenever it is called with ids: in text-only prompts and in every decode step, but not in prompts with images.
+// Which token embeddings are multiplied by ModelDesc::embedding_scale, for models that have one
+// (spec 4.2). The original does so whenever it is called with ids: in text-only prompts and in
+// every decode step, but not in prompts with images.
 enum class EmbeddingScaling {
   kReference,   // as the original
   kConsistent,  // never, where the model has a vision tower: what the checkpoint was trained with
@@ -80,7 +83,8 @@ struct EngineOptions {
   int32_t max_num_seqs = 64;    // sequences that run at once
   int32_t max_queued = 512;     // sequences that wait; more are refused
   int32_t prefill_chunk = 256;  // prompt rows of a step when nothing decodes
-  // Prompt rows of a step while something decodes: bounds what a long prompt adds to everybody's time per token.
+  // Prompt rows of a step while something decodes: bounds what a long prompt adds to everybody's
+  // time per token.
   int32_t prefill_chunk_mixed = 64;
   int32_t max_model_len = 0;  // positions of one sequence
   int64_t kv_bytes = 0;       // at least one sequence of max_model_len fits
@@ -107,15 +111,15 @@ class EngineObserver {
   virtual void OnTokenGap(std::chrono::nanoseconds since_last_token) = 0;
   virtual void OnSequenceEnd(FinishReason reason, const SequenceStats& stats) = 0;
   virtual void OnPreemption() = 0;
-  // The logits [vocab_rows] that the next token of `sequence` is chosen from; `position` is the row they belong to.
-  // For tests of the bits.
+  // The logits [vocab_rows] that the next token of `sequence` is chosen from; `position` is the row
+  // they belong to. For tests of the bits.
   virtual void OnLogits(SequenceId sequence, int32_t position, std::span<const float> logits);
 };
 
 class Engine {
  public:
-  // `decoder`, `experts`, `clock` and `observer` (may be null) outlive the engine; decoder and experts belong to its
-  // thread from Start on.
+  // `decoder`, `experts`, `clock` and `observer` (may be null) outlive the engine; decoder and
+  // experts belong to its thread from Start on.
   Engine(const EngineOptions& options, model::Decoder& decoder, model::MoeExecutor& experts,
          int32_t vocab_size, const Clock& clock, EngineObserver* observer);
   // Ends running sequences with kCancelled.
@@ -127,7 +131,8 @@ class Engine {
   // Any thread. kUnavailable ("overloaded") when the queue is full.
   absl::StatusOr<SequenceId> Submit(SequenceRequest request, std::shared_ptr<SequenceSink> sink);
 
-  // Any thread. The sequence's memory is free before the next step's rows are chosen. Unknown ids are ignored.
+  // Any thread. The sequence's memory is free before the next step's rows are chosen. Unknown ids
+  // are ignored.
   void Cancel(SequenceId id);
 
   // One scheduler iteration; false when there was nothing to do. Only without Start().

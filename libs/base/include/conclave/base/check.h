@@ -1,4 +1,5 @@
-// A broken invariant aborts in every build: going on would corrupt a token, which is worse than a restart.
+// A broken invariant aborts in every build: going on would corrupt a token, which is worse than a
+// restart.
 #pragma once
 
 namespace conclave {

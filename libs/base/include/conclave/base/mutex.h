@@ -1,5 +1,5 @@
-// std::mutex with clang's lock annotations. Not absl::Mutex: Debian's abseil is not built for ThreadSanitizer, which
-// then reports races that are none.
+// std::mutex with clang's lock annotations. Not absl::Mutex: Debian's abseil is not built for
+// ThreadSanitizer, which then reports races that are none.
 #pragma once
 
 #include <chrono>

@@ -1,5 +1,5 @@
-// Errors are absl::Status. Next to the code and the message an error of ours carries two facts that callers and
-// users rely on, kept as payloads so that they survive being passed up:
+// Errors are absl::Status. Next to the code and the message an error of ours carries two facts that
+// callers and users rely on, kept as payloads so that they survive being passed up:
 //
 //   reason  a stable snake_case word, such as "tensor_missing" (HTTP `code`, the <what> of a command line error)
 //   param   the field of a request that is wrong, such as "messages[1].content[0].image_url.url"
@@ -27,7 +27,8 @@ absl::Status NotFound(std::string_view reason, std::string_view message);
 // The same status with `param` attached; an OK status stays OK.
 absl::Status WithParam(absl::Status status, std::string_view param);
 
-// The same status with "<prefix>: " before its message; reason and param stay. An OK status stays OK.
+// The same status with "<prefix>: " before its message; reason and param stay. An OK status stays
+// OK.
 absl::Status Annotate(absl::Status status, std::string_view prefix);
 
 // Empty when the status carries none.

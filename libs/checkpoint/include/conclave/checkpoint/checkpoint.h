@@ -16,9 +16,9 @@
 
 namespace conclave::checkpoint {
 
-// One stored tensor. `bytes` are row-major, point into the mapped file (or a copy of what that holds
-// in another order) and live as long as the Checkpoint. In archives of torch.save they need not be
-// aligned.
+// One stored tensor. `bytes` are row-major, point into the mapped file (or a copy of what that
+// holds in another order) and live as long as the Checkpoint. In archives of torch.save they need
+// not be aligned.
 struct TensorView {
   std::string_view name;
   std::string_view file;  // file name, for messages
@@ -47,9 +47,9 @@ class Checkpoint {
   // against the tensors that the config implies (tensor_list.h); touches no weights. Only regular
   // files inside the folder are opened. Weights are model.safetensors, or the shards that
   // model.safetensors.index.json names, or, when there is neither, pytorch_model.bin or the shards
-  // of pytorch_model.bin.index.json, of which nothing is executed (torch_zip.h). Every error names the file, the key or tensor, what was
-  // expected and what was found, with the reasons of docs/errors.md ("config_key",
-  // "safetensors_truncated", "shard_index", ...).
+  // of pytorch_model.bin.index.json, of which nothing is executed (torch_zip.h). Every error names
+  // the file, the key or tensor, what was expected and what was found, with the reasons of
+  // docs/errors.md ("config_key", "safetensors_truncated", "shard_index", ...).
   static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::string& folder,
                                                           const OpenOptions& options = {});
 
@@ -67,9 +67,9 @@ class Checkpoint {
   // Null when absent.
   const TensorView* Find(std::string_view name) const;
 
-  // The tensor `name`, of exactly `shape` and a floating dtype (f32, bf16, f16, f64), to be read now:
-  // its pages are brought in, so that a failing disk or a file that was cut since Open is an error
-  // here ("model_read_error", "model_changed_during_load") and not a SIGBUS later. Otherwise
+  // The tensor `name`, of exactly `shape` and a floating dtype (f32, bf16, f16, f64), to be read
+  // now: its pages are brought in, so that a failing disk or a file that was cut since Open is an
+  // error here ("model_read_error", "model_changed_during_load") and not a SIGBUS later. Otherwise
   // "tensor_missing", "tensor_shape_mismatch", "tensor_dtype" or "model_hash_mismatch".
   absl::StatusOr<TensorView> Require(std::string_view name, std::span<const int64_t> shape) const;
 

@@ -8,9 +8,9 @@
 
 namespace conclave::checkpoint {
 
-// SHA-256 (64 hex digits) over config.json and, for every tensor in name order, its name, dtype, shape and three 4 KiB
-// samples: first, middle, last (data-plane.md section 3). Two checkpoints that answer differently have different
-// hashes but for changes that all samples miss.
+// SHA-256 (64 hex digits) over config.json and, for every tensor in name order, its name, dtype,
+// shape and three 4 KiB samples: first, middle, last (data-plane.md section 3). Two checkpoints
+// that answer differently have different hashes but for changes that all samples miss.
 std::string ManifestHash(const Checkpoint& checkpoint);
 
 // A file of this name in the checkpoint's folder has the SHA-256 of config.json and of every tensor

@@ -31,8 +31,8 @@ enum class MixerKind : uint8_t { kAttention };
 struct RopeSpec {
   int32_t rotary_dim = 0;  // leading dims of each head that rotate; pairs (i, i + rotary_dim/2)
   float theta = 10000.0f;
-  // Dynamic NTK (spec 4.2, Qwen v1): a prompt of s > ntk_length positions turns with theta · α^(d/(d-2)),
-  // α = max(1, 2^⌈log2(s / ntk_length) + 1⌉ - 1), fixed for the sequence. 0: none.
+  // Dynamic NTK (spec 4.2, Qwen v1): a prompt of s > ntk_length positions turns with theta ·
+  // α^(d/(d-2)), α = max(1, 2^⌈log2(s / ntk_length) + 1⌉ - 1), fixed for the sequence. 0: none.
   int32_t ntk_length = 0;
 };
 
@@ -46,8 +46,8 @@ struct AttentionSpec {
   bool is_fused_qkv = false;
   // A position sees itself and at most this many before it; 0: all.
   int32_t sliding_window = 0;
-  // Log-n attention (spec 4.2, Qwen v1): the query at 1-based position i > logn_length is multiplied by
-  // log(i) / log(logn_length). 0: none.
+  // Log-n attention (spec 4.2, Qwen v1): the query at 1-based position i > logn_length is
+  // multiplied by log(i) / log(logn_length). 0: none.
   int32_t logn_length = 0;
   RopeSpec rope;
 };
@@ -165,9 +165,9 @@ struct ModelDesc {
   BlockTopology topology = BlockTopology::kSequential;
   std::vector<MixerKind> mixers;  // one per layer
   NormSpec norm;                  // of blocks and the final norm
-  // MiniCPM's three constants (spec 4.2): token embeddings are multiplied by embedding_scale (which ones:
-  // spec 4.2), the output of attention and FFN by residual_scale before they are added, and what enters the
-  // head by head_scale.
+  // MiniCPM's three constants (spec 4.2): token embeddings are multiplied by embedding_scale (which
+  // ones: spec 4.2), the output of attention and FFN by residual_scale before they are added, and
+  // what enters the head by head_scale.
   float embedding_scale = 1.0f;
   float residual_scale = 1.0f;
   float head_scale = 1.0f;

@@ -20,8 +20,8 @@ struct SynthProgress {
   int64_t bytes_total = 0;  // of the weights
 };
 
-// What a synthetic model may have besides its name's shape, to test and measure; 0 and false: as the
-// name says.
+// What a synthetic model may have besides its name's shape, to test and measure; 0 and false: as
+// the name says.
 struct SynthVariant {
   int32_t num_experts = 0;  // in each MoE layer
   int32_t top_k = 0;
@@ -45,16 +45,16 @@ struct SynthOptions {
 };
 
 // At the published sizes, in the published file formats: "stablelm-1.6b-4e" (6.4 GB),
-// "stablelm-1.6b-4e-384" (SigLIP, 6.65 GB), "qwen-1.8b-4e" (f32, 13.5 GB), "phi2-2.7b-4e" (11.2 GB),
-// "phi2-2.7b-4e-384" (11.5 GB), "openchat-7b-4e" (32 GB). Some MB each, with four MoE layers: "tiny"
-// (StableLM), "tiny-qwen", "tiny-phi", "tiny-openchat", "tiny-llama", "tiny-qwen1.5",
+// "stablelm-1.6b-4e-384" (SigLIP, 6.65 GB), "qwen-1.8b-4e" (f32, 13.5 GB), "phi2-2.7b-4e" (11.2
+// GB), "phi2-2.7b-4e-384" (11.5 GB), "openchat-7b-4e" (32 GB). Some MB each, with four MoE layers:
+// "tiny" (StableLM), "tiny-qwen", "tiny-phi", "tiny-openchat", "tiny-llama", "tiny-qwen1.5",
 // "tiny-minicpm".
 std::vector<std::string_view> SynthNames();
 
 // Writes the checkpoint under a temporary name beside `folder` and renames it when it is complete;
 // on an error nothing stays. Fails with "synth_unknown" (naming what is known), "folder_not_empty",
-// "disk_full" (checked before anything is written), "file_write_error", or a config's own reason for
-// a variant that the decoder family does not have.
+// "disk_full" (checked before anything is written), "file_write_error", or a config's own reason
+// for a variant that the decoder family does not have.
 absl::Status Synthesize(const SynthOptions& options, ThreadPool& pool);
 
 }  // namespace conclave::checkpoint

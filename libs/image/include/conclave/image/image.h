@@ -44,8 +44,8 @@ struct DecodeLimits {
 enum class ImageFormat { kUnknown, kJpeg, kPng, kWebp, kGif, kBmp };
 
 // By the first bytes (JPEG: FF D8; PNG: 89 "PNG"; WebP: "RIFF" and "WEBP"; GIF: "GIF87a" or
-// "GIF89a"; BMP: "BM" and, at byte 14, a known size of its header), never by name or MIME type. Says
-// nothing about the rest.
+// "GIF89a"; BMP: "BM" and, at byte 14, a known size of its header), never by name or MIME type.
+// Says nothing about the rest.
 ImageFormat DetectFormat(std::span<const std::byte> encoded);
 
 // Decodes to RGB as Pillow's convert("RGB") would; no EXIF rotation, no colour management. A
@@ -56,7 +56,7 @@ ImageFormat DetectFormat(std::span<const std::byte> encoded);
 //
 // PNG: all colour types and depths, interlaced too; alpha and transparency are dropped, 16 bits
 // keep the high byte, but 16-bit grey is clipped at 255; of an animation the default picture.
-// Ancillary chunks are not even read.
+// Ancillary chunks are not even read. More than a little data behind the last row is corrupt.
 //
 // WebP: stills, lossy and lossless; alpha is dropped.
 //
@@ -86,7 +86,7 @@ ImageFormat DetectFormat(std::span<const std::byte> encoded);
 //                             is compressed or has another depth or other masks
 //   image_animated            an animated WebP
 //   jpeg_process_unsupported  arithmetic, lossless, hierarchical, 12 bits, or a number of
-//   components other than 1, 3, 4
+//                             components other than 1, 3, 4
 // Messages are our own words; no library text reaches them.
 absl::StatusOr<RgbImage> Decode(std::span<const std::byte> encoded, const DecodeLimits& limits);
 
@@ -105,9 +105,8 @@ struct PreprocessSpec {
   Fit fit = Fit::kPad;
   // After padding: CLIP resizes the shortest edge and crops, SigLIP stretches; on a square canvas
   // both are a resize.
-  float mean[3] = {
-      0, 0,
-      0};  // of the 0..1 range, red, green, blue; the canvas colour is int(255 · mean), truncated
+  // Of the 0..1 range, red, green, blue; the canvas colour is int(255 · mean), truncated.
+  float mean[3] = {0, 0, 0};
   float std[3] = {1, 1, 1};  // > 0
 };
 

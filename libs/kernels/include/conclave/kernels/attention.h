@@ -1,9 +1,10 @@
 // softmax(q·kᵀ·scale)·v for one row at a time over KV blocks of a fixed length.
 //
-// A block holds kKvBlockTokens consecutive absolute positions of one layer, all KV heads, aligned to multiples of
-// kKvBlockTokens whatever the chunking of the prompt or the reuse of a prefix. Rows walk the blocks in ascending order
-// with an online softmax, so a row's bits depend on its query and on the keys and values up to its position alone.
-// Positions outside [first, last) add exact zeros; what stale memory holds there is never multiplied into a result.
+// A block holds kKvBlockTokens consecutive absolute positions of one layer, all KV heads, aligned
+// to multiples of kKvBlockTokens whatever the chunking of the prompt or the reuse of a prefix. Rows
+// walk the blocks in ascending order with an online softmax, so a row's bits depend on its query
+// and on the keys and values up to its position alone. Positions outside [first, last) add exact
+// zeros; what stale memory holds there is never multiplied into a result.
 #pragma once
 
 #include <cstddef>
@@ -50,7 +51,8 @@ struct KvRange {
 void StoreKv(const Context& context, const KvLayout& layout, std::span<const float> key,
              std::span<const float> value, int64_t slot, std::byte* block);
 
-// out[r, h·D : (h+1)·D] = attention of query row r, head h, over ranges[r]; KV head = h / (num_heads / num_kv_heads).
+// out[r, h·D : (h+1)·D] = attention of query row r, head h, over ranges[r]; KV head = h /
+// (num_heads / num_kv_heads).
 //   q    [rows, num_heads · head_dim]   f32, rotated
 //   out  [rows, num_heads · head_dim]   f32, overwritten; must not alias q
 // Every range holds at least one position. Scores, softmax and sums in f32.

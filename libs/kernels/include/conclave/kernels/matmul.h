@@ -1,11 +1,13 @@
 // y = x · Wᵀ + b over packed weights, with a fixed order of every sum.
 //
-// The bit contract (docs/decisions/0003-same-bits.md). y[m, n] is one chain over k in ascending order, started at 0:
+// The bit contract (docs/decisions/0003-same-bits.md). y[m, n] is one chain over k in ascending
+// order, started at 0:
 //   f32   acc = fma(x[m, k], w[n, k], acc)                                              for k = 0, 1, 2, ...
 //   bf16  acc = fma(x[m, 2j+1], w[n, 2j+1], acc); acc = fma(x[m, 2j], w[n, 2j], acc)    for j = 0, 1, 2, ...
-// (the order of VDPBF16PS on Zen 4), all in f32, round to nearest even, denormals flushed; K is padded with zeros to a
-// multiple of 2. Then y = acc + b[n]. A row's bits therefore depend on that row and the weights alone: never on M,
-// the neighbours, the tile, the thread count or the ISA path. There is no split-K.
+// (the order of VDPBF16PS on Zen 4), all in f32, round to nearest even, denormals flushed; K is
+// padded with zeros to a multiple of 2. Then y = acc + b[n]. A row's bits therefore depend on that
+// row and the weights alone: never on M, the neighbours, the tile, the thread count or the ISA
+// path. There is no split-K.
 #pragma once
 
 #include <cstdint>
@@ -24,16 +26,17 @@ inline constexpr int64_t kPanelColumns = 64;
 // Weights of a linear layer, packed once at load into panels of kPanelColumns outputs:
 //   f32   panel[k][64]
 //   bf16  panel[k / 2][64][2]      pairs along k, as VDPBF16PS wants them
-// Rows beyond n and elements beyond k are zero. Immutable after packing; then shared freely between threads.
+// Rows beyond n and elements beyond k are zero. Immutable after packing; then shared freely between
+// threads.
 class PackedMatrix {
  public:
   PackedMatrix() = default;
   // A matrix of `n` outputs and `k` inputs; `dtype` is kF32 or kBf16. All zero until packed.
   PackedMatrix(int64_t n, int64_t k, DType dtype);
 
-  // Packs rows [first_row, first_row + source.rows) from a row-major source [rows, k], converting to this matrix's
-  // dtype (bf16: round to nearest even). Disjoint row ranges may be packed one after another, not at once: two ranges
-  // can share a panel.
+  // Packs rows [first_row, first_row + source.rows) from a row-major source [rows, k], converting
+  // to this matrix's dtype (bf16: round to nearest even). Disjoint row ranges may be packed one
+  // after another, not at once: two ranges can share a panel.
   void PackRows(int64_t first_row, MatView<const float> source, ThreadPool& pool);
   void PackRows(int64_t first_row, MatView<const Bf16> source, ThreadPool& pool);
   // IEEE half sources, as bit patterns.
@@ -57,7 +60,8 @@ class PackedMatrix {
   AlignedBuffer buffer_;
 };
 
-// x [M, K] with the dtype of w; y [M, N] f32, overwritten; must not alias x. `bias` is empty or [N].
+// x [M, K] with the dtype of w; y [M, N] f32, overwritten; must not alias x. `bias` is empty or
+// [N].
 void MatMul(const Context& context, MatView<const float> x, const PackedMatrix& w,
             std::span<const float> bias, MatView<float> y);
 void MatMul(const Context& context, MatView<const Bf16> x, const PackedMatrix& w,

@@ -1,5 +1,6 @@
-// The gate as DeepSpeed 0.9.5 evaluates it, with expert capacity (spec 4.4, REF without its noise). Not what is served:
-// there a token's experts depend on its neighbours. It says what the original would have dropped, for comparisons with it.
+// The gate as DeepSpeed 0.9.5 evaluates it, with expert capacity (spec 4.4, REF without its noise).
+// Not what is served: there a token's experts depend on its neighbours. It says what the original
+// would have dropped, for comparisons with it.
 #pragma once
 
 #include <cstdint>
@@ -27,11 +28,11 @@ struct ExpertSlot {
   float weight = 0.0f;
 };
 
-// Chooses for every row; first choices take slots in row order, second choices after all first ones. The weights of what
-// is left of a row are renormalised for top_k 2 (sum floored at 1.19e-7).
+// Chooses for every row; first choices take slots in row order, second choices after all first
+// ones. The weights of what is left of a row are renormalised for top_k 2 (sum floored at 1.19e-7).
 //   logits  [rows, E] f32, overwritten with softmax over all E
-// Returns [rows · top_k] slots by falling probability. With top_k 1 and more rows for one expert than it takes, the
-// original drops at random: kUnimplemented "gate_random".
+// Returns [rows · top_k] slots by falling probability. With top_k 1 and more rows for one expert
+// than it takes, the original drops at random: kUnimplemented "gate_random".
 absl::StatusOr<std::vector<ExpertSlot>> ChooseWithCapacity(const kernels::Context& context,
                                                            const CapacityRule& rule,
                                                            MatView<float> logits);

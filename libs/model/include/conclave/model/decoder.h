@@ -1,5 +1,6 @@
-// The language model without its experts: embedding, norms, attention, dense FFNs, gates, head. One step takes a batch
-// of rows of different sequences and phases; experts are reached through a MoeExecutor.
+// The language model without its experts: embedding, norms, attention, dense FFNs, gates, head. One
+// step takes a batch of rows of different sequences and phases; experts are reached through a
+// MoeExecutor.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +20,8 @@
 
 namespace conclave::model {
 
-// One row of a step: one position of one sequence. Plain data, rebuilt each step without allocation.
+// One row of a step: one position of one sequence. Plain data, rebuilt each step without
+// allocation.
 struct StepRow {
   int32_t position = 0;                  // absolute, within its sequence
   const int32_t* block_table = nullptr;  // the sequence's KV blocks, position / kKvBlockTokens
@@ -29,7 +31,8 @@ struct StepRow {
   int32_t rope_table = 0;
 };
 
-// What the gate chose for the rows of one layer. Views into the decoder's buffers, valid during MoeExecutor::Run.
+// What the gate chose for the rows of one layer. Views into the decoder's buffers, valid during
+// MoeExecutor::Run.
 struct GateChoice {
   MatView<const int32_t> experts;  // [rows, top_k]
   MatView<const float> weights;    // [rows, top_k]
@@ -40,7 +43,8 @@ class MoeExecutor {
  public:
   virtual ~MoeExecutor() = default;
 
-  // out[r, :] = wire-rounded Σ_k wire(weight_k · expert_k(n[r, :])), as data-plane.md section 4 defines it.
+  // out[r, :] = wire-rounded Σ_k wire(weight_k · expert_k(n[r, :])), as data-plane.md section 4
+  // defines it.
   //   n    [rows, io_dim]  f32 norm output; the executor rounds it to the wire dtype
   //   out  [rows, io_dim]  overwritten
   // An error fails the whole step; nothing of it may be used.
@@ -48,7 +52,8 @@ class MoeExecutor {
                            const GateChoice& choice, MatView<float> out) = 0;
 };
 
-// Sees intermediate results, for parity tests and telemetry. Called on the step's thread; views die with the call.
+// Sees intermediate results, for parity tests and telemetry. Called on the step's thread; views die
+// with the call.
 class StepObserver {
  public:
   virtual ~StepObserver() = default;
@@ -71,7 +76,8 @@ struct DecoderOptions {
 // Weights and buffers of the decoder. Step() by one thread.
 class Decoder {
  public:
-  // Reads everything but the experts and the tower. `on_progress(bytes_done, bytes_total)` may be null.
+  // Reads everything but the experts and the tower. `on_progress(bytes_done, bytes_total)` may be
+  // null.
   static absl::StatusOr<std::unique_ptr<Decoder>> Load(
       const checkpoint::Checkpoint& checkpoint, const DecoderOptions& options,
       const std::function<void(int64_t, int64_t)>& on_progress);
@@ -81,23 +87,26 @@ class Decoder {
   kernels::KvLayout kv_layout() const;
   size_t weight_bytes() const;
 
-  // out = embedding row of `token`, which must be in [0, vocab_rows); multiplied by ModelDesc::embedding_scale
-  // when `is_scaled`.
+  // out = embedding row of `token`, which must be in [0, vocab_rows); multiplied by
+  // ModelDesc::embedding_scale when `is_scaled`.
   void Embed(int32_t token, bool is_scaled, std::span<float> out) const;
 
-  // Which rotary table a sequence of `prompt_rows` positions uses from its first row to its last (StepRow::rope_table).
-  // 0 unless the model stretches long prompts (RopeSpec::ntk_length). prompt_rows <= max_positions.
+  // Which rotary table a sequence of `prompt_rows` positions uses from its first row to its last
+  // (StepRow::rope_table). 0 unless the model stretches long prompts (RopeSpec::ntk_length).
+  // prompt_rows <= max_positions.
   int32_t RopeTable(int32_t prompt_rows) const;
 
-  // The buffer for the rows of the next step, [max_rows, hidden_dim]: the caller writes embeddings or image features
-  // into the first rows.size() rows.
+  // The buffer for the rows of the next step, [max_rows, hidden_dim]: the caller writes embeddings
+  // or image features into the first rows.size() rows.
   MatView<float> input();
 
-  // Runs all layers over the first rows.size() rows of input(), storing their keys and values at their positions.
+  // Runs all layers over the first rows.size() rows of input(), storing their keys and values at
+  // their positions.
   //   rows        rows of one sequence stand in ascending position, and every earlier position is in the pool or in
   //               this step
   //   logit_rows  indices of rows whose logits are wanted
-  // Returns logits [logit_rows, vocab_rows], f32, valid until the next step. `observer` may be null. No allocation.
+  // Returns logits [logit_rows, vocab_rows], f32, valid until the next step. `observer` may be
+  // null. No allocation.
   absl::StatusOr<MatView<const float>> Step(std::span<const StepRow> rows,
                                             std::span<const int32_t> logit_rows, KvPool& kv,
                                             MoeExecutor& experts, StepObserver* observer);

@@ -1,4 +1,5 @@
-// The gate of an MoE layer: which experts a row goes to, and with which weights (spec 4.3, DET: no noise, no capacity).
+// The gate of an MoE layer: which experts a row goes to, and with which weights (spec 4.3, DET: no
+// noise, no capacity).
 #pragma once
 
 #include <cstdint>

@@ -1,9 +1,10 @@
-// Paged KV memory of one frontend: blocks of kernels::kKvBlockTokens positions over all layers, with reuse of shared
-// prefixes.
+// Paged KV memory of one frontend: blocks of kernels::kKvBlockTokens positions over all layers,
+// with reuse of shared prefixes.
 //
-// A full block is named by what its positions hold and by the block before it; sequences that begin alike share such
-// blocks, and blocks of ended sequences stay until their memory is needed. Because a row's bits do not depend on who
-// computed the keys before it (architecture, section 4), reuse never changes a token.
+// A full block is named by what its positions hold and by the block before it; sequences that begin
+// alike share such blocks, and blocks of ended sequences stay until their memory is needed. Because
+// a row's bits do not depend on who computed the keys before it (architecture, section 4), reuse
+// never changes a token.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +30,8 @@ struct PositionKey {
 // Used by one thread, the engine's.
 class KvPool {
  public:
-  // `num_blocks` >= 1 blocks for `num_layers` layers. Memory is mapped here and touched on first use.
+  // `num_blocks` >= 1 blocks for `num_layers` layers. Memory is mapped here and touched on first
+  // use.
   KvPool(const kernels::KvLayout& layout, int32_t num_layers, int32_t num_blocks);
 
   // Bytes of one block over all layers.
@@ -39,15 +41,16 @@ class KvPool {
   // Blocks that no running sequence holds; those kept only for reuse count as free.
   int32_t num_free() const { return static_cast<int32_t>(free_.size()) + num_evictable_; }
 
-  // A block with one holder, or nullopt when every block is held by a sequence. Drops the least recently used kept
-  // block if no empty one is left.
+  // A block with one holder, or nullopt when every block is held by a sequence. Drops the least
+  // recently used kept block if no empty one is left.
   std::optional<int32_t> Allocate();
 
-  // Finds the longest run of kept full blocks for `keys` (position 0 on), takes a hold on each and returns them.
+  // Finds the longest run of kept full blocks for `keys` (position 0 on), takes a hold on each and
+  // returns them.
   std::vector<int32_t> AcquirePrefix(std::span<const PositionKey> keys);
 
-  // Names `block`, which now is full: it holds `keys` (exactly kKvBlockTokens) and follows `parent` (-1: first).
-  // A no-op when an equal block is named already.
+  // Names `block`, which now is full: it holds `keys` (exactly kKvBlockTokens) and follows `parent`
+  // (-1: first). A no-op when an equal block is named already.
   void Publish(int32_t block, int32_t parent, std::span<const PositionKey> keys);
 
   // Gives up one hold.

@@ -16,7 +16,8 @@
 namespace conclave::model {
 
 // The numeric mode of a model: element type of packed weights and of what is multiplied with them.
-// kF32: all f32. kBf16: weights, GEMM inputs, KV and wire rows bf16; sums, residual, norms, gate f32.
+// kF32: all f32. kBf16: weights, GEMM inputs, KV and wire rows bf16; sums, residual, norms, gate
+// f32.
 
 struct Linear {
   kernels::PackedMatrix weight;  // [N, K]
@@ -26,9 +27,10 @@ struct Linear {
   size_t size_bytes() const { return weight.size_bytes() + bias.size() * sizeof(float); }
 };
 
-// Packs the stored tensor `name`, which must be [rows, matrix.k()] after flattening all axes but the first (a patch
-// convolution is such a matrix), into rows [first_row, first_row + rows) of `matrix`, converting its dtype, and tells
-// the kernel that the file pages are not needed any more. "tensor_nonfinite" on NaN or infinity.
+// Packs the stored tensor `name`, which must be [rows, matrix.k()] after flattening all axes but
+// the first (a patch convolution is such a matrix), into rows [first_row, first_row + rows) of
+// `matrix`, converting its dtype, and tells the kernel that the file pages are not needed any more.
+// "tensor_nonfinite" on NaN or infinity.
 absl::Status PackTensor(const checkpoint::Checkpoint& checkpoint, const std::string& name,
                         std::span<const int64_t> shape, kernels::PackedMatrix& matrix,
                         int64_t first_row, ThreadPool& pool);
@@ -44,7 +46,8 @@ struct LinearPart {
   int64_t rows = 0;
 };
 
-// Loads `parts` stacked along the outputs, as one matrix: fused projections share one pass over the input.
+// Loads `parts` stacked along the outputs, as one matrix: fused projections share one pass over the
+// input.
 absl::StatusOr<Linear> LoadLinear(const checkpoint::Checkpoint& checkpoint,
                                   std::span<const LinearPart> parts, int64_t k, bool has_bias,
                                   DType dtype, ThreadPool& pool);

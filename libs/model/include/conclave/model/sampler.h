@@ -28,8 +28,8 @@ struct TokenChoice {
   std::vector<std::pair<int32_t, float>> top_logprobs;  // best first, ties by lower id
 };
 
-// Chooses from logits[0, vocab_size). Order as Hugging Face `generate`: penalties and bias, then greedy (ties to the
-// lowest id) or temperature → top-k → top-p → min-p → multinomial.
+// Chooses from logits[0, vocab_size). Order as Hugging Face `generate`: penalties and bias, then
+// greedy (ties to the lowest id) or temperature → top-k → top-p → min-p → multinomial.
 //   prompt, generated   earlier ids of the sequence, for the penalties: repetition counts both (image positions are no
 //                       ids), presence and frequency the generated ones
 //   step                number of tokens generated before this one; with the seed it is the whole state of randomness

@@ -1,5 +1,6 @@
-// Owning, 64-byte aligned, zero-filled memory. Large buffers are mapped anonymously and asked to use huge pages,
-// because a packed weight panel is streamed through once per step and the TLB would otherwise miss on every 4 KiB.
+// Owning, 64-byte aligned, zero-filled memory. Large buffers are mapped anonymously and asked to
+// use huge pages, because a packed weight panel is streamed through once per step and the TLB would
+// otherwise miss on every 4 KiB.
 #pragma once
 
 #include <cstddef>

@@ -23,8 +23,8 @@ inline float ToFloat(Bf16 value) {
   return __builtin_bit_cast(float, wide);
 }
 
-// Round to nearest even; denormal inputs become zero with their sign and a NaN stays a (quiet) NaN, exactly as
-// VCVTNEPS2BF16 does, so that every ISA path rounds alike.
+// Round to nearest even; denormal inputs become zero with their sign and a NaN stays a (quiet) NaN,
+// exactly as VCVTNEPS2BF16 does, so that every ISA path rounds alike.
 inline Bf16 ToBf16(float value) {
   uint32_t bits = __builtin_bit_cast(uint32_t, value);
   const uint32_t magnitude = bits & 0x7fffffffu;

@@ -1,4 +1,5 @@
-// Non-owning views. A view never outlives the buffer it points into; who owns that is said where the view is made.
+// Non-owning views. A view never outlives the buffer it points into; who owns that is said where
+// the view is made.
 #pragma once
 
 #include <cstdint>

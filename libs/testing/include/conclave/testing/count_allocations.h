@@ -1,4 +1,5 @@
-// Counts every operator new of a program. Include it in one source file of a test program: it replaces the operators.
+// Counts every operator new of a program. Include it in one source file of a test program: it
+// replaces the operators.
 #pragma once
 
 #include <atomic>

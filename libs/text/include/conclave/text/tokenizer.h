@@ -45,8 +45,8 @@ class Tokenizer {
   // Whole text of `ids`: DecodeNext of each, joined, then invalid UTF-8 replaced by U+FFFD.
   std::string Decode(std::span<const int32_t> ids, bool keep_special = false) const;
 
-  // The same with what the original does on top: spaces around added tokens, white space "cleaned up" (spec 6.3). For
-  // comparisons with it; a server's answers keep their spaces.
+  // The same with what the original does on top: spaces around added tokens, white space "cleaned
+  // up" (spec 6.3). For comparisons with it; a server's answers keep their spaces.
   virtual std::string DecodeAsOriginal(std::span<const int32_t> ids,
                                        bool keep_special = false) const;
 
@@ -71,8 +71,8 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTiktoken(const std::string& file,
 // kind it is: "arcade100k.tiktoken", "qwen.tiktoken", "vocab.json" (with merges.txt beside it),
 // "tokenizer.model" or "tokenizer.json". Added and control tokens of the latter three come from
 // tokenizer_config.json, added_tokens.json and special_tokens_map.json, as far as they are there.
-// "tokenizer_missing" for a file that is not there, "tokenizer_invalid" with file and place for what
-// is broken in it, "tokenizer_unsupported" for what is whole but of another kind.
+// "tokenizer_missing" for a file that is not there, "tokenizer_invalid" with file and place for
+// what is broken in it, "tokenizer_unsupported" for what is whole but of another kind.
 absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizerFromFolder(const std::string& folder,
                                                                    std::string_view file);
 

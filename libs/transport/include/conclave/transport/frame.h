@@ -6,8 +6,10 @@
 // range-checked in 64 bits against the limits before use, and nothing is allocated unless it is the
 // status of a refused frame.
 //
-//   CALL   pair_weight f32[pairs] · pair_row u16[pairs] · pair_expert u16[pairs] · padding · rows
-//   [rows][row_width] REPLY  rows [rows][row_width] NACK   code u16 · n u16 · worker id u32[n]
+//   CALL   pair_weight f32[pairs] · pair_row u16[pairs] · pair_expert u16[pairs] · padding ·
+//          rows [rows][row_width]
+//   REPLY  rows [rows][row_width]
+//   NACK   code u16 · n u16 · worker id u32[n]
 //
 // With kFlagPayloadCrc a CRC-32C of the rows alone follows them. `payload_bytes` counts everything
 // after the header.
@@ -131,9 +133,10 @@ size_t EncodeReply(const CallView& call, const ReplyView& reply, bool with_paylo
 // frame. Beside the errors of ValidateCall (kInvalidArgument unless noted):
 //   short_header, bad_magic, version, type, flags
 //   bad_length        payload bytes disagree with the counts, with the bytes received or with the
-//   limits bad_padding       not zero bad_crc           kDataLoss: drop it, the sender's deadline
-//   will resend corrupt_payload   kDataLoss: the header is sound, so the sender can be told to
-//   resend
+//                     limits
+//   bad_padding       not zero
+//   bad_crc           kDataLoss: drop it, the sender's deadline will resend
+//   corrupt_payload   kDataLoss: the header is sound, so the sender can be told to resend
 absl::StatusOr<CallView> ParseCall(std::span<const std::byte> frame, const FrameLimits& limits);
 
 struct ParsedReply {
