@@ -45,7 +45,7 @@ observability::Finished FinishedOf(frontend::FinishReason reason) {
 // Sets the metrics of engine and chat service.
 class MetricsBridge : public frontend::EngineObserver, public frontend::ChatObserver {
  public:
-  explicit MetricsBridge(observability::EngineMetrics metrics) : metrics_(std::move(metrics)) {}
+  explicit MetricsBridge(const observability::EngineMetrics& metrics) : metrics_(metrics) {}
 
   void OnStep(const Step& step) override {
     metrics_.num_requests_running.Set(step.running);
@@ -214,7 +214,7 @@ void EmbeddedCluster::State::StartEngine() {
     observability::AddExpertTokens(*options.metrics,
                                    [source = loads] { return source->Collect(); });
   }
-  bridge = std::make_unique<MetricsBridge>(std::move(metrics));
+  bridge = std::make_unique<MetricsBridge>(metrics);
   engine =
       std::make_unique<frontend::Engine>(engine_options, *assembly->decoder, *assembly->dispatcher,
                                          assembly->tokenizer->size(), Clock::Real(), bridge.get());

@@ -395,7 +395,7 @@ ChatService::~ChatService() {
     }
   }
   for (const ChatId id : running) {
-    Cancel(id);
+    ChatService::Cancel(id);
   }
   MutexLock lock(state_->mu);
   while (!state_->open.empty()) {

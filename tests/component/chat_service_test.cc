@@ -71,9 +71,9 @@ class ChatServiceTest : public ::testing::Test {
     options.use_frames = true;
     auto cluster = cli::EmbeddedCluster::Start(options, [](double, const std::string&) {});
     ASSERT_TRUE(cluster.ok()) << cluster.status();
-    cluster_ = std::move(*cluster);
+    cluster = std::move(*cluster);
   }
-  static void TearDownTestSuite() { cluster_.reset(); }
+  static void TearDownTestSuite() { cluster.reset(); }
 
   static Message User(const std::string& text, const std::vector<std::string>& pictures = {}) {
     Message message;
@@ -96,16 +96,16 @@ class ChatServiceTest : public ::testing::Test {
   }
   static std::shared_ptr<Collected> Serve(ChatRequest request) {
     auto sink = std::make_shared<Collected>();
-    const auto id = cluster_->backend().Submit(std::move(request), sink);
+    const auto id = cluster->backend().Submit(std::move(request), sink);
     EXPECT_TRUE(id.ok()) << id.status();
     sink->Wait();
     return sink;
   }
 
-  static std::unique_ptr<cli::EmbeddedCluster> cluster_;
+  static std::unique_ptr<cli::EmbeddedCluster> cluster;
 };
 
-std::unique_ptr<cli::EmbeddedCluster> ChatServiceTest::cluster_;
+std::unique_ptr<cli::EmbeddedCluster> ChatServiceTest::cluster;
 
 TEST_F(ChatServiceTest, AnswersAboutAPictureAsRecorded) {
   const auto answer = Serve(Ask({User("What do you see?", {"one.png"})}));
@@ -189,10 +189,10 @@ TEST_F(ChatServiceTest, CancelEndsARequestInTheMiddle) {
   ChatRequest request = Ask({User("Describe the image.", {"four.png"})}, 300);
   request.ignore_eos = true;
   auto sink = std::make_shared<Collected>();
-  const auto id = cluster_->backend().Submit(std::move(request), sink);
+  const auto id = cluster->backend().Submit(std::move(request), sink);
   ASSERT_TRUE(id.ok());
   sink->WaitForText();
-  cluster_->backend().Cancel(*id);
+  cluster->backend().Cancel(*id);
   sink->Wait();
   ASSERT_EQ(sink->ends.size(), 1u);
   EXPECT_EQ(sink->ends[0].reason, FinishReason::kCancelled);

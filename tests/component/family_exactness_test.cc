@@ -72,7 +72,7 @@ std::vector<frontend::SequenceRequest> Requests(cli::Assembly& model, int count,
       std::vector<float> pixels(3 * size * size);
       std::generate(pixels.begin(), pixels.end(), [&] { return pixel(random); });
       auto features = std::make_shared<frontend::ImageFeatures>();
-      features->digest = static_cast<uint64_t>(r + 1);
+      features->digest = static_cast<uint64_t>(r) + 1;
       features->num_rows = model.tower->num_features();
       model.tower->Encode(pixels, features->rows, nullptr);
       request.images.push_back(std::move(features));

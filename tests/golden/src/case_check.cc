@@ -387,7 +387,7 @@ absl::StatusOr<MatView<const float>> CaseCheck::Step(const float* input,
   std::vector<model::StepRow> rows;
   std::vector<int32_t> logit_rows;
   for (int32_t r = 0; r < count; ++r) {
-    const auto position = static_cast<size_t>(first + r);
+    const auto position = static_cast<size_t>(first) + static_cast<size_t>(r);
     rows.push_back({first + r, block_table_.data(),
                     position < is_image.size() && is_image[position], is_prefill,
                     model_->decoder->RopeTable(static_cast<int32_t>(is_image.size()))});

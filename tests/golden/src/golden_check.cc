@@ -18,14 +18,16 @@ namespace conclave::golden {
 namespace {
 
 void CheckRoot(const std::string& root, const CheckOptions& options, Report& report) {
-  for (const std::string& name : FoldersIn(root + "/cases")) {
-    CheckCase(root + "/cases/" + name, root + "/images", options, report);
+  const std::string cases = root + "/cases/";
+  for (const std::string& name : FoldersIn(cases)) {
+    CheckCase(std::string(cases).append(name), root + "/images", options, report);
   }
   if (Exists(root + "/images/expected.json")) {
     CheckImages(root, report);
   }
-  for (const std::string& name : FoldersIn(root + "/tokenizers")) {
-    CheckTokenizer(root + "/tokenizers/" + name, report);
+  const std::string tokenizers = root + "/tokenizers/";
+  for (const std::string& name : FoldersIn(tokenizers)) {
+    CheckTokenizer(std::string(tokenizers).append(name), report);
   }
   if (Exists(root + "/templates.json")) {
     CheckTemplates(root, report);
