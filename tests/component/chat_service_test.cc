@@ -69,9 +69,9 @@ class ChatServiceTest : public ::testing::Test {
     options.isa = kernels::SupportedIsas().back();
     options.kv_bytes = int64_t{64} << 20;
     options.use_frames = true;
-    auto cluster = cli::EmbeddedCluster::Start(options, [](double, const std::string&) {});
-    ASSERT_TRUE(cluster.ok()) << cluster.status();
-    cluster = std::move(*cluster);
+    auto started = cli::EmbeddedCluster::Start(options, [](double, const std::string&) {});
+    ASSERT_TRUE(started.ok()) << started.status();
+    cluster = std::move(*started);
   }
   static void TearDownTestSuite() { cluster.reset(); }
 

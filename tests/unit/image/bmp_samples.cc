@@ -50,7 +50,9 @@ Bytes MakeBmp(const BmpSpec& spec) {
   out.insert(out.end(), header.begin(), header.end());
   out.insert(out.end(), spec.palette.begin(), spec.palette.end());
   const int64_t row_bytes = (int64_t{spec.width} * spec.bits + 31) / 32 * 4;
-  const int64_t num_rows = spec.num_rows.value_or(std::abs(spec.height));
+  // The one height without an absolute value has no rows either.
+  const int32_t height = spec.height == INT32_MIN ? 0 : std::abs(spec.height);
+  const int64_t num_rows = spec.num_rows.value_or(height);
   for (int64_t i = 0; i < row_bytes * num_rows; ++i) {
     out.push_back(spec.rows.empty() ? static_cast<uint8_t>(7 * i)
                                     : spec.rows[static_cast<size_t>(i) % spec.rows.size()]);
