@@ -166,9 +166,7 @@ absl::Status EmbeddedCluster::State::Plan() {
   engine_options.max_num_seqs = options.max_num_seqs;
   engine_options.prefill_chunk = options.prefill_chunk;
   engine_options.prefill_chunk_mixed = std::max(1, options.prefill_chunk / 4);
-  engine_options.embedding_scaling = options.scales_embeddings_consistently
-                                         ? frontend::EmbeddingScaling::kConsistent
-                                         : frontend::EmbeddingScaling::kReference;
+  engine_options.embedding_scaling = options.embedding_scaling;
   engine_options.max_model_len =
       options.max_model_len > 0 ? options.max_model_len : desc.max_positions;
   if (engine_options.max_model_len > desc.max_positions) {

@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "conclave/frontend/chat.h"
+#include "conclave/frontend/engine.h"
 #include "conclave/kernels/isa.h"
 #include "conclave/observability/metrics.h"
 #include "conclave/tensor/dtype.h"
@@ -29,7 +30,7 @@ struct EmbeddedOptions {
   int32_t max_num_seqs = 64;
   int32_t max_model_len = 0;  // tokens; 0: the model's own
   int32_t prefill_chunk = 256;
-  bool scales_embeddings_consistently = false;  // frontend::EmbeddingScaling::kConsistent
+  frontend::EmbeddingScaling embedding_scaling = frontend::EmbeddingScaling::kReference;
   bool use_frames = false;
   // Null: nothing is counted. Outlives the cluster.
   observability::Metrics* metrics = nullptr;

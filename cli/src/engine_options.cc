@@ -126,7 +126,9 @@ absl::StatusOr<EmbeddedOptions> ToEmbedded(const EngineSettings& settings,
   options.max_num_seqs = settings.max_num_seqs;
   options.max_model_len = settings.max_model_len;
   options.prefill_chunk = settings.prefill_chunk;
-  options.scales_embeddings_consistently = settings.embedding_scale == "consistent";
+  options.embedding_scaling = settings.embedding_scale == "consistent"
+                                  ? frontend::EmbeddingScaling::kConsistent
+                                  : frontend::EmbeddingScaling::kReference;
   options.use_frames = UsesFrames(settings.inproc_frames);
   return options;
 }

@@ -11,6 +11,7 @@
 #include "conclave/base/status.h"
 #include "conclave/checkpoint/tensor_list.h"
 #include "conclave/kernels/attention.h"
+#include "conclave/model/decoder.h"
 
 namespace conclave::cli {
 namespace {
@@ -71,7 +72,7 @@ absl::StatusOr<int64_t> PlanMemory(const checkpoint::Checkpoint& checkpoint,
   const int64_t blocks =
       (request.max_model_len + kernels::kKvBlockTokens - 1) / kernels::kKvBlockTokens;
   const int64_t sequence_bytes = blocks * block_bytes;
-  const int64_t weights = WeightBytes(desc, request.dtype);
+  const int64_t weights = WeightBytes(desc, request.dtype) + model::Decoder::TableBytes(desc);
   const int64_t available = AvailableBytes();
   const int64_t least = weights + std::max(sequence_bytes, request.kv_bytes);
   if (least > available) {

@@ -8,13 +8,6 @@
 #include "conclave/model/gate.h"
 
 namespace conclave::model {
-namespace {
-
-// FLT_EPSILON: the floor of the denominator in DeepSpeed's top2gating.
-constexpr float kSumFloor = 1.1920929e-7f;
-
-}  // namespace
-
 int64_t ExpertCapacity(const CapacityRule& rule, int64_t rows, int64_t experts) {
   const double wanted =
       static_cast<double>(rows) / static_cast<double>(experts) * rule.factor * rule.top_k;
@@ -52,7 +45,7 @@ absl::StatusOr<std::vector<ExpertSlot>> ChooseWithCapacity(const kernels::Contex
   }
   for (int64_t r = 0; r < logits.rows && top_k == 2; ++r) {
     ExpertSlot* row = slots.data() + r * top_k;
-    const float sum = std::max(row[0].weight + row[1].weight, kSumFloor);
+    const float sum = std::max(row[0].weight + row[1].weight, kGateSumFloor);
     row[0].weight /= sum;
     row[1].weight /= sum;
   }

@@ -28,14 +28,18 @@ class Matrix {
   AlignedBuffer buffer_;
 };
 
-// NTK tables that a model needs: one for prompts up to ntk_length, then one per doubling.
-int32_t NumRopeTables(const checkpoint::ModelDesc& desc) {
-  int32_t count = 1;
+// Rotary table of a prompt: 0 up to ntk_length, then one more with every doubling.
+int32_t RopeTableOf(const checkpoint::ModelDesc& desc, int32_t prompt_rows) {
   const int64_t length = desc.attention.rope.ntk_length;
-  while (length > 0 && (length << (count - 1)) < desc.max_positions) {
-    ++count;
+  int32_t table = 0;
+  while (length > 0 && (length << table) < prompt_rows) {
+    ++table;
   }
-  return count;
+  return table;
+}
+
+int32_t NumRopeTables(const checkpoint::ModelDesc& desc) {
+  return RopeTableOf(desc, desc.max_positions) + 1;
 }
 
 int64_t MaxExperts(const checkpoint::ModelDesc& desc) {
@@ -60,6 +64,8 @@ struct Decoder::State {
   // qkv of `normed`, rotated, stored, attended: out = attention output projection, [rows, hidden].
   void Attend(int32_t layer, std::span<const StepRow> rows, MatView<const float> normed, KvPool& kv,
               MatView<float> out);
+  // A dense layer's network, or the residual one, in the numeric mode's dtype.
+  void RunFfn(const FfnWeights& ffn, MatView<const float> input, MatView<float> out);
   absl::Status Ffn(int32_t layer, std::span<const StepRow> rows, MatView<const float> normed,
                    MoeExecutor& experts, StepObserver* observer, MatView<float> out);
   // out = c0 · out + c1 · FFN(input) with c = softmax(W input + b): residual MoE (spec 4.3).
@@ -221,6 +227,14 @@ void Decoder::State::Attend(int32_t layer, std::span<const StepRow> rows,
   ApplyLinear(compute, w.output, mixed, gemm, out);
 }
 
+void Decoder::State::RunFfn(const FfnWeights& ffn, MatView<const float> input, MatView<float> out) {
+  if (options.dtype == DType::kBf16) {
+    FfnForward(options.compute, ffn, gemm.Round(options.compute, input), ffn_scratch, out);
+  } else {
+    FfnForward(options.compute, ffn, input, ffn_scratch, out);
+  }
+}
+
 absl::Status Decoder::State::Ffn(int32_t layer, std::span<const StepRow> rows,
                                  MatView<const float> input, MoeExecutor& experts,
                                  StepObserver* observer, MatView<float> out) {
@@ -228,11 +242,7 @@ absl::Status Decoder::State::Ffn(int32_t layer, std::span<const StepRow> rows,
   const LayerWeights& w = weights.layers[static_cast<size_t>(layer)];
   const checkpoint::MoeLayerSpec* moe = desc.FindMoe(layer);
   if (moe == nullptr) {
-    if (options.dtype == DType::kBf16) {
-      FfnForward(compute, *w.ffn, gemm.Round(compute, input), ffn_scratch, out);
-    } else {
-      FfnForward(compute, *w.ffn, input, ffn_scratch, out);
-    }
+    RunFfn(*w.ffn, input, out);
     return absl::OkStatus();
   }
   const int64_t num_experts = moe->num_experts;
@@ -261,11 +271,7 @@ void Decoder::State::MixResidual(const LayerWeights& w, MatView<const float> inp
                                  MatView<float> out) {
   const kernels::Context& compute = options.compute;
   const MatView<float> beside = residual_out.Rows(input.rows);
-  if (options.dtype == DType::kBf16) {
-    FfnForward(compute, *w.residual_ffn, gemm.Round(compute, input), ffn_scratch, beside);
-  } else {
-    FfnForward(compute, *w.residual_ffn, input, ffn_scratch, beside);
-  }
+  RunFfn(*w.residual_ffn, input, beside);
   const MatView<float> mix = residual_mix.Rows(input.rows);
   kernels::DotRows(compute, input, {w.coefficient.data(), 2, input.cols, input.cols}, mix);
   for (int64_t r = 0; r < mix.rows; ++r) {
@@ -330,13 +336,15 @@ size_t Decoder::weight_bytes() const { return state_->weights.size_bytes(); }
 MatView<float> Decoder::input() { return state_->hidden.Rows(state_->options.max_rows); }
 
 int32_t Decoder::RopeTable(int32_t prompt_rows) const {
-  const int64_t length = state_->desc.attention.rope.ntk_length;
-  int32_t table = 0;
-  while (length > 0 && (length << table) < prompt_rows) {
-    ++table;
-  }
-  CONCLAVE_CHECK(table < state_->num_rope_tables);
-  return table;
+  CONCLAVE_CHECK(prompt_rows <= state_->desc.max_positions);
+  return RopeTableOf(state_->desc, prompt_rows);
+}
+
+int64_t Decoder::TableBytes(const checkpoint::ModelDesc& desc) {
+  const int64_t floats_per_position =
+      int64_t{NumRopeTables(desc)} * desc.attention.rope.rotary_dim +
+      (desc.attention.logn_length > 0 ? 1 : 0);
+  return floats_per_position * desc.max_positions * static_cast<int64_t>(sizeof(float));
 }
 
 void Decoder::Embed(int32_t token, bool is_scaled, std::span<float> out) const {

@@ -8,9 +8,6 @@
 namespace conclave::model {
 namespace {
 
-// FLT_EPSILON: the floor of the denominator in DeepSpeed's top2gating.
-constexpr float kSumFloor = 1.1920929e-7f;
-
 // The best expert that `taken` does not hold.
 int32_t BestOf(const float* probabilities, int64_t num_experts, const int32_t* taken,
                int64_t num_taken) {
@@ -43,7 +40,7 @@ void ChooseExperts(const kernels::Context& context, const checkpoint::MoeSpec& s
     }
     if (spec.is_renormalized) {
       for (int32_t k = 0; k < spec.top_k; ++k) {
-        weight[k] /= std::max(sum, kSumFloor);
+        weight[k] /= std::max(sum, kGateSumFloor);
       }
     }
   }

@@ -50,28 +50,6 @@ void LayerBalance::Remove(int32_t expert, int32_t bin) {
   }
 }
 
-int32_t LayerBalance::Hottest(int32_t most) const {
-  int32_t hottest = -1;
-  double highest = 0;
-  for (int32_t e = 0; e < num_experts(); ++e) {
-    const auto count = static_cast<int32_t>(holders_[Index(e)].size());
-    if (count < most && count < static_cast<int32_t>(bins_.size()) &&
-        (hottest < 0 || ShareOf(e) > highest)) {
-      hottest = e;
-      highest = ShareOf(e);
-    }
-  }
-  return hottest;
-}
-
-double LayerBalance::HighestShare() const {
-  double highest = 0;
-  for (int32_t e = 0; e < num_experts(); ++e) {
-    highest = std::max(highest, ShareOf(e));
-  }
-  return highest;
-}
-
 int32_t LayerBalance::BestBin(int32_t expert, double share, std::span<const double> total_levels,
                               std::span<const double> affinity) const {
   const std::vector<int32_t>& holders = holders_[Index(expert)];

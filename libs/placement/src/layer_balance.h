@@ -61,11 +61,6 @@ class LayerBalance {
   void Add(int32_t expert, int32_t bin);
   void Remove(int32_t expert, int32_t bin);
 
-  // The expert whose replicas carry most, of those with fewer replicas than `most` (and than bins),
-  // or -1.
-  int32_t Hottest(int32_t most) const;
-  double HighestShare() const;
-
   // Where a further replica of `expert` is best put: a bin with room that does not hold it, on a
   // new host while its replicas share one, the least level after it. `total_levels` and `affinity`
   // (may be empty, per bin) decide among levels within two percent. -1 when there is none.

@@ -125,6 +125,9 @@ absl::Status ReadConfig(const std::string& file, const FolderDefaults& defaults,
 absl::Status ReadAddedTokensFile(const std::string& file, FolderTokens& tokens) {
   CONCLAVE_ASSIGN_OR_RETURN(const json::object ids,
                             ReadJsonObject(file, kConfigBytesMax, "tokens with their ids"));
+  // By id: a search per token would take a file of this size minutes.
+  std::unordered_map<int32_t, size_t> at_id;
+  for (size_t i = 0; i < tokens.added.size(); ++i) at_id.emplace(tokens.added[i].id, i);
   for (const auto& entry : ids) {
     const std::string content(entry.key());
     const int32_t id = IdOf(entry.value());
@@ -132,11 +135,10 @@ absl::Status ReadAddedTokensFile(const std::string& file, FolderTokens& tokens) 
       return InvalidTokenizer(
           file, "token " + Quote(content) + ": expected an id below " + std::to_string(kIdsMax));
     }
-    const auto same = std::find_if(tokens.added.begin(), tokens.added.end(),
-                                   [&](const AddedToken& token) { return token.id == id; });
-    if (same == tokens.added.end()) {
+    const auto [same, is_new] = at_id.emplace(id, tokens.added.size());
+    if (is_new) {
       tokens.added.push_back({.id = id, .content = content});
-    } else if (same->content != content) {
+    } else if (tokens.added[same->second].content != content) {
       return InvalidTokenizer(file, "token " + Quote(content) + ": its id " + std::to_string(id) +
                                         " is another token's in tokenizer_config.json");
     }
@@ -209,20 +211,23 @@ absl::Status ApplyFolderTokens(const std::string& folder, const FolderTokens& to
   CONCLAVE_RETURN_IF_ERROR(
       CheckAdded(folder, tokens.added, static_cast<int32_t>(spec.token_bytes.size()), id_of));
   std::map<int32_t, AddedToken> by_id;
+  std::unordered_map<std::string_view, int32_t> id_of_added;  // views into `tokens`
   auto next = static_cast<int32_t>(spec.token_bytes.size());
   for (const AddedToken& token : tokens.added) {
     by_id.emplace(token.id, token);
+    id_of_added.emplace(token.content, token.id);
     next = std::max(next, token.id + 1);
   }
   const auto id_of_control = [&](const std::string& content) {
-    const auto added = std::find_if(by_id.begin(), by_id.end(), [&](const auto& entry) {
-      return entry.second.content == content;
-    });
-    if (added != by_id.end()) return added->first;
+    const auto added = id_of_added.find(content);
+    if (added != id_of_added.end()) return added->second;
     const int32_t stored = id_of(content);
-    return stored >= 0 ? stored : next++;
+    const int32_t id = stored >= 0 ? stored : next++;
+    id_of_added.emplace(content, id);
+    return id;
   };
-  for (const std::string& content : Controls(tokens)) {
+  const std::vector<std::string> controls = Controls(tokens);
+  for (const std::string& content : controls) {
     const int32_t id = id_of_control(content);
     AddedToken& token = by_id[id];
     token.id = id;
@@ -237,12 +242,12 @@ absl::Status ApplyFolderTokens(const std::string& folder, const FolderTokens& to
   spec.eos = role(tokens.eos);
   spec.cleans_up_spaces = tokens.cleans_up_spaces;
   const auto vocab = static_cast<int32_t>(spec.token_bytes.size());
+  const std::unordered_set<std::string_view> additional(tokens.additional.begin(),
+                                                        tokens.additional.end());
+  const std::unordered_set<int32_t> hidden(spec.hidden.begin(), spec.hidden.end());
   for (auto& [id, token] : by_id) {
-    const bool is_additional = std::find(tokens.additional.begin(), tokens.additional.end(),
-                                         token.content) != tokens.additional.end();
-    const bool is_hidden =
-        std::find(spec.hidden.begin(), spec.hidden.end(), id) != spec.hidden.end();
-    if (!is_hidden || (is_additional && id >= vocab)) spec.spaced.push_back(id);
+    const bool is_additional = additional.contains(token.content) && id >= vocab;
+    if (!hidden.contains(id) || is_additional) spec.spaced.push_back(id);
     spec.added.push_back(std::move(token));
   }
   return FinishAdded(folder, id_of, spec);

@@ -32,60 +32,35 @@ std::string Concat(std::initializer_list<std::string_view> parts) {
   return joined;
 }
 
+// |\s+(?!\S)|\s+: a run of white space without its last character, or all of it.
+std::string SpaceRuns() { return Concat({"|", kSpaces, "+(?!", kNoSpace, ")", "|", kSpaces, "+"}); }
+
 // (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|
 // ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+ Every alternative is a chain of character
 // classes, so a match costs a small multiple of its length.
 std::string QwenPattern() {
   return Concat({"(?i:'s|'t|'re|'ve|'m|'ll|'d)",  //
-                 R"(|[^\r\n)",
-                 kLetters,
-                 kNumbers,
-                 "]?[",
-                 kLetters,
+                 R"(|[^\r\n)", kLetters, kNumbers, "]?[", kLetters,
                  "]+",  //
-                 "|[",
-                 kNumbers,
+                 "|[", kNumbers,
                  "]",  //
-                 "| ?[^",
-                 kSpaces,
-                 kLetters,
-                 kNumbers,
+                 "| ?[^", kSpaces, kLetters, kNumbers,
                  R"(]+[\r\n]*)",  //
-                 "|",
-                 kSpaces,
+                 "|", kSpaces,
                  R"(*[\r\n]+)",  //
-                 "|",
-                 kSpaces,
-                 "+(?!",
-                 kNoSpace,
-                 ")",  //
-                 "|",
-                 kSpaces,
-                 "+"});
+                 SpaceRuns()});
 }
 
 // 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 std::string Gpt2Pattern() {
   return Concat({"'s|'t|'re|'ve|'m|'ll|'d",  //
-                 "| ?[",
-                 kLetters,
+                 "| ?[", kLetters,
                  "]+",  //
-                 "| ?[",
-                 kNumbers,
+                 "| ?[", kNumbers,
                  "]+",  //
-                 "| ?[^",
-                 kSpaces,
-                 kLetters,
-                 kNumbers,
+                 "| ?[^", kSpaces, kLetters, kNumbers,
                  "]+",  //
-                 "|",
-                 kSpaces,
-                 "+(?!",
-                 kNoSpace,
-                 ")",  //
-                 "|",
-                 kSpaces,
-                 "+"});
+                 SpaceRuns()});
 }
 
 PCRE2_SPTR Bytes(std::string_view text) { return reinterpret_cast<PCRE2_SPTR>(text.data()); }

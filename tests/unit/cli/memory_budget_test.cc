@@ -5,11 +5,16 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <memory>
 #include <string>
 
 #include "conclave/base/status.h"
 #include "conclave/checkpoint/checkpoint.h"
+#include "conclave/model/decoder.h"
+#include "conclave/testing/temp_folder.h"
 
 namespace conclave::cli {
 namespace {
@@ -39,6 +44,37 @@ TEST_F(MemoryBudgetTest, ChosenKvHoldsOneSequenceAndNotMoreThanAll) {
   ASSERT_TRUE(one.ok() && eight.ok()) << one.status() << eight.status();
   EXPECT_GT(*one, 0);
   EXPECT_EQ(*eight, 8 * *one);
+}
+
+// config.json alone says how many positions there are: what they cost is counted before it is
+// taken.
+TEST_F(MemoryBudgetTest, TablesOfAllPositionsAreCounted) {
+  checkpoint::ModelDesc desc = checkpoint_->desc();
+  ASSERT_EQ(desc.attention.rope.rotary_dim, 8);
+  desc.max_positions = 1 << 24;
+  EXPECT_EQ(model::Decoder::TableBytes(desc), int64_t{512} << 20);
+  // One more table with every doubling, and a factor per position.
+  desc.attention.rope.ntk_length = 1 << 21;
+  desc.attention.logn_length = 1 << 21;
+  EXPECT_EQ(model::Decoder::TableBytes(desc), (int64_t{4} * 512 << 20) + (int64_t{64} << 20));
+
+  const testing::TempFolder folder;
+  for (const auto& file : std::filesystem::directory_iterator(checkpoint_->folder())) {
+    if (file.is_regular_file()) {
+      std::filesystem::copy(file.path(), folder.path());
+    }
+  }
+  std::ifstream file(checkpoint_->folder() + "/config.json");
+  std::string config(std::istreambuf_iterator<char>(file), {});
+  const std::string key = "\"max_position_embeddings\": 512";
+  ASSERT_NE(config.find(key), std::string::npos);
+  config.replace(config.find(key), key.size(), "\"max_position_embeddings\": 16777216");
+  folder.Write("config.json", config);
+  const auto opened = checkpoint::Checkpoint::Open(folder.path());
+  ASSERT_TRUE(opened.ok()) << opened.status();
+  const auto planned = PlanMemory(**opened, {.kv_bytes = int64_t{1} << 50, .max_model_len = 64});
+  EXPECT_EQ(ReasonOf(planned.status()), "model_needs_memory");
+  EXPECT_THAT(MessageOf(planned.status()), HasSubstr("needs 1048576.5 GiB"));
 }
 
 }  // namespace

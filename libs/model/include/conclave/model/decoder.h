@@ -83,6 +83,10 @@ class Decoder {
       const std::function<void(int64_t, int64_t)>& on_progress);
   ~Decoder();
 
+  // Memory for what depends on positions alone (rotary tables, log-n factors): config.json alone
+  // decides how many there are, so a loader counts it before it takes any.
+  static int64_t TableBytes(const checkpoint::ModelDesc& desc);
+
   const checkpoint::ModelDesc& desc() const;
   kernels::KvLayout kv_layout() const;
   size_t weight_bytes() const;

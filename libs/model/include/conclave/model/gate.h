@@ -10,6 +10,9 @@
 
 namespace conclave::model {
 
+// The floor of the sum that chosen weights are divided by (FLT_EPSILON in DeepSpeed's top2gating).
+inline constexpr float kGateSumFloor = 1.1920929e-7f;
+
 // Chooses for every row from its gate logits.
 //
 //   logits   [rows, E]      f32, W_g · n over the f32 norm output; overwritten with softmax over all E
