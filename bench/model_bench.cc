@@ -1,7 +1,8 @@
 // model_bench DIR: one model in one process, beside the machine's bounds measured in the same run:
 // load time, peak memory, image encode, prefill and decode rates.
 //
-//   model_bench DIR [--dtype f32|bf16] [--threads N] [--workers N] [--prompt TOKENS] [--generate TOKENS]
+//   model_bench DIR [--dtype f32|bf16] [--threads N] [--workers N] [--prompt TOKENS] [--generate
+//   TOKENS]
 #include <immintrin.h>
 #include <sys/resource.h>
 

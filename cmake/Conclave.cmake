@@ -17,6 +17,8 @@ target_compile_definitions(conclave_build_flags INTERFACE
 if(CONCLAVE_SANITIZE)
   target_compile_options(conclave_build_flags INTERFACE -fsanitize=${CONCLAVE_SANITIZE} -fno-sanitize-recover=all)
   target_link_options(conclave_build_flags INTERFACE -fsanitize=${CONCLAVE_SANITIZE})
+  # clang 14 cannot assemble a coroutine with this check ("cannot represent a difference across sections").
+  target_compile_options(conclave_build_flags INTERFACE $<$<CXX_COMPILER_ID:Clang>:-fno-sanitize=function>)
 endif()
 if(CONCLAVE_HARDEN)
   target_compile_options(conclave_build_flags INTERFACE

@@ -37,11 +37,11 @@ done
 
 if [[ -z $build ]]; then
   stage "build"
-  build=$root/build/fuzz
-  configure_and_build fuzz fuzz_programs
+  build=$root/build/asan
+  configure_and_build asan fuzz_programs
 fi
 programs=$build/tests/fuzz
-[[ -r $programs/targets.txt ]] || die "no fuzz targets in $build; build the preset fuzz first"
+[[ -r $programs/targets.txt ]] || die "no fuzz targets in $build; build fuzz_programs of the preset asan first"
 ((${#targets[@]} > 0)) || mapfile -t targets <"$programs/targets.txt"
 
 work=$(mktemp -d)

@@ -15,14 +15,16 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 run_packages=(
   g++ cmake ninja-build pkg-config
   libabsl-dev libspdlog-dev prometheus-cpp-dev
+  libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc libucx-dev
   libboost1.81-dev libboost-json1.81-dev libboost-url1.81-dev
   libssl-dev zlib1g-dev libyaml-cpp-dev libcli11-dev
   libpcre2-dev libutf8proc-dev libgif-dev libjpeg-dev libpng-dev libwebp-dev
 )
-# libclang-rt-14-dev holds the sanitizer runtimes of clang; ca-certificates is for pip.
+# libclang-rt-14-dev holds the sanitizer runtimes of clang; ca-certificates is for pip; etcd-server is for e2e.etcd, which
+# starts its own; nftables and iproute2 are for e2e.partition.
 test_packages=(
   libgtest-dev libgmock-dev git python3-venv ca-certificates ccache
-  clang clang-tidy clang-format libclang-rt-14-dev
+  clang clang-tidy clang-format libclang-rt-14-dev etcd-server nftables iproute2
 )
 
 case "${1:-run}" in
@@ -93,6 +95,14 @@ apt() {
     exec apt-get -q -o APT::Status-Fd=3 -o Dpkg::Use-Pty=0 -o Acquire::Retries=3 "$@" \
       3>&1 >>"$log" 2>&1 </dev/null' apt "$log" "$@" | show_progress
 }
+
+# The package etcd-server starts a server on fixed ports, which nobody here uses, and where that fails some installations do.
+policy=/usr/sbin/policy-rc.d
+if [[ " ${missing[*]} " == *" etcd-server "* && ! -e $policy ]]; then
+  trap '"${as_root[@]}" rm -f "$policy"' EXIT
+  printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
+  "${as_root[@]}" chmod 755 "$policy"
+fi
 
 echo "installing ${#missing[@]} Debian packages and what they depend on: ${missing[*]}"
 for step in "update" "install -y --no-install-recommends ${missing[*]}"; do

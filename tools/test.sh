@@ -3,8 +3,8 @@
 # parsers under AddressSanitizer and UndefinedBehaviorSanitizer and under libFuzzer, and clang-tidy over what changed last.
 #
 #   tools/test.sh                  all but the long suites; each fuzz target replays its corpus and runs for 10 s
-#   tools/test.sh --long           also the long tests, ThreadSanitizer, clang, clang-tidy over the whole tree, and
-#                                  10 minutes of each fuzz target
+#   tools/test.sh --long           also the long tests, all programs under AddressSanitizer, ThreadSanitizer, clang,
+#                                  clang-tidy over the whole tree, and 10 minutes of each fuzz target
 #   tools/test.sh [--long] -- ...  the rest goes to ctest, for example -- -L unit
 #
 # Everything runs as ctest tests, so the last lines are ctest's own summary.
@@ -48,11 +48,11 @@ fi
 stage "build"
 configure_and_build dev all
 
-stage "build with AddressSanitizer and UndefinedBehaviorSanitizer: parsers, transport, components"
-configure_and_build asan sanitizer_programs
+stage "build with AddressSanitizer and UndefinedBehaviorSanitizer: parsers, transport, components, fuzz targets"
+configure_and_build asan "sanitizer_programs$( ((long)) && echo _all || true)" fuzz_programs
 
-stage "build of the fuzz targets"
-configure_and_build fuzz fuzz_programs
+stage "release build, for the check that it has no failpoints"
+configure_and_build release conclave
 
 labels=(--label-exclude '^long$')
 fuzz_seconds=10
@@ -73,6 +73,8 @@ stage "tests"
 progress=()
 [[ ! -t 1 ]] || progress=(--progress)
 # These programs join the run only here, where they have just been built: elsewhere they may be stale.
-CONCLAVE_SANITIZER_BUILD=$root/build/asan CONCLAVE_FUZZ_BUILD=$root/build/fuzz CONCLAVE_FUZZ_SECONDS=$fuzz_seconds \
+sanitizer_all=$( ((long)) && echo 1 || true)
+CONCLAVE_SANITIZER_BUILD=$root/build/asan CONCLAVE_SANITIZER_ALL=$sanitizer_all \
+CONCLAVE_FUZZ_BUILD=$root/build/asan CONCLAVE_FUZZ_SECONDS=$fuzz_seconds \
   ctest --preset dev --parallel "$(jobs)" --no-tests=error --no-label-summary \
   "${progress[@]}" "${labels[@]}" "${ctest_args[@]}"

@@ -6,6 +6,7 @@
 #include "conclave/base/status.h"
 #include "conclave/router_service/static_router.h"
 #include "conclave/transport/inproc_channel.h"
+#include "local_rescue.h"
 
 namespace conclave::cli {
 namespace {
@@ -30,6 +31,19 @@ int32_t MaxExperts(const ModelDesc& desc) {
     most = std::max(most, layer.num_experts);
   }
   return most;
+}
+
+// Before a link has answered, its speed is guessed: bytes of an expert at 10 GB/s, rows at 50
+// GFLOP/s. Wrong guesses only make the first deadlines long or the first choices poor.
+void EstimateExperts(const ModelDesc& desc, const AssemblyOptions& options,
+                     frontend::DispatcherOptions& dispatch) {
+  constexpr double kBytesPerUs = 1e4;
+  constexpr double kFlopsPerUs = 5e4;
+  const double elements = (desc.ffn.is_gated ? 3.0 : 2.0) * static_cast<double>(desc.moe.io_dim) *
+                          static_cast<double>(desc.ffn.inner_dim);
+  dispatch.expert_us =
+      std::max(20.0, elements * static_cast<double>(SizeOf(options.dtype)) / kBytesPerUs);
+  dispatch.row_us = std::max(1.0, 2.0 * elements / kFlopsPerUs);
 }
 
 transport::InprocOptions ChannelOptions(const ModelDesc& desc, const AssemblyOptions& options) {
@@ -108,13 +122,32 @@ void Assembly::Connect(const AssemblyOptions& options) {
   dispatch.io_dim = has_experts ? desc().moe.io_dim : desc().hidden_dim;
   dispatch.top_k = std::max(desc().moe.top_k, 1);
   dispatch.max_rows = options.max_rows;
+  EstimateExperts(desc(), options, dispatch);
+  if (options.links != nullptr) {
+    if (has_experts && options.rescue_bytes > 0) {
+      expert_worker::WorkerCoreOptions worker;
+      worker.dtype = options.dtype;
+      worker.compute = options.compute;
+      worker.max_rows = kMaxRowsPerCall;
+      worker.max_pairs = MaxPairs(desc());
+      worker.memory_bytes = options.rescue_bytes;
+      transport::InprocOptions channel = ChannelOptions(desc(), options);
+      // The last resort must not meet the faults that tests inject into the frames of links.
+      channel.use_frames = false;
+      rescue = std::make_unique<LocalRescue>(*checkpoint, worker, channel);
+      dispatch.rescue = rescue.get();
+    }
+    dispatcher = std::make_unique<frontend::Dispatcher>(dispatch, *options.links);
+    return;
+  }
   dispatcher = std::make_unique<frontend::Dispatcher>(dispatch, placement, std::move(links));
 }
 
 absl::Status Assembly::Load(const AssemblyOptions& options, const Progress& progress) {
   // Experts are most of the bytes of an MoE model. They come last: packing a matrix holds its
   // stored form too for that moment, and the largest, embedding and head, are the decoder's.
-  const double expert_share = desc().moe.layers.empty() ? 0.0 : 0.6;
+  const bool has_experts = !desc().moe.layers.empty() && options.links == nullptr;
+  const double expert_share = has_experts ? 0.6 : 0.0;
   const double rest = 1.0 - expert_share;
   const auto part = [&progress](double first, double share, const char* what) {
     return [&progress, first, share, what](int64_t done, int64_t total) {
@@ -135,11 +168,13 @@ absl::Status Assembly::Load(const AssemblyOptions& options, const Progress& prog
         tower, model::VisionTower::Load(*checkpoint, options.dtype, options.compute,
                                         part(0.8 * rest, 0.2 * rest, "vision tower")));
   }
-  CONCLAVE_RETURN_IF_ERROR(LoadExperts(options, [&](double fraction, const std::string& what) {
-    if (progress != nullptr) {
-      progress(rest + fraction * expert_share, what);
-    }
-  }));
+  if (options.links == nullptr) {
+    CONCLAVE_RETURN_IF_ERROR(LoadExperts(options, [&](double fraction, const std::string& what) {
+      if (progress != nullptr) {
+        progress(rest + fraction * expert_share, what);
+      }
+    }));
+  }
   CONCLAVE_RETURN_IF_ERROR(checkpoint->VerifyUnchanged());
   Connect(options);
   return absl::OkStatus();

@@ -1,6 +1,6 @@
 // The parts of a model in one process: checkpoint and tokenizer, worker cores with their inproc
-// channels, decoder, tower and dispatcher. EmbeddedCluster puts an engine on top; parity and
-// exactness tests drive the parts themselves.
+// channels (or links to workers elsewhere), decoder, tower and dispatcher. EmbeddedCluster puts an
+// engine on top; parity and exactness tests drive the parts themselves.
 #pragma once
 
 #include <functional>
@@ -12,6 +12,8 @@
 #include "conclave/checkpoint/checkpoint.h"
 #include "conclave/expert_worker/worker_core.h"
 #include "conclave/frontend/dispatcher.h"
+#include "conclave/frontend/expert_rescue.h"
+#include "conclave/frontend/link_source.h"
 #include "conclave/kernels/context.h"
 #include "conclave/model/decoder.h"
 #include "conclave/model/vision_tower.h"
@@ -28,6 +30,10 @@ struct AssemblyOptions {
   kernels::Context compute;  // its pool outlives the assembly
   int num_workers = 1;
   bool use_frames = false;
+  // Links to workers elsewhere: no expert is loaded here. Null: in-process workers.
+  frontend::LinkSource* links = nullptr;
+  // With links: bytes of experts that are computed here while no worker serves them; 0: none.
+  int64_t rescue_bytes = 0;
   int32_t max_rows = 0;        // rows of a step
   int32_t max_logit_rows = 0;  // of those, rows whose logits are wanted
 };
@@ -39,7 +45,8 @@ struct Assembly {
   std::vector<std::unique_ptr<expert_worker::WorkerCore>> workers;
   std::vector<std::unique_ptr<transport::ExpertChannel>> channels;
   std::unique_ptr<model::Decoder> decoder;
-  std::unique_ptr<model::VisionTower> tower;  // null: a model without vision
+  std::unique_ptr<model::VisionTower> tower;       // null: a model without vision
+  std::unique_ptr<frontend::ExpertRescue> rescue;  // null: none
   std::unique_ptr<frontend::Dispatcher> dispatcher;
 
   const checkpoint::ModelDesc& desc() const { return checkpoint->desc(); }

@@ -25,6 +25,10 @@ struct Command {
 };
 
 int RunServe(const Invocation& invocation);
+int RunFrontend(const Invocation& invocation);
+int RunWorker(const Invocation& invocation);
+int RunRouter(const Invocation& invocation);
+int RunCluster(const Invocation& invocation);
 int RunAsk(const Invocation& invocation);
 int RunInspect(const Invocation& invocation);
 int RunSynth(const Invocation& invocation);

@@ -4,12 +4,17 @@
 #include "conclave/base/status.h"
 #include "conclave/service/exit_codes.h"
 #include "output.h"
+#include "spawned_cluster.h"
 
 namespace conclave::cli {
 namespace {
 
 constexpr Command kCommands[] = {
     {"serve", "serve a model over an OpenAI-compatible HTTP API, all in one process", &RunServe},
+    {"frontend", "serve a model whose experts are on the workers of a cluster", &RunFrontend},
+    {"worker", "hold experts of a model and compute for the frontends of a cluster", &RunWorker},
+    {"router", "tell workers and frontends who is there and who holds which expert", &RunRouter},
+    {"cluster", "ask a router, or tell it what to do: status, drain, pin, ...", &RunCluster},
     {"ask", "ask one question, with or without images, or chat", &RunAsk},
     {"inspect", "say what is in a checkpoint folder", &RunInspect},
     {"synth", "write a checkpoint with random weights in a known model's shape", &RunSynth},
@@ -48,6 +53,10 @@ int Dispatch(std::vector<std::string> args, service::Variables variables, std::s
   }
   if (name == "--version") {
     return PrintResult("conclave " + Version() + "\n");
+  }
+  if (name == "spawned") {
+    args.erase(args.begin());
+    return RunSpawned({std::move(args), std::move(variables), std::move(binary)});
   }
   std::vector<std::string> names;
   for (const Command& command : kCommands) {

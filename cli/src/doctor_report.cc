@@ -1,6 +1,7 @@
 #include "doctor_report.h"
 
 #include <dlfcn.h>
+#include <grpcpp/grpcpp.h>
 #include <sys/resource.h>
 
 #include <algorithm>
@@ -9,9 +10,12 @@
 #include <cstdio>
 
 #include "bandwidth.h"
+#include "conclave/base/status.h"
 #include "conclave/base/thread_pool.h"
 #include "conclave/kernels/isa.h"
 #include "conclave/service/units.h"
+#include "conclave/transport/channel_choice.h"
+#include "conclave/transport/ucx_channel.h"
 
 namespace conclave::cli {
 namespace {
@@ -49,6 +53,14 @@ std::string FeaturesText(const service::Machine& machine) {
     }
   }
   return out.empty() ? "none of those that matter" : out;
+}
+
+std::string Joined(const std::vector<std::string>& words) {
+  std::string out;
+  for (const std::string& word : words) {
+    out += (out.empty() ? "" : ", ") + word;
+  }
+  return out;
 }
 
 std::string LimitText(int64_t limit) { return limit < 0 ? "unlimited" : std::to_string(limit); }
@@ -121,11 +133,37 @@ CudaFindings ProbeCuda() {
   return AskDriver(library);
 }
 
+ChannelFindings ProbeChannels() {
+  ChannelFindings findings;
+  const absl::StatusOr<transport::UcxReport> ucx = transport::ProbeUcx({});
+  if (ucx.ok()) {
+    findings.ucx_version = ucx->version;
+    findings.ucx_transports = ucx->transports;
+  } else {
+    findings.ucx_why = MessageOf(ucx.status());
+  }
+  const std::vector<std::string> both = {"ucx", "grpc"};
+  const auto choose = [&both](const absl::Status& status) {
+    // Both ends allow both, so there is always one.
+    return *transport::ChooseChannel(transport::ChannelWish::kAuto, status, both);
+  };
+  const transport::ChannelChoice local = choose(ucx.status());
+  findings.local = local.channel;
+  findings.local_why = local.why;
+  // An address of nobody's, for the rule about all that are not of the loopback.
+  const transport::ChannelChoice network = choose(transport::CheckUcxReach({"0.0.0.0", false}));
+  findings.network = network.channel;
+  findings.network_why = "without --trusted-network";
+  return findings;
+}
+
 DoctorReport Examine(int threads) {
   DoctorReport report;
   report.machine = service::ReadMachine();
   report.limits = {LimitOf(RLIMIT_NOFILE), LimitOf(RLIMIT_MEMLOCK), LimitOf(RLIMIT_CORE)};
   report.cuda = ProbeCuda();
+  report.channels = ProbeChannels();
+  report.grpc_version = grpc::Version();
   for (const kernels::Isa isa : kernels::SupportedIsas()) {
     report.isas.emplace_back(kernels::NameOf(isa));
   }
@@ -198,10 +236,18 @@ std::string ToText(const DoctorReport& report) {
   for (const CudaDevice& device : report.cuda.devices) {
     line("", device.name + ", " + GiB(device.memory_bytes));
   }
+  const ChannelFindings& channels = report.channels;
+  line("apis", "http, grpc " + report.grpc_version + " (with --grpc-listen)");
+  line("channels", "inproc, grpc" + std::string(channels.ucx_version.empty() ? "" : ", ucx"));
+  line("ucx", channels.ucx_version.empty()
+                  ? channels.ucx_why
+                  : channels.ucx_version + ": " + Joined(channels.ucx_transports));
   out += "\nDefaults that follow:\n";
   line("  threads", std::to_string(report.threads));
   line("  isa", report.isa + " (" + report.isa_why + ")");
   line("  dtype", report.dtype);
+  line("  channel", channels.local + " on one machine (" + channels.local_why + "), " +
+                        channels.network + " between machines (" + channels.network_why + ")");
   for (const std::string& warning : report.warnings) {
     out += "\nwarning: " + warning + "\n";
   }
@@ -230,6 +276,17 @@ std::string ToJson(const DoctorReport& report) {
                               {"locked_bytes", LimitValue(report.limits.locked_bytes)},
                               {"core_bytes", LimitValue(report.limits.core_bytes)}}},
       {"cuda", json::object{{"state", report.cuda.state}, {"devices", devices}}},
+      {"apis", json::object{{"grpc_version", report.grpc_version}}},
+      {"channels",
+       json::object{{"ucx_version", report.channels.ucx_version.empty()
+                                        ? json::value()
+                                        : json::value(report.channels.ucx_version)},
+                    {"ucx_transports", json::value_from(report.channels.ucx_transports)},
+                    {"ucx_why", report.channels.ucx_why},
+                    {"local", report.channels.local},
+                    {"local_why", report.channels.local_why},
+                    {"network", report.channels.network},
+                    {"network_why", report.channels.network_why}}},
       {"isa", json::object{{"supported", json::value_from(report.isas)},
                            {"chosen", report.isa},
                            {"why", report.isa_why}}},

@@ -20,6 +20,19 @@ struct CudaFindings {
   std::vector<CudaDevice> devices;
 };
 
+// What carries calls between frontends and workers.
+struct ChannelFindings {
+  std::string ucx_version;                  // empty: UCX does not work here
+  std::vector<std::string> ucx_transports;  // on the loopback
+  std::string ucx_why;                      // that it does not work
+  // What `--channel auto` chooses, and why: on one machine, and between machines without
+  // --trusted-network.
+  std::string local;
+  std::string local_why;
+  std::string network;
+  std::string network_why;
+};
+
 // A limit of this process; below 0: unlimited.
 struct Limits {
   int64_t open_files = 0;
@@ -31,6 +44,8 @@ struct DoctorReport {
   service::Machine machine;
   Limits limits;
   CudaFindings cuda;
+  ChannelFindings channels;
+  std::string grpc_version;       // of the library: the API of --grpc-listen, and the cluster
   std::vector<std::string> isas;  // that run here, slowest first
   double read_bandwidth = 0;      // bytes per second with `threads`
   // The defaults that follow.
@@ -44,6 +59,9 @@ struct DoctorReport {
 // Asks the driver, if there is one. Loads libcuda.so.1 at run time and nothing else, so that this
 // binary starts without it.
 CudaFindings ProbeCuda();
+
+// Opens UCX; some milliseconds.
+ChannelFindings ProbeChannels();
 
 // Everything; takes about a third of a second. `threads`: 0 for the default.
 DoctorReport Examine(int threads);

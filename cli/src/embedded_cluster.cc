@@ -15,6 +15,7 @@
 #include "conclave/frontend/engine.h"
 #include "conclave/observability/engine_metrics.h"
 #include "conclave/observability/log.h"
+#include "expert_tokens.h"
 #include "memory_budget.h"
 
 namespace conclave::cli {
@@ -111,22 +112,7 @@ struct LoadSource {
     std::vector<observability::ExpertTokens> out;
     MutexLock lock(mu);
     for (size_t w = 0; workers != nullptr && w < workers->size(); ++w) {
-      for (const expert_worker::ExpertLoad& load : (*workers)[w]->Loads()) {
-        for (const int phase : {0, 1}) {
-          for (const int modality : {0, 1}) {
-            observability::ExpertTokens sample;
-            sample.layer = load.unit.layer.value();
-            sample.expert = load.unit.expert.value();
-            sample.phase =
-                phase == 0 ? observability::Phase::kDecode : observability::Phase::kPrefill;
-            sample.modality =
-                modality == 0 ? observability::Modality::kText : observability::Modality::kImage;
-            sample.worker = static_cast<int32_t>(w);
-            sample.tokens = load.rows[phase][modality];
-            out.push_back(sample);
-          }
-        }
-      }
+      AppendExpertTokens((*workers)[w]->Loads(), static_cast<int32_t>(w), &out);
     }
     return out;
   }
@@ -178,7 +164,7 @@ absl::Status EmbeddedCluster::State::Plan() {
   CONCLAVE_ASSIGN_OR_RETURN(
       engine_options.kv_bytes,
       PlanMemory(*assembly->checkpoint, {options.dtype, options.kv_bytes, options.max_num_seqs,
-                                         engine_options.max_model_len}));
+                                         engine_options.max_model_len, options.links == nullptr}));
   return absl::OkStatus();
 }
 
@@ -201,6 +187,9 @@ frontend::ModelCard EmbeddedCluster::State::Card() const {
 void EmbeddedCluster::State::StartEngine() {
   frontend::ChatServiceOptions chat_options;
   chat_options.model = Card();
+  chat_options.readiness = options.cluster_readiness;
+  chat_options.image_limits.cpu_time_max = options.image_cpu_time_max;
+  chat_options.image_memory_bytes = options.image_memory_bytes;
   observability::EngineMetrics metrics;
   if (options.metrics != nullptr) {
     metrics = observability::EngineMetrics(*options.metrics, chat_options.model.id, "0",
@@ -236,6 +225,8 @@ absl::StatusOr<std::unique_ptr<EmbeddedCluster>> EmbeddedCluster::Start(
   load.compute = state->compute;
   load.num_workers = options.num_workers;
   load.use_frames = options.use_frames;
+  load.links = options.links;
+  load.rescue_bytes = options.rescue_bytes;
   load.max_rows = frontend::MaxStepRows(state->engine_options);
   // Every sequence may end its prompt in one step.
   load.max_logit_rows = state->engine_options.max_num_seqs;
@@ -246,6 +237,10 @@ absl::StatusOr<std::unique_ptr<EmbeddedCluster>> EmbeddedCluster::Start(
 }
 
 frontend::ChatBackend& EmbeddedCluster::backend() { return *state_->chat; }
+
+frontend::DispatchStats EmbeddedCluster::dispatch_stats() const {
+  return state_->assembly->dispatcher->Stats();
+}
 
 void EmbeddedCluster::Drain(std::chrono::milliseconds timeout) { state_->chat->Drain(timeout); }
 

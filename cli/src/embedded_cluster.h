@@ -1,5 +1,6 @@
 // A whole cluster in one process: N worker cores, the static placement and a frontend over inproc
-// channels. What `conclave serve` and `conclave ask` run.
+// channels; what `conclave serve` and `conclave ask` run. Or only its frontend, over links to
+// workers elsewhere: what `conclave frontend` runs.
 #pragma once
 
 #include <chrono>
@@ -10,7 +11,9 @@
 
 #include "absl/status/statusor.h"
 #include "conclave/frontend/chat.h"
+#include "conclave/frontend/dispatcher.h"
 #include "conclave/frontend/engine.h"
+#include "conclave/frontend/link_source.h"
 #include "conclave/kernels/isa.h"
 #include "conclave/observability/metrics.h"
 #include "conclave/tensor/dtype.h"
@@ -32,6 +35,15 @@ struct EmbeddedOptions {
   int32_t prefill_chunk = 256;
   frontend::EmbeddingScaling embedding_scaling = frontend::EmbeddingScaling::kReference;
   bool use_frames = false;
+  // A frontend of a cluster: links to its workers, which outlive it, and whether they serve every
+  // expert. Null: num_workers in-process workers.
+  frontend::LinkSource* links = nullptr;
+  int64_t rescue_bytes = 0;  // with links, as AssemblyOptions
+  std::function<absl::Status()> cluster_readiness;
+  // As image::DecodeLimits::cpu_time_max; 0: any.
+  std::chrono::nanoseconds image_cpu_time_max{0};
+  // As frontend::ChatServiceOptions.
+  int64_t image_memory_bytes = int64_t{512} << 20;
   // Null: nothing is counted. Outlives the cluster.
   observability::Metrics* metrics = nullptr;
 };
@@ -47,6 +59,9 @@ class EmbeddedCluster {
 
   // Lives as long as the cluster.
   frontend::ChatBackend& backend();
+
+  // Of its dispatcher. Any thread.
+  frontend::DispatchStats dispatch_stats() const;
 
   // Takes no new request and waits until running ones have ended or `timeout` passed.
   void Drain(std::chrono::milliseconds timeout);

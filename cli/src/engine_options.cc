@@ -34,7 +34,7 @@ void Apply(const LogSettings& settings) {
       observability::ParseLogLevel(settings.level).value_or(observability::LogLevel::kInfo));
 }
 
-void AddEngineOptions(service::OptionSet& set, EngineSettings& settings) {
+void AddModelOptions(service::OptionSet& set, ModelSettings& settings) {
   set.AddPath({.name = "model",
                .help = "checkpoint folder",
                .group = "Model",
@@ -50,10 +50,9 @@ void AddEngineOptions(service::OptionSet& set, EngineSettings& settings) {
            .help = "refuse a checkpoint that conclave-manifest.json does not vouch for",
            .group = "Model"},
           &settings.require_manifest);
-  set.Add({.name = "workers",
-           .help = "in-process expert workers that share the experts",
-           .group = "Compute"},
-          &settings.workers, {1, 256});
+}
+
+void AddComputeOptions(service::OptionSet& set, ComputeSettings& settings) {
   set.Add({.name = "threads",
            .help = "compute threads; the default is one per core that this process may use",
            .group = "Compute"},
@@ -64,6 +63,17 @@ void AddEngineOptions(service::OptionSet& set, EngineSettings& settings) {
                  .help = "instruction set; auto takes the best of this CPU",
                  .group = "Compute"},
                 &settings.isa, {"auto", "scalar", "avx2", "avx512", "avx512-bf16"});
+}
+
+void AddEngineOptions(service::OptionSet& set, EngineSettings& settings, bool has_experts) {
+  AddModelOptions(set, settings);
+  if (has_experts) {
+    set.Add({.name = "workers",
+             .help = "in-process expert workers that share the experts",
+             .group = "Compute"},
+            &settings.workers, {1, 256});
+  }
+  AddComputeOptions(set, settings);
   set.Add({.name = "kv-memory",
            .help = "memory for keys and values of all sequences",
            .group = "Engine",
@@ -85,10 +95,12 @@ void AddEngineOptions(service::OptionSet& set, EngineSettings& settings) {
                          "does it; consistent: never beside images",
                  .group = "Engine"},
                 &settings.embedding_scale, {"reference", "consistent"});
-  set.AddChoice({.name = "inproc-frames",
-                 .help = "send dispatches to in-process workers as frames; auto: in debug builds",
-                 .group = "Engine"},
-                &settings.inproc_frames, {"auto", "on", "off"});
+  if (has_experts) {
+    set.AddChoice({.name = "inproc-frames",
+                   .help = "send dispatches to in-process workers as frames; auto: in debug builds",
+                   .group = "Engine"},
+                  &settings.inproc_frames, {"auto", "on", "off"});
+  }
 }
 
 std::string Variable(const Invocation& invocation, std::string_view name) {
@@ -96,7 +108,19 @@ std::string Variable(const Invocation& invocation, std::string_view name) {
   return found == invocation.variables.end() ? std::string() : found->second;
 }
 
-absl::StatusOr<std::string> ModelFolder(const EngineSettings& settings,
+absl::StatusOr<kernels::Isa> ResolveIsaFlag(const ComputeSettings& settings) {
+  absl::StatusOr<kernels::Isa> isa = kernels::ResolveIsa(settings.isa);
+  if (!isa.ok()) {
+    return InvalidArgument("usage", "--isa: " + MessageOf(isa.status()));
+  }
+  return isa;
+}
+
+DType DtypeOf(const ComputeSettings& settings) {
+  return settings.dtype == "f32" ? DType::kF32 : DType::kBf16;
+}
+
+absl::StatusOr<std::string> ModelFolder(const ModelSettings& settings,
                                         const Invocation& invocation) {
   if (!settings.model.empty()) {
     return settings.model;
@@ -111,17 +135,13 @@ absl::StatusOr<std::string> ModelFolder(const EngineSettings& settings,
 absl::StatusOr<EmbeddedOptions> ToEmbedded(const EngineSettings& settings,
                                            const Invocation& invocation) {
   EmbeddedOptions options;
-  absl::StatusOr<kernels::Isa> isa = kernels::ResolveIsa(settings.isa);
-  if (!isa.ok()) {
-    return InvalidArgument("usage", "--isa: " + MessageOf(isa.status()));
-  }
-  options.isa = *isa;
+  CONCLAVE_ASSIGN_OR_RETURN(options.isa, ResolveIsaFlag(settings));
   CONCLAVE_ASSIGN_OR_RETURN(options.model_dir, ModelFolder(settings, invocation));
   options.vision_tower = settings.vision_tower;
   options.require_manifest = settings.require_manifest;
   options.num_workers = settings.workers;
   options.num_threads = settings.threads;
-  options.dtype = settings.dtype == "f32" ? DType::kF32 : DType::kBf16;
+  options.dtype = DtypeOf(settings);
   options.kv_bytes = settings.kv_memory.bytes;
   options.max_num_seqs = settings.max_num_seqs;
   options.max_model_len = settings.max_model_len;

@@ -21,14 +21,27 @@ void AddLogOptions(service::OptionSet& set, LogSettings& settings);
 // Call before threads start.
 void Apply(const LogSettings& settings);
 
-struct EngineSettings {
+// Of everything that loads a model.
+struct ModelSettings {
   std::string model;  // empty: the demo
   std::string vision_tower;
   bool require_manifest = false;
-  int32_t workers = 1;
-  int32_t threads = 1;  // set to DefaultThreads before AddEngineOptions
+};
+void AddModelOptions(service::OptionSet& set, ModelSettings& settings);
+
+// Of everything that computes.
+struct ComputeSettings {
+  int32_t threads = 1;  // set to DefaultThreads before AddComputeOptions
   std::string dtype = "bf16";
   std::string isa = "auto";
+};
+void AddComputeOptions(service::OptionSet& set, ComputeSettings& settings);
+// "usage", naming --isa, for a path that this CPU lacks.
+absl::StatusOr<kernels::Isa> ResolveIsaFlag(const ComputeSettings& settings);
+DType DtypeOf(const ComputeSettings& settings);
+
+struct EngineSettings : ModelSettings, ComputeSettings {
+  int32_t workers = 1;
   service::ByteSize kv_memory;  // 0: chosen
   int32_t max_num_seqs = 64;
   int32_t max_model_len = 0;  // 0: the model's own
@@ -36,7 +49,8 @@ struct EngineSettings {
   std::string embedding_scale = "reference";
   std::string inproc_frames = "auto";
 };
-void AddEngineOptions(service::OptionSet& set, EngineSettings& settings);
+// `has_experts`: the command computes experts itself.
+void AddEngineOptions(service::OptionSet& set, EngineSettings& settings, bool has_experts = true);
 
 // Resolves the words. Errors name the flag: "usage" for an ISA path that this CPU lacks,
 // "model_not_found" for a missing demo. Logs where the demo was found.
@@ -44,7 +58,7 @@ absl::StatusOr<EmbeddedOptions> ToEmbedded(const EngineSettings& settings,
                                            const Invocation& invocation);
 
 // The model folder alone: --model, or the demo.
-absl::StatusOr<std::string> ModelFolder(const EngineSettings& settings,
+absl::StatusOr<std::string> ModelFolder(const ModelSettings& settings,
                                         const Invocation& invocation);
 
 // The variable `name`, empty when not set.

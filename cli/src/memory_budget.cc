@@ -43,10 +43,11 @@ std::string Gib(int64_t bytes) {
 }
 
 // What of the checkpoint is loaded, in the numeric mode's dtype.
-int64_t WeightBytes(const checkpoint::ModelDesc& desc, DType dtype) {
+int64_t WeightBytes(const checkpoint::ModelDesc& desc, DType dtype, bool has_experts) {
   int64_t elements = 0;
   for (const checkpoint::ExpectedTensor& tensor : checkpoint::ExpectedTensors(desc)) {
-    elements += tensor.is_needed ? tensor.num_elements() : 0;
+    const bool is_elsewhere = !has_experts && tensor.part == checkpoint::TensorPart::kExpert;
+    elements += tensor.is_needed && !is_elsewhere ? tensor.num_elements() : 0;
   }
   return elements * static_cast<int64_t>(SizeOf(dtype));
 }
@@ -72,7 +73,8 @@ absl::StatusOr<int64_t> PlanMemory(const checkpoint::Checkpoint& checkpoint,
   const int64_t blocks =
       (request.max_model_len + kernels::kKvBlockTokens - 1) / kernels::kKvBlockTokens;
   const int64_t sequence_bytes = blocks * block_bytes;
-  const int64_t weights = WeightBytes(desc, request.dtype) + model::Decoder::TableBytes(desc);
+  const int64_t weights =
+      WeightBytes(desc, request.dtype, request.has_experts) + model::Decoder::TableBytes(desc);
   const int64_t available = AvailableBytes();
   const int64_t least = weights + std::max(sequence_bytes, request.kv_bytes);
   if (least > available) {

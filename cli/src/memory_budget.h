@@ -14,6 +14,7 @@ struct MemoryRequest {
   int64_t kv_bytes = 0;  // 0: to be chosen
   int32_t max_num_seqs = 1;
   int32_t max_model_len = 0;
+  bool has_experts = true;  // false: they are on workers elsewhere
 };
 
 // Bytes that this process may still take: MemAvailable, or what the cgroup's limit leaves,

@@ -11,8 +11,10 @@
 #include "answer.h"
 #include "conclave/base/mutex.h"
 #include "conclave/base/status.h"
+#include "conclave/observability/log.h"
 #include "conclave/text/prompt_template.h"
 #include "image_encoder.h"
+#include "image_memory.h"
 #include "prompt.h"
 
 namespace conclave::frontend {
@@ -29,9 +31,11 @@ double Milliseconds(std::chrono::nanoseconds duration) {
 // once, so calls take turns here.
 class OpenRequest : public ChatSink {
  public:
-  OpenRequest(ChatId chat_id, ChatRequest chat, std::shared_ptr<ChatSink> chat_sink)
+  OpenRequest(ChatId chat_id, ChatRequest chat, const ImageNeed& need,
+              std::shared_ptr<ChatSink> chat_sink)
       : id(chat_id),
         request(std::move(chat)),
+        image_need(need),
         remaining(request.num_choices),
         sink_(std::move(chat_sink)) {}
 
@@ -40,6 +44,12 @@ class OpenRequest : public ChatSink {
     sink_->OnDelta(std::move(delta));
   }
   void OnChoiceEnd(ChoiceEnd end) override {
+    if (end.reason == FinishReason::kError && !absl::IsInvalidArgument(end.status)) {
+      // The client is told a fixed text: the true one may name workers, files or devices.
+      observability::LogWarning("answer failed", {{"request", request.request_id},
+                                                  {"choice", end.choice},
+                                                  {"why", end.status.ToString()}});
+    }
     MutexLock lock(sink_mu_);
     sink_->OnChoiceEnd(std::move(end));
   }
@@ -49,7 +59,9 @@ class OpenRequest : public ChatSink {
   }
 
   const ChatId id;
-  const ChatRequest request;
+  // Once submitted, the preparing thread's: it lets go of each picture when it has its features.
+  ChatRequest request;
+  const ImageNeed image_need;
   const steady_clock::time_point submitted = steady_clock::now();
 
   Mutex mu;
@@ -101,7 +113,7 @@ struct ChatService::State {
     CondVar wake;
   };
 
-  void PrepareLoop(Lane& lane, const char* name);
+  void PrepareLoop(Lane State::*which, const char* name);
   void Prepare(const Request& request);
   absl::StatusOr<SequenceRequest> BuildSequence(OpenRequest& request);
   absl::Status EncodeImages(OpenRequest& request, SequenceRequest& sequence);
@@ -129,6 +141,8 @@ struct ChatService::State {
   std::unordered_map<ChatId, Request> open ABSL_GUARDED_BY(mu);
   Lane text_lane ABSL_GUARDED_BY(mu);
   Lane image_lane ABSL_GUARDED_BY(mu);
+  // Of the requests in the image lane and of the one that its thread prepares.
+  ImageMemory image_memory ABSL_GUARDED_BY(mu);
 
   std::thread text_thread, image_thread;  // Last.
 };
@@ -142,7 +156,8 @@ ChatService::State::State(ChatServiceOptions service_options,
       tokenizer(text_tokenizer),
       prompt_template(*text::FindTemplate(desc.prompt_template)),
       engine(serving_engine),
-      observer(chat_observer) {
+      observer(chat_observer),
+      image_memory(options.image_memory_bytes) {
   if (vision != nullptr) {
     encoder = std::make_unique<ImageEncoder>(*vision, desc.vision, options.image_limits,
                                              options.image_cache_bytes);
@@ -159,12 +174,13 @@ ChatService::State::State(ChatServiceOptions service_options,
   }
 }
 
-void ChatService::State::PrepareLoop(Lane& lane, const char* name) {
+void ChatService::State::PrepareLoop(Lane State::*which, const char* name) {
   pthread_setname_np(pthread_self(), name);
   while (true) {
     Request request;
     {
       MutexLock lock(mu);
+      Lane& lane = this->*which;
       while (lane.queue.empty() && !is_stopping) {
         lane.wake.Wait(mu);
       }
@@ -175,6 +191,10 @@ void ChatService::State::PrepareLoop(Lane& lane, const char* name) {
       lane.queue.pop_front();
     }
     Prepare(request);
+    if (which == &State::image_lane) {
+      MutexLock lock(mu);
+      image_memory.Give(request->image_need);
+    }
   }
 }
 
@@ -212,8 +232,8 @@ absl::StatusOr<SequenceRequest> ChatService::State::BuildSequence(OpenRequest& r
 
 absl::Status ChatService::State::EncodeImages(OpenRequest& request, SequenceRequest& sequence) {
   std::chrono::nanoseconds spent{0};
-  for (const Message& message : request.request.messages) {
-    for (const ContentPart& part : message.parts) {
+  for (Message& message : request.request.messages) {
+    for (ContentPart& part : message.parts) {
       if (part.kind != ContentPart::Kind::kImage) {
         continue;
       }
@@ -228,6 +248,8 @@ absl::Status ChatService::State::EncodeImages(OpenRequest& request, SequenceRequ
       }
       spent += result->decode + result->encode;
       sequence.images.push_back(std::move(result->features));
+      // It would stay for the whole answer otherwise.
+      std::string().swap(part.bytes);
     }
   }
   MutexLock lock(request.mu);
@@ -359,9 +381,9 @@ ChatService::ChatService(ChatServiceOptions options, const checkpoint::ModelDesc
           std::make_unique<State>(std::move(options), desc, tokenizer, tower, engine, observer)) {
   State* state = state_.get();
   state->text_thread =
-      std::thread([state] { state->PrepareLoop(state->text_lane, "prepare-text"); });
+      std::thread([state] { state->PrepareLoop(&State::text_lane, "prepare-text"); });
   state->image_thread =
-      std::thread([state] { state->PrepareLoop(state->image_lane, "prepare-image"); });
+      std::thread([state] { state->PrepareLoop(&State::image_lane, "prepare-image"); });
 }
 
 ChatService::~ChatService() {
@@ -406,6 +428,7 @@ ChatService::~ChatService() {
 absl::StatusOr<ChatId> ChatService::Submit(ChatRequest request, std::shared_ptr<ChatSink> sink) {
   State& s = *state_;
   const bool has_images = HasImages(request);
+  const ImageNeed need = ImageNeedOf(request, s.options.image_limits);
   MutexLock lock(s.mu);
   if (s.is_draining || s.is_stopping) {
     return Error(absl::StatusCode::kUnavailable, "draining",
@@ -417,8 +440,13 @@ absl::StatusOr<ChatId> ChatService::Submit(ChatRequest request, std::shared_ptr<
         absl::StatusCode::kUnavailable, "overloaded",
         "the queue is full: " + std::to_string(s.options.max_preparing) + " requests wait already");
   }
+  if (has_images && !s.image_memory.Take(need)) {
+    return Error(absl::StatusCode::kUnavailable, "image_memory_busy",
+                 "the pictures of other requests fill the memory that is set aside for them: " +
+                     std::to_string(s.options.image_memory_bytes) + " bytes");
+  }
   const ChatId id = s.next_id++;
-  const auto open = std::make_shared<OpenRequest>(id, std::move(request), std::move(sink));
+  const auto open = std::make_shared<OpenRequest>(id, std::move(request), need, std::move(sink));
   s.open.emplace(id, open);
   lane.queue.push_back(open);
   lane.wake.NotifyOne();
@@ -453,7 +481,7 @@ absl::Status ChatService::Readiness() const {
   if (state_->is_draining) {
     return Error(absl::StatusCode::kUnavailable, "draining", "the server is shutting down");
   }
-  return absl::OkStatus();
+  return state_->options.readiness == nullptr ? absl::OkStatus() : state_->options.readiness();
 }
 
 std::vector<int32_t> ChatService::Tokenize(const std::string& text) const {

@@ -1,267 +1,305 @@
 #include "conclave/frontend/dispatcher.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <utility>
 
 #include "conclave/base/check.h"
+#include "conclave/base/failpoint.h"
+#include "conclave/base/planted_bug.h"
 #include "conclave/base/status.h"
 #include "conclave/kernels/elementwise.h"
 #include "conclave/tensor/aligned_buffer.h"
+#include "conclave/transport/rows.h"
+#include "dispatch_state.h"
 
 namespace conclave::frontend {
+
+void LinkSource::Update::Clear() {
+  placement.reset();
+  added.clear();
+  removed.clear();
+  suspects.clear();
+  has_suspects = false;
+}
+
 namespace {
+
+// Between looks at links that have nothing to say, when no timer is nearer.
+constexpr std::chrono::milliseconds kLongestSleep{100};
 
 using model::GateChoice;
 using model::StepRow;
 using transport::CallSlot;
+using transport::ExpertChannel;
 using transport::WireDtype;
 
-// A call that waits for its answer, and the step rows behind its rows.
-struct Pending {
-  size_t link = 0;
-  CallSlot* slot = nullptr;
-  int64_t first_row = 0;  // into State::call_rows
-  int64_t num_rows = 0;
-};
+// The embedded mode: inline links that were there from the start.
+class StaticLinks final : public LinkSource {
+ public:
+  StaticLinks(std::shared_ptr<const placement::Placement> placement,
+              std::vector<Dispatcher::Link> links)
+      : placement_(std::move(placement)), links_(std::move(links)) {}
 
-struct Pair {
-  uint16_t expert;
-  uint16_t row;  // of the call
-  float weight;
+  void Enter() override {}
+  void Leave() override {}
+  bool has_update() const override { return placement_ != nullptr; }
+  void Take(Update& update) override {
+    update.placement = std::exchange(placement_, nullptr);
+    for (const Dispatcher::Link& link : links_) {
+      update.added.push_back({link.worker, 1, link.channel, true});
+    }
+  }
+  void Release(ExpertChannel* /*channel*/) override {}
+  void Report(WorkerId /*worker*/, uint64_t /*incarnation*/, PeerSighting /*what*/) override {}
+  // Inline channels have always answered.
+  bool WaitUntil(MonotonicTime /*until*/) override { return true; }
+
+ private:
+  std::shared_ptr<const placement::Placement> placement_;
+  const std::vector<Dispatcher::Link> links_;
 };
 
 }  // namespace
 
-struct Dispatcher::State {
-  DispatcherOptions options;
-  std::shared_ptr<const placement::Placement> placement;
-  std::vector<Link> links;
+Dispatcher::Dispatcher(const DispatcherOptions& options, LinkSource& source)
+    : state_(std::make_unique<State>(options, source)) {
+  Prepare();
+}
 
-  AlignedBuffer wire_rows;          // [max_rows, io_dim] in the wire dtype
-  std::vector<size_t> pair_link;    // [max_rows · top_k] index into links
-  std::vector<int32_t> call_rows;   // step rows of all calls of the layer, call after call
-  std::vector<uint8_t> terms_seen;  // per step row
-  std::vector<Pair> pairs;          // of the call being built
-  std::vector<Pending> pending;     // dispatched and not combined, oldest first
-  size_t row_bytes = 0;
+Dispatcher::Dispatcher(const DispatcherOptions& options, std::unique_ptr<LinkSource> source)
+    : state_(std::make_unique<State>(options, *source)) {
+  state_->own_source = std::move(source);
+  Prepare();
+}
 
-  absl::Status ChooseWorkers(int32_t layer, const GateChoice& choice);
-  size_t LinkOf(WorkerId worker) const;
-  // Appends the step rows that have a pair on `link` in `phase`, image rows first, to call_rows.
-  void CollectRows(size_t link, bool is_prefill, std::span<const StepRow> rows);
-  absl::Status Send(int32_t layer, size_t link, int64_t first, int64_t count,
-                    std::span<const StepRow> rows, const GateChoice& choice, MatView<float> out);
-  void FillPairs(size_t link, int64_t first, int64_t count, const GateChoice& choice,
-                 CallSlot& slot);
-  // Awaits the oldest call and adds its rows to `out`.
-  absl::Status Finish(MatView<float> out);
-  void Combine(const Pending& call, MatView<float> out);
-  void AbandonAll();
-};
-
-Dispatcher::Dispatcher(const DispatcherOptions& options,
-                       std::shared_ptr<const placement::Placement> placement,
-                       std::vector<Link> links)
-    : state_(std::make_unique<State>()) {
+void Dispatcher::Prepare() {
+  const DispatcherOptions& options = state_->options;
   CONCLAVE_CHECK(options.top_k == 1 || options.top_k == 2);
   State& s = *state_;
-  s.options = options;
-  s.placement = std::move(placement);
-  s.links = std::move(links);
-  s.row_bytes = static_cast<size_t>(options.io_dim) * (options.wire == WireDtype::kBf16 ? 2 : 4);
+  s.row_bytes = static_cast<size_t>(options.io_dim) * transport::SizeOf(options.wire);
   s.wire_rows = AlignedBuffer(s.row_bytes * static_cast<size_t>(options.max_rows));
   const auto max_pairs = static_cast<size_t>(options.max_rows) * static_cast<size_t>(options.top_k);
   s.pair_link.resize(max_pairs);
   s.call_rows.reserve(max_pairs);
+  s.call_pairs.reserve(max_pairs);
   s.terms_seen.resize(static_cast<size_t>(options.max_rows));
-  size_t slots = 0;
-  for (const Link& link : s.links) {
-    CONCLAVE_CHECK(link.channel->limits().row_width == options.io_dim);
-    CONCLAVE_CHECK(link.channel->limits().max_pairs >=
-                   link.channel->limits().max_rows * options.top_k);
-    s.pairs.reserve(std::max<size_t>(s.pairs.capacity(), link.channel->limits().max_pairs));
-    slots += link.channel->limits().num_slots;
+  if (options.rescue != nullptr) {
+    s.rescue_link = s.table.AddUnlisted({WorkerId(-1), 0, &options.rescue->channel(), true});
+    s.Reserve(s.table.size());
   }
-  s.pending.reserve(slots);
 }
+
+Dispatcher::Dispatcher(const DispatcherOptions& options,
+                       std::shared_ptr<const placement::Placement> placement,
+                       std::vector<Link> links)
+    : Dispatcher(options, std::make_unique<StaticLinks>(std::move(placement), std::move(links))) {}
 
 Dispatcher::~Dispatcher() = default;
 
-size_t Dispatcher::State::LinkOf(WorkerId worker) const {
-  const auto it = std::find_if(links.begin(), links.end(),
-                               [worker](const Link& link) { return link.worker == worker; });
-  return static_cast<size_t>(it - links.begin());
+DispatchStats Dispatcher::Stats() const {
+  const State& s = *state_;
+  return {s.first_attempts.get(), s.retries.get(),     s.hedges.get(),   s.hedges_won.get(),
+          s.timeouts.get(),       s.link_losses.get(), s.refusals.get(), s.waits.get(),
+          s.rescues.get(),        s.tokens.get()};
 }
 
-absl::Status Dispatcher::State::ChooseWorkers(int32_t layer, const GateChoice& choice) {
-  for (int64_t r = 0; r < choice.experts.rows; ++r) {
-    for (int32_t k = 0; k < options.top_k; ++k) {
-      const placement::ExpertUnit unit{LayerId(layer), ExpertId(choice.experts.Row(r)[k])};
-      const std::span<const WorkerId> holders = placement->WorkersOf(unit);
-      size_t chosen = links.size();
-      for (const WorkerId worker : holders) {
-        const size_t link = LinkOf(worker);
-        if (link == links.size()) {
-          continue;
-        }
-        // Fewest workers per row: a worker that already gets the row costs no second copy of it.
-        const bool has_row = k > 0 && pair_link[static_cast<size_t>(r * options.top_k)] == link;
-        if (chosen == links.size() || has_row) {
-          chosen = link;
+void Dispatcher::State::Reserve(size_t links) {
+  // Per link and phase the calls of all rows, cut at a channel's rows, of which 1 is the least.
+  rows_elsewhere.resize(links);
+  parts.reserve(links);
+  calls.reserve(2 * links + static_cast<size_t>(options.max_rows));
+}
+
+void Dispatcher::State::TakeUpdate() {
+  if (!source.has_update()) {
+    return;
+  }
+  update.Clear();
+  source.Take(update);
+  if (update.placement != nullptr) {
+    placement = std::move(update.placement);
+    int32_t most = 0;
+    for (const placement::ExpertUnit unit : placement->units()) {
+      most = std::max(most, unit.expert.value() + 1);
+    }
+    link_of.resize(static_cast<size_t>(most));
+    rows_of.resize(static_cast<size_t>(most));
+    order.reserve(static_cast<size_t>(most));
+    // What a worker refused under the old placement it may hold under this one.
+    for (Call& call : calls) {
+      call.refused.reset();
+    }
+  }
+  for (const WorkerId worker : update.removed) {
+    if (const std::optional<size_t> index = table.Find(worker); index && table[*index].is_up()) {
+      LoseLink(*index);
+    }
+  }
+  for (const WorkerLink& link : update.added) {
+    CONCLAVE_CHECK(link.channel->limits().row_width == options.io_dim);
+    CONCLAVE_CHECK(link.channel->limits().max_pairs >=
+                   link.channel->limits().max_rows * options.top_k);
+    if (const std::optional<size_t> index = table.Find(link.worker);
+        index && table[*index].is_up()) {
+      LoseLink(*index);
+    }
+    if (ExpertChannel* refused = table.Add(link); refused != nullptr) {
+      source.Release(refused);
+    }
+  }
+  if (update.has_suspects) {
+    table.SetSuspects(update.suspects);
+  }
+  Reserve(table.size());
+}
+
+MonotonicTime Dispatcher::State::NextTimer() const {
+  const MonotonicTime now = Now();
+  MonotonicTime next = now + kLongestSleep;
+  for (const Call& call : calls) {
+    if (call.state == CallState::kToSend && call.not_before > now) {
+      next = std::min(next, call.not_before);
+    }
+    if (call.state == CallState::kUnserved) {
+      next = std::min(next, std::max(call.not_before, now + std::chrono::milliseconds(1)));
+    }
+    for (const Attempt& attempt : call.live) {
+      if (call.state == CallState::kSent && attempt.slot != nullptr) {
+        next = std::min(next, attempt.deadline);
+        if (attempt.hedge_at > now) {
+          next = std::min(next, attempt.hedge_at);
         }
       }
-      if (chosen == links.size()) {
-        return Error(absl::StatusCode::kUnavailable, "expert_unserved",
-                     "layer " + std::to_string(layer) + " expert " +
-                         std::to_string(unit.expert.value()) +
-                         ": no worker serves it; expected at least one replica");
+    }
+  }
+  return next;
+}
+
+// OK while a call without a worker may wait on. An empty retry budget delays it and says nothing of
+// its experts.
+absl::Status Dispatcher::State::CheckPatience(const Call& call) const {
+  const MonotonicTime now = Now();
+  if (call.needs_token && !CONCLAVE_PLANTED_BUG("empty_budget_fails_calls")) {
+    return now < call.give_up_at
+               ? absl::OkStatus()
+               : Error(absl::StatusCode::kDeadlineExceeded, "call_deadline",
+                       "layer " + std::to_string(layer) + ": no worker answered in time");
+  }
+  return now - call.unserved_at < options.expert_wait
+             ? absl::OkStatus()
+             : Error(absl::StatusCode::kUnavailable, "expert_unserved",
+                     "layer " + std::to_string(layer) + ": an expert has had no worker for " +
+                         std::to_string(options.expert_wait.count()) +
+                         " ms; expected at least one replica" +
+                         (rescue_status.ok() ? "" : "; " + MessageOf(rescue_status)));
+}
+
+// Everything that can be done now; calls are left open only when each of them waits for something.
+absl::Status Dispatcher::State::Serve() {
+  bool has_moved = true;
+  while (has_moved && num_open > 0) {
+    has_moved = false;
+    for (size_t i = 0; i < calls.size(); ++i) {
+      if (calls[i].state == CallState::kUnserved && Now() >= calls[i].not_before) {
+        Split(i);
+        if (calls[i].state == CallState::kUnserved && Rescue(calls[i])) {
+          Split(i);
+        }
+        has_moved = has_moved || calls[i].state != CallState::kUnserved;
+        if (calls[i].state == CallState::kUnserved) {
+          CONCLAVE_RETURN_IF_ERROR(CheckPatience(calls[i]));
+        }
       }
-      pair_link[static_cast<size_t>(r * options.top_k + k)] = chosen;
+      CONCLAVE_RETURN_IF_ERROR(Advance(calls[i], has_moved));
     }
   }
   return absl::OkStatus();
-}
-
-void Dispatcher::State::CollectRows(size_t link, bool is_prefill, std::span<const StepRow> rows) {
-  for (const bool wants_image : {true, false}) {
-    for (size_t r = 0; r < rows.size(); ++r) {
-      if (rows[r].is_prefill != is_prefill || rows[r].is_image != wants_image) {
-        continue;
-      }
-      const auto first = pair_link.begin() + static_cast<ptrdiff_t>(r) * options.top_k;
-      if (std::find(first, first + options.top_k, link) != first + options.top_k) {
-        call_rows.push_back(static_cast<int32_t>(r));
-      }
-    }
-  }
-}
-
-void Dispatcher::State::FillPairs(size_t link, int64_t first, int64_t count,
-                                  const GateChoice& choice, CallSlot& slot) {
-  pairs.clear();
-  for (int64_t i = 0; i < count; ++i) {
-    const int32_t r = call_rows[static_cast<size_t>(first + i)];
-    for (int32_t k = 0; k < options.top_k; ++k) {
-      if (pair_link[static_cast<size_t>(r * options.top_k + k)] == link) {
-        pairs.push_back({static_cast<uint16_t>(choice.experts.Row(r)[k]), static_cast<uint16_t>(i),
-                         choice.weights.Row(r)[k]});
-      }
-    }
-  }
-  std::sort(pairs.begin(), pairs.end(), [](const Pair& a, const Pair& b) {
-    return std::tie(a.expert, a.row) < std::tie(b.expert, b.row);
-  });
-  for (size_t i = 0; i < pairs.size(); ++i) {
-    slot.pair_weight[i] = pairs[i].weight;
-    slot.pair_row[i] = pairs[i].row;
-    slot.pair_expert[i] = pairs[i].expert;
-  }
-}
-
-absl::Status Dispatcher::State::Send(int32_t layer, size_t link, int64_t first, int64_t count,
-                                     std::span<const StepRow> rows, const GateChoice& choice,
-                                     MatView<float> out) {
-  transport::ExpertChannel& channel = *links[link].channel;
-  CallSlot* slot = channel.Acquire();
-  while (slot == nullptr) {
-    CONCLAVE_CHECK(!pending.empty());
-    CONCLAVE_RETURN_IF_ERROR(Finish(out));
-    slot = channel.Acquire();
-  }
-  FillPairs(link, first, count, choice, *slot);
-  uint16_t image_rows = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    const int32_t r = call_rows[static_cast<size_t>(first + i)];
-    image_rows =
-        static_cast<uint16_t>(image_rows + (rows[static_cast<size_t>(r)].is_image ? 1 : 0));
-    std::memcpy(slot->rows.data() + static_cast<size_t>(i) * row_bytes,
-                wire_rows.As<std::byte>() + static_cast<size_t>(r) * row_bytes, row_bytes);
-  }
-  transport::CallView& call = slot->call;
-  call.epoch = placement->epoch();
-  call.layer = LayerId(layer);
-  call.phase = rows[static_cast<size_t>(call_rows[static_cast<size_t>(first)])].is_prefill
-                   ? transport::Phase::kPrefill
-                   : transport::Phase::kDecode;
-  call.image_rows = image_rows;
-  call.dtype = options.wire;
-  call.row_width = static_cast<uint16_t>(options.io_dim);
-  call.num_rows = static_cast<uint16_t>(count);
-  call.pair_weight = slot->pair_weight.first(pairs.size());
-  call.pair_row = slot->pair_row.first(pairs.size());
-  call.pair_expert = slot->pair_expert.first(pairs.size());
-  call.rows = slot->rows.first(static_cast<size_t>(count) * row_bytes);
-  slot->reply.rows = slot->reply_rows.first(static_cast<size_t>(count) * row_bytes);
-  if (absl::Status status = channel.Dispatch(slot); !status.ok()) {
-    channel.Release(slot);
-    return Annotate(std::move(status), "layer " + std::to_string(layer) + " on worker " +
-                                           std::to_string(links[link].worker.value()));
-  }
-  pending.push_back({link, slot, first, count});
-  return absl::OkStatus();
-}
-
-absl::Status Dispatcher::State::Finish(MatView<float> out) {
-  const Pending call = pending.front();
-  pending.erase(pending.begin());
-  transport::ExpertChannel& channel = *links[call.link].channel;
-  absl::Status status = channel.Await(call.slot);
-  if (status.ok()) {
-    Combine(call, out);
-  } else {
-    status = Annotate(std::move(status), "layer " + std::to_string(call.slot->call.layer.value()) +
-                                             " on worker " +
-                                             std::to_string(links[call.link].worker.value()));
-  }
-  channel.Release(call.slot);
-  return status;
-}
-
-void Dispatcher::State::Combine(const Pending& call, MatView<float> out) {
-  const int64_t dim = options.io_dim;
-  const bool is_bf16 = options.wire == WireDtype::kBf16;
-  options.compute.pool->ParallelFor(call.num_rows, [&](int64_t i) {
-    const int32_t r = call_rows[static_cast<size_t>(call.first_row + i)];
-    float* sum = out.Row(r);
-    const bool is_first = terms_seen[static_cast<size_t>(r)] == 0;
-    const std::byte* reply = call.slot->reply.rows.data() + static_cast<size_t>(i) * row_bytes;
-    if (is_bf16) {
-      const auto* term = reinterpret_cast<const Bf16*>(reply);
-      if (is_first) {
-        std::transform(term, term + dim, sum, [](Bf16 t) { return ToFloat(t); });
-      } else {
-        std::transform(term, term + dim, sum, sum,
-                       [](Bf16 t, float s) { return ToFloat(ToBf16(ToFloat(t) + s)); });
-      }
-    } else {
-      const auto* term = reinterpret_cast<const float*>(reply);
-      if (is_first) {
-        std::copy_n(term, dim, sum);
-      } else {
-        std::transform(term, term + dim, sum, sum, [](float t, float s) { return t + s; });
-      }
-    }
-    ++terms_seen[static_cast<size_t>(r)];
-  });
 }
 
 void Dispatcher::State::AbandonAll() {
-  for (const Pending& call : pending) {
-    links[call.link].channel->Cancel(call.slot);
-    links[call.link].channel->Release(call.slot);
+  for (Call& call : calls) {
+    for (Attempt& attempt : call.live) {
+      if (attempt.slot != nullptr) {
+        Drop(attempt);
+      }
+    }
   }
-  pending.clear();
+  calls.clear();
+  num_open = 0;
 }
 
-absl::Status Dispatcher::Run(int32_t layer, MatView<const float> n, std::span<const StepRow> rows,
-                             const GateChoice& choice, MatView<float> out) {
+// The first attempts of all calls, as far as slots are free.
+absl::Status Dispatcher::State::SendFirst() {
+  for (size_t i = 0; i < calls.size(); ++i) {
+    if (calls[i].state == CallState::kToSend) {
+      bool has_moved = false;
+      CONCLAVE_RETURN_IF_ERROR(Advance(calls[i], has_moved));
+    }
+  }
+  return absl::OkStatus();
+}
+
+void Dispatcher::Start(int32_t layer, MatView<const float> n, std::span<const StepRow> rows,
+                       const GateChoice& choice, MatView<float> out) {
+  State& s = *state_;
+  Begin(layer, n, rows, choice, out);
+  s.early_status = s.SendFirst();
+  s.is_caller_away = true;
+}
+
+void Dispatcher::Poll() {
+  State& s = *state_;
+  CONCLAVE_CHECK(s.is_running);
+  // Inline channels would compute here, which is no use before Finish and delays the caller.
+  const bool is_inline = std::any_of(s.calls.begin(), s.calls.end(), [&](const Call& call) {
+    return call.state == CallState::kSent && call.num_live() > 0 &&
+           s.table[call.live[call.live[0].slot != nullptr ? 0 : 1].link].link.is_inline;
+  });
+  if (s.early_status.ok() && s.placement != nullptr && s.num_open > 0 && !is_inline) {
+    s.early_status = s.Serve();
+  }
+}
+
+absl::Status Dispatcher::Finish() {
+  State& s = *state_;
+  std::optional<absl::Status> status = Advance();
+  s.is_caller_away = false;
+  if (!status) {
+    status = Advance();  // what came late meanwhile is judged now, before any sleep
+  }
+  while (!status) {
+    const MonotonicTime until = NextTimer();
+    const bool is_rung = s.source.WaitUntil(until);
+    OnWoken(until, is_rung);
+    status = Advance();
+  }
+  return *std::move(status);
+}
+
+void Dispatcher::Begin(int32_t layer, MatView<const float> n, std::span<const StepRow> rows,
+                       const GateChoice& choice, MatView<float> out) {
   State& s = *state_;
   const auto num_rows = static_cast<int64_t>(rows.size());
-  CONCLAVE_CHECK(num_rows <= s.options.max_rows && n.rows == num_rows &&
+  CONCLAVE_CHECK(!s.is_running && num_rows <= s.options.max_rows && n.rows == num_rows &&
                  n.cols == s.options.io_dim);
+  s.is_running = true;
+  s.early_status = absl::OkStatus();
+  s.source.Enter();
+  s.TakeUpdate();
+  if (!s.probes.empty()) {
+    s.PollProbes();
+  }
+  if (!s.rescued.empty()) {
+    s.EndRescues();
+  }
+  if (s.placement == nullptr) {
+    return;
+  }
   if (s.options.wire == WireDtype::kBf16) {
     kernels::RoundToBf16(s.options.compute, n,
                          MatView<Bf16>(s.wire_rows.As<Bf16>(), num_rows, n.cols, n.cols));
@@ -270,29 +308,49 @@ absl::Status Dispatcher::Run(int32_t layer, MatView<const float> n, std::span<co
       std::copy_n(n.Row(r), n.cols, s.wire_rows.As<float>() + r * n.cols);
     }
   }
-  CONCLAVE_RETURN_IF_ERROR(s.ChooseWorkers(layer, choice));
   std::fill_n(s.terms_seen.begin(), rows.size(), uint8_t{0});
+  s.layer = layer;
+  s.rows = rows;
+  s.choice = &choice;
+  s.out = out;
   s.call_rows.clear();
-  absl::Status status;
+  s.call_pairs.clear();
   // Decode calls first: they are short and somebody waits for each of their rows.
   for (const bool is_prefill : {false, true}) {
-    for (size_t link = 0; link < s.links.size() && status.ok(); ++link) {
-      auto first = static_cast<int64_t>(s.call_rows.size());
-      s.CollectRows(link, is_prefill, rows);
-      const auto end = static_cast<int64_t>(s.call_rows.size());
-      while (first < end && status.ok()) {
-        const int64_t count =
-            std::min<int64_t>(end - first, s.links[link].channel->limits().max_rows);
-        status = s.Send(layer, link, first, count, rows, choice, out);
-        first += count;
-      }
-    }
+    s.AssignPhase(is_prefill);
+    s.BuildCalls(is_prefill);
   }
-  while (status.ok() && !s.pending.empty()) {
-    status = s.Finish(out);
+  (void)CONCLAVE_FAILPOINT("f.routed", {.layer = layer});
+}
+
+std::optional<absl::Status> Dispatcher::Advance() {
+  State& s = *state_;
+  absl::Status status = s.early_status;
+  if (status.ok()) {
+    status = s.placement == nullptr
+                 ? Error(absl::StatusCode::kUnavailable, "expert_unserved",
+                         "no placement is known yet; expected one from the router")
+                 : s.Serve();
   }
+  if (status.ok() && s.num_open > 0) {
+    return std::nullopt;
+  }
+  (void)CONCLAVE_FAILPOINT("f.after_combine", {.layer = s.layer});
   s.AbandonAll();
+  s.is_running = false;
+  s.source.Leave();
   return status;
+}
+
+MonotonicTime Dispatcher::NextTimer() const { return state_->NextTimer(); }
+
+void Dispatcher::OnWoken(MonotonicTime until, bool is_rung) {
+  State& s = *state_;
+  if (!is_rung) {
+    s.lateness.Observe(std::chrono::duration_cast<Microseconds>(s.Now() - until));
+  }
+  s.TakeUpdate();
+  s.PollProbes();
 }
 
 }  // namespace conclave::frontend

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "conclave/base/check.h"
+#include "conclave/base/failpoint.h"
 #include "conclave/base/mutex.h"
 #include "conclave/base/status.h"
 #include "conclave/text/prompt_template.h"
@@ -429,6 +430,8 @@ void Engine::State::Emit(Sequence& sequence, std::span<const float> logits) {
   const std::vector<int32_t>& stops = sequence.request.stop_tokens;
   token.is_stop = std::find(stops.begin(), stops.end(), token.token) != stops.end();
   const bool goes_on = sequence.sink->OnToken(token);
+  // The step is the number of tokens so far: the client can have seen the last one by now.
+  (void)CONCLAVE_FAILPOINT("f.sampled", {.step = sequence.stats.generated});
   if (token.is_stop || !goes_on) {
     End(sequence, FinishReason::kStop, absl::OkStatus());
   } else if (sequence.stats.generated >= sequence.request.max_tokens) {

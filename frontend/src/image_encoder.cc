@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "conclave/base/check.h"
+#include "conclave/base/failpoint.h"
 #include "conclave/base/status.h"
 
 namespace conclave::frontend {
@@ -72,6 +73,7 @@ absl::StatusOr<ImageEncoder::Result> ImageEncoder::Encode(std::span<const std::b
   const auto start = std::chrono::steady_clock::now();
   const image::PreprocessSpec spec = SpecFor(spec_, mode);
   CONCLAVE_ASSIGN_OR_RETURN(const image::RgbImage picture, image::Decode(encoded, limits_));
+  CONCLAVE_RETURN_IF_ERROR(CONCLAVE_FAILPOINT("f.image_decode", {}).status());
   Result result;
   const std::string key = CacheKey(picture, spec.fit);
   if (const auto it = by_key_.find(key); it != by_key_.end()) {

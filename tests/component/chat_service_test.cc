@@ -60,7 +60,7 @@ class Collected : public frontend::ChatSink {
 
 class ChatServiceTest : public ::testing::Test {
  protected:
-  static void SetUpTestSuite() {
+  static cli::EmbeddedOptions Options() {
     cli::EmbeddedOptions options;
     options.model_dir = testing::DemoFolder();
     options.num_workers = 2;
@@ -69,7 +69,10 @@ class ChatServiceTest : public ::testing::Test {
     options.isa = kernels::SupportedIsas().back();
     options.kv_bytes = int64_t{64} << 20;
     options.use_frames = true;
-    auto started = cli::EmbeddedCluster::Start(options, [](double, const std::string&) {});
+    return options;
+  }
+  static void SetUpTestSuite() {
+    auto started = cli::EmbeddedCluster::Start(Options(), [](double, const std::string&) {});
     ASSERT_TRUE(started.ok()) << started.status();
     cluster = std::move(*started);
   }
@@ -196,6 +199,52 @@ TEST_F(ChatServiceTest, CancelEndsARequestInTheMiddle) {
   sink->Wait();
   ASSERT_EQ(sink->ends.size(), 1u);
   EXPECT_EQ(sink->ends[0].reason, FinishReason::kCancelled);
+}
+
+TEST_F(ChatServiceTest, I12_APictureThatTakesTooLongIsAnErrorThatNamesItsField) {
+  cli::EmbeddedOptions options = Options();
+  options.image_cpu_time_max = std::chrono::nanoseconds(1);
+  const auto strict = cli::EmbeddedCluster::Start(options, [](double, const std::string&) {});
+  ASSERT_TRUE(strict.ok()) << strict.status();
+  const auto sink = std::make_shared<Collected>();
+  ASSERT_TRUE((*strict)->backend().Submit(Ask({User("What do you see?", {"one.png"})}), sink).ok());
+  sink->Wait();
+  ASSERT_EQ(sink->ends.size(), 1u);
+  EXPECT_EQ(ReasonOf(sink->ends[0].status), "image_decode_timeout");
+  EXPECT_EQ(sink->ends[0].status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(ParamOf(sink->ends[0].status), "messages[0].content[0].image_url.url");
+}
+
+// A thousand pictures are far more than the preparing thread takes in the time of their submission.
+TEST_F(ChatServiceTest, X02_PicturesBeyondTheirMemoryAreRefusedUntilThereIsRoom) {
+  cli::EmbeddedOptions options = Options();
+  options.image_memory_bytes = 1;
+  const auto small = cli::EmbeddedCluster::Start(options, [](double, const std::string&) {});
+  ASSERT_TRUE(small.ok()) << small.status();
+  const ChatRequest request = Ask({User("What do you see?", {"one.png"})}, 1);
+  std::vector<std::shared_ptr<Collected>> taken;
+  int num_refused = 0;
+  for (int i = 0; i < 1000; ++i) {
+    const auto sink = std::make_shared<Collected>();
+    const auto id = (*small)->backend().Submit(request, sink);
+    if (id.ok()) {
+      taken.push_back(sink);
+      continue;
+    }
+    EXPECT_EQ(ReasonOf(id.status()), "image_memory_busy");
+    EXPECT_EQ(id.status().code(), absl::StatusCode::kUnavailable);
+    ++num_refused;
+  }
+  EXPECT_GT(num_refused, 0);
+  // Text does not wait for pictures.
+  const auto text = std::make_shared<Collected>();
+  EXPECT_TRUE((*small)->backend().Submit(Ask({User("What color is the sky?")}, 1), text).ok());
+  text->Wait();
+  ASSERT_FALSE(taken.empty()) << "a request that finds no other is always taken";
+  for (const auto& sink : taken) {
+    sink->Wait();
+    EXPECT_NE(sink->ends.at(0).reason, FinishReason::kError) << sink->ends.at(0).status;
+  }
 }
 
 TEST_F(ChatServiceTest, HistoryIsPartOfThePrompt) {

@@ -56,12 +56,13 @@ class StepLog : public frontend::EngineObserver {
 class FaultyExperts : public model::MoeExecutor {
  public:
   explicit FaultyExperts(model::MoeExecutor& inner) : inner_(inner) {}
-  absl::Status Run(int32_t layer, MatView<const float> n, std::span<const model::StepRow> rows,
-                   const model::GateChoice& choice, MatView<float> out) override {
-    if (fails) {
-      return absl::UnavailableError("worker 1 is gone");
-    }
-    return inner_.Run(layer, n, rows, choice, out);
+  void Start(int32_t layer, MatView<const float> n, std::span<const model::StepRow> rows,
+             const model::GateChoice& choice, MatView<float> out) override {
+    inner_.Start(layer, n, rows, choice, out);
+  }
+  absl::Status Finish() override {
+    const absl::Status status = inner_.Finish();
+    return fails ? absl::UnavailableError("worker 1 is gone") : status;
   }
 
   bool fails = false;

@@ -48,17 +48,17 @@ def run(*args: str, timeout: float = 60, env: dict[str, str] | None = None, cwd=
                           env=clean_environment(env), cwd=cwd, input=stdin)
 
 
-class Server:
-    """A running `conclave serve`. Use as a context manager.
+class Process:
+    """A running conclave process of any role. Use as a context manager.
 
-    `api` is the base URL without a path, `ready` the pairs of the ready line, `log()` what it wrote to stderr.
+    `ready` are the pairs of the ready line, `log()` is what it wrote to stderr. `prefix` is a command that becomes this one,
+    as `nsenter` does.
     """
 
-    def __init__(self, *args: str, model: pathlib.Path = MODEL, env: dict[str, str] | None = None):
+    def __init__(self, *args: str, env: dict[str, str] | None = None, prefix: list[str] | None = None):
         self._log = tempfile.TemporaryFile()
-        self.process = subprocess.Popen(
-            command("serve", "--model", str(model), "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", *args),
-            stdout=subprocess.PIPE, stderr=self._log, env=clean_environment(env))
+        self.process = subprocess.Popen([*(prefix or []), *command(*args)], stdout=subprocess.PIPE, stderr=self._log,
+                                        env=clean_environment(env))
         try:
             self.ready_line = self._read_ready_line()
         except Exception:
@@ -66,7 +66,6 @@ class Server:
             raise
         words = self.ready_line.split()
         self.ready = dict(word.split("=", 1) for word in words[1:])
-        self.api = self.ready["api"]
 
     def _read_ready_line(self) -> str:
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -83,7 +82,7 @@ class Server:
                 line += byte
         return line.decode().rstrip("\n")
 
-    def __enter__(self) -> "Server":
+    def __enter__(self):
         return self
 
     def __exit__(self, *_):
@@ -121,6 +120,14 @@ class Server:
         """What came on stdout after the ready line; only after the server has ended."""
         return self.process.stdout.read().decode()
 
+
+class ApiProcess(Process):
+    """A process that answers clients; `api` is its base URL without a path."""
+
+    @property
+    def api(self) -> str:
+        return self.ready["api"]
+
     def request(self, method: str, path: str, body=None, headers: dict[str, str] | None = None,
                 timeout: float = 60) -> "Response":
         """One plain HTTP request. A body that is not bytes is sent as JSON."""
@@ -128,6 +135,22 @@ class Server:
 
     def chat(self, body: dict, timeout: float = 60) -> "Response":
         return self.request("POST", "/v1/chat/completions", body, timeout=timeout)
+
+
+class Server(ApiProcess):
+    """A running `conclave serve`."""
+
+    def __init__(self, *args: str, model: pathlib.Path = MODEL, env: dict[str, str] | None = None):
+        super().__init__("serve", "--model", str(model), "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0",
+                         *args, env=env)
+
+
+class Router(Process):
+    """A running `conclave router`; `control` is the address for --router."""
+
+    def __init__(self, *args: str, env: dict[str, str] | None = None):
+        super().__init__("router", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", *args, env=env)
+        self.control = self.ready["control"]
 
 
 class Response:

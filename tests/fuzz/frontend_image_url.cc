@@ -25,15 +25,16 @@ void Check(std::string_view text) {
   const std::string encoded = EncodeBase64(text);
   CONCLAVE_CHECK(DecodeBase64(encoded) == text);
 
-  const absl::StatusOr<std::string> picture = DecodeImageUrl(text, kImageBytesMax);
+  const absl::StatusOr<UrlPicture> picture = DecodeImageUrl(text, kImageBytesMax);
   if (!picture.ok()) {
     CONCLAVE_CHECK(!ReasonOf(picture.status()).empty());
     return;
   }
-  CONCLAVE_CHECK(!picture->empty() && static_cast<int64_t>(picture->size()) <= kImageBytesMax);
+  CONCLAVE_CHECK(!picture->bytes.empty() &&
+                 static_cast<int64_t>(picture->bytes.size()) <= kImageBytesMax);
   const size_t comma = text.find(',');
   CONCLAVE_CHECK(comma != std::string_view::npos);
-  CONCLAVE_CHECK(EncodeBase64(*picture) == text.substr(comma + 1));
+  CONCLAVE_CHECK(EncodeBase64(picture->bytes) == text.substr(comma + 1));
 }
 
 }  // namespace

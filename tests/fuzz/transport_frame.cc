@@ -1,7 +1,8 @@
 // The parsers of the data plane.
 //
-// Promises: a frame that is accepted as a call is, encoded again, the same bytes; the views of what
-// is accepted lie inside the frame; a refusal has a reason. The first byte of the input says
+// Promises: a frame that is accepted as a call or as a control frame is, encoded again, the same
+// bytes; the views of what is accepted lie inside the frame; a frame has one type, and a header
+// that PeekHeader knows; a refusal has a reason. The first byte of the input says
 // whether the checksum of the header is put right: no mutation would ever find it.
 #include <algorithm>
 #include <array>
@@ -79,9 +80,30 @@ void CheckCall(std::span<const std::byte> frame, const FrameLimits& limits) {
   CONCLAVE_CHECK(std::memcmp(again.bytes.data(), frame.data(), length) == 0);
 }
 
+void CheckControl(std::span<const std::byte> frame) {
+  const absl::StatusOr<ControlFrame> control = ParseControl(frame);
+  if (!control.ok()) {
+    CONCLAVE_CHECK(!ReasonOf(control.status()).empty());
+    return;
+  }
+  FrameBuffer again;
+  EncodeControl(*control, again.bytes);
+  CONCLAVE_CHECK(frame.size() == kFrameHeaderBytes);
+  CONCLAVE_CHECK(std::memcmp(again.bytes.data(), frame.data(), frame.size()) == 0);
+}
+
+void CheckHeader(std::span<const std::byte> frame, bool is_accepted) {
+  const absl::StatusOr<FrameHeader> header = PeekHeader(frame);
+  const bool is_sound = IsHeaderSound(frame);
+  CONCLAVE_CHECK(header.ok() || !ReasonOf(header.status()).empty());
+  CONCLAVE_CHECK(header.ok() || !is_sound);
+  CONCLAVE_CHECK(is_sound || !is_accepted);
+}
+
 void Check(std::span<const std::byte> frame) {
   const FrameLimits limits = SmallLimits();
   CheckCall(frame, limits);
+  CheckControl(frame);
   const absl::StatusOr<ParsedReply> reply = ParseReply(frame, limits);
   CONCLAVE_CHECK(reply.ok() ? IsInside(reply->rows, frame) : !ReasonOf(reply.status()).empty());
   const absl::StatusOr<ParsedNack> nack = ParseNack(frame);
@@ -91,6 +113,10 @@ void Check(std::span<const std::byte> frame) {
   } else {
     CONCLAVE_CHECK(!ReasonOf(nack.status()).empty());
   }
+  const int num_types =
+      ParseCall(frame, limits).ok() + reply.ok() + nack.ok() + ParseControl(frame).ok();
+  CONCLAVE_CHECK(num_types <= 1);
+  CheckHeader(frame, num_types == 1);
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <string_view>
 #include <utility>
 
+#include "chat_rules.h"
 #include "conclave/base/status.h"
 #include "http/image_url.h"
 #include "http/utf8.h"
@@ -27,47 +28,7 @@ absl::StatusOr<Message::Role> ParseRole(const json::value* value, const std::str
     return FieldError("invalid_role", param,
                       "missing or no string; expected \"system\", \"user\" or \"assistant\"");
   }
-  const std::string_view role = View(value->get_string());
-  if (role == "system" || role == "developer") {
-    return Message::Role::kSystem;
-  }
-  if (role == "user") {
-    return Message::Role::kUser;
-  }
-  if (role == "assistant") {
-    return Message::Role::kAssistant;
-  }
-  return FieldError(
-      "invalid_role", param,
-      "expected \"system\", \"user\" or \"assistant\", found \"" + Excerpt(role) + "\"");
-}
-
-// An optional system message, then user and assistant in turn.
-absl::Status CheckOrder(const std::vector<Message>& messages) {
-  Message::Role want = Message::Role::kUser;
-  for (size_t i = 0; i < messages.size(); ++i) {
-    const Message::Role role = messages[i].role;
-    const std::string param = "messages[" + std::to_string(i) + "].role";
-    if (role == Message::Role::kSystem) {
-      if (i != 0) {
-        return FieldError("invalid_role", param,
-                          "expected one system message at most, as the first");
-      }
-      continue;
-    }
-    if (role != want) {
-      return FieldError("invalid_role", param,
-                        want == Message::Role::kUser
-                            ? "user and assistant must alternate, user first; expected \"user\""
-                            : "user and assistant must alternate; expected \"assistant\"");
-    }
-    want = want == Message::Role::kUser ? Message::Role::kAssistant : Message::Role::kUser;
-  }
-  if (messages.back().role != Message::Role::kUser) {
-    return FieldError("invalid_role", "messages[" + std::to_string(messages.size() - 1) + "].role",
-                      "the last message must be the user's");
-  }
-  return absl::OkStatus();
+  return RoleNamed(View(value->get_string()), param);
 }
 
 absl::Status CheckDetail(const json::value* value, const std::string& param) {
@@ -96,17 +57,8 @@ absl::StatusOr<ContentPart> ParseImagePart(FieldReader& fields, Message::Role ro
   }
   CONCLAVE_RETURN_IF_ERROR(CheckDetail(image_fields.Find("detail"), image_fields.Param("detail")));
   image_fields.ReportUnknown();
-  if (role != Message::Role::kUser) {
-    return FieldError("image_not_allowed", scope, "pictures belong into user messages");
-  }
-  if (!context.card.has_vision) {
-    return FieldError("image_not_allowed", scope, "the model takes text only");
-  }
-  if (++context.num_images > context.limits.images_max) {
-    return FieldError(
-        "too_many_images", "messages",
-        "expected at most " + std::to_string(context.limits.images_max) + " pictures");
-  }
+  CONCLAVE_RETURN_IF_ERROR(
+      AdmitImage(role, scope, context.limits, context.card, context.num_images));
   ContentPart part;
   part.kind = ContentPart::Kind::kImage;
   part.bytes = std::string(View(url->get_string()));
@@ -146,23 +98,14 @@ absl::StatusOr<ContentPart> ParsePart(const json::value& value, const std::strin
 
 absl::Status ParseParts(const json::array& array, const std::string& param, Context& context,
                         Message& message) {
-  if (array.size() > static_cast<size_t>(context.limits.content_parts_max)) {
-    return FieldError("too_many_content_parts", param,
-                      "expected at most " + std::to_string(context.limits.content_parts_max) +
-                          " parts, found " + std::to_string(array.size()));
-  }
-  bool has_content = false;
+  CONCLAVE_RETURN_IF_ERROR(CheckNumParts(array.size(), param, context.limits));
   for (size_t i = 0; i < array.size(); ++i) {
     CONCLAVE_ASSIGN_OR_RETURN(
         ContentPart part,
         ParsePart(array[i], param + "[" + std::to_string(i) + "]", message.role, context));
-    has_content = has_content || !part.bytes.empty() || part.kind == ContentPart::Kind::kImage;
     message.parts.push_back(std::move(part));
   }
-  if (!has_content) {
-    return FieldError("invalid_content", param, "empty; expected text or a picture");
-  }
-  return absl::OkStatus();
+  return CheckHasContent(message, param);
 }
 
 absl::StatusOr<Message> ParseMessage(const json::value& value, size_t index, Context& context) {
@@ -200,16 +143,11 @@ absl::StatusOr<Message> ParseMessage(const json::value& value, size_t index, Con
 absl::StatusOr<std::vector<Message>> ParseMessages(const json::value* value,
                                                    const HttpLimits& limits, const ModelCard& card,
                                                    UnknownFields& unknown) {
-  if (value == nullptr || !value->is_array() || value->get_array().empty()) {
-    return FieldError("messages_required", "messages",
-                      "expected an array with at least one message");
+  if (value == nullptr || !value->is_array()) {
+    return CheckNumMessages(0, limits);
   }
   const json::array& array = value->get_array();
-  if (array.size() > static_cast<size_t>(limits.messages_max)) {
-    return FieldError("too_many_messages", "messages",
-                      "expected at most " + std::to_string(limits.messages_max) + ", found " +
-                          std::to_string(array.size()));
-  }
+  CONCLAVE_RETURN_IF_ERROR(CheckNumMessages(array.size(), limits));
   Context context{limits, card, unknown};
   std::vector<Message> messages;
   for (size_t i = 0; i < array.size(); ++i) {
@@ -220,20 +158,22 @@ absl::StatusOr<std::vector<Message>> ParseMessages(const json::value* value,
   return messages;
 }
 
-absl::Status DecodeImages(const HttpLimits& limits, std::vector<Message>& messages) {
+absl::StatusOr<int32_t> DecodeImages(const HttpLimits& limits, std::vector<Message>& messages) {
+  int32_t num_mislabelled = 0;
   for (Message& message : messages) {
     for (ContentPart& part : message.parts) {
       if (part.kind != ContentPart::Kind::kImage) {
         continue;
       }
-      absl::StatusOr<std::string> picture = DecodeImageUrl(part.bytes, limits.image_bytes_max);
+      absl::StatusOr<UrlPicture> picture = DecodeImageUrl(part.bytes, limits.image_bytes_max);
       if (!picture.ok()) {
         return WithParam(Annotate(picture.status(), part.param), part.param);
       }
-      part.bytes = *std::move(picture);
+      part.bytes = std::move(picture->bytes);
+      num_mislabelled += picture->is_mislabelled ? 1 : 0;
     }
   }
-  return absl::OkStatus();
+  return num_mislabelled;
 }
 
 }  // namespace conclave::frontend

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <boost/json/value.hpp>
+#include <cstdint>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -17,7 +18,8 @@ absl::StatusOr<std::vector<Message>> ParseMessages(const boost::json::value* val
                                                    const HttpLimits& limits, const ModelCard& card,
                                                    UnknownFields& unknown);
 
-// Replaces the URL of every image part by the encoded picture.
-absl::Status DecodeImages(const HttpLimits& limits, std::vector<Message>& messages);
+// Replaces the URL of every image part by the encoded picture. How many of them have a media type
+// that is not theirs.
+absl::StatusOr<int32_t> DecodeImages(const HttpLimits& limits, std::vector<Message>& messages);
 
 }  // namespace conclave::frontend

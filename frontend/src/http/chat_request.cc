@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 
+#include "chat_rules.h"
 #include "conclave/base/status.h"
 #include "http/chat_messages.h"
 #include "http/json_reader.h"
@@ -32,28 +33,22 @@ absl::Status CheckModel(FieldReader& fields, const ModelCard& card) {
   if (!model->is_string()) {
     return FieldError("invalid_model", "model", "expected a string, found " + Describe(*model));
   }
-  const std::string_view name = View(model->get_string());
-  if (name != card.id) {
-    return WithParam(
-        NotFound("model_not_found", "model: \"" + Excerpt(name) + "\" is not served here"),
-        "model");
-  }
-  return absl::OkStatus();
+  return CheckModelName(View(model->get_string()), card);
 }
 
 absl::Status ParseSampling(FieldReader& fields, ParsedChat& chat) {
-  constexpr NumberRange kPenalty{-2, 2};
   SamplingParams& sampling = chat.request.sampling;
-  CONCLAVE_RETURN_IF_ERROR(fields.Number("temperature", {0, 2}, sampling.temperature));
-  CONCLAVE_RETURN_IF_ERROR(fields.Number("top_p", {0, 1, true}, sampling.top_p));
+  CONCLAVE_RETURN_IF_ERROR(fields.Number("temperature", kTemperatureRange, sampling.temperature));
+  CONCLAVE_RETURN_IF_ERROR(fields.Number("top_p", kTopPRange, sampling.top_p));
   CONCLAVE_RETURN_IF_ERROR(
-      fields.Integer("top_k", -1, std::numeric_limits<int32_t>::max(), sampling.top_k));
-  CONCLAVE_RETURN_IF_ERROR(fields.Number("min_p", {0, 1}, sampling.min_p));
+      fields.Integer("top_k", kTopKMin, std::numeric_limits<int32_t>::max(), sampling.top_k));
+  CONCLAVE_RETURN_IF_ERROR(fields.Number("min_p", kMinPRange, sampling.min_p));
   CONCLAVE_RETURN_IF_ERROR(
-      fields.Number("repetition_penalty", {0, 100, true}, sampling.repetition_penalty));
-  CONCLAVE_RETURN_IF_ERROR(fields.Number("presence_penalty", kPenalty, sampling.presence_penalty));
+      fields.Number("repetition_penalty", kRepetitionPenaltyRange, sampling.repetition_penalty));
   CONCLAVE_RETURN_IF_ERROR(
-      fields.Number("frequency_penalty", kPenalty, sampling.frequency_penalty));
+      fields.Number("presence_penalty", kPenaltyRange, sampling.presence_penalty));
+  CONCLAVE_RETURN_IF_ERROR(
+      fields.Number("frequency_penalty", kPenaltyRange, sampling.frequency_penalty));
   chat.has_seed = fields.Find("seed") != nullptr;
   return fields.Unsigned("seed", sampling.seed);
 }
@@ -111,16 +106,9 @@ absl::Status ParseLogitBias(FieldReader& fields, const HttpLimits& limits, const
   return absl::OkStatus();
 }
 
-absl::Status AddStop(const json::value& value, const HttpLimits& limits,
-                     std::vector<std::string>& stops) {
-  if (!value.is_string() || value.get_string().empty() ||
-      value.get_string().size() > static_cast<size_t>(limits.stop_bytes_max)) {
-    return FieldError(
-        "invalid_stop", "stop",
-        "expected strings of 1 to " + std::to_string(limits.stop_bytes_max) + " bytes");
-  }
-  stops.emplace_back(View(value.get_string()));
-  return absl::OkStatus();
+// What is no string is refused as an empty one is.
+std::string_view StopText(const json::value& value) {
+  return value.is_string() ? View(value.get_string()) : std::string_view();
 }
 
 absl::Status ParseStop(FieldReader& fields, const HttpLimits& limits,
@@ -130,14 +118,11 @@ absl::Status ParseStop(FieldReader& fields, const HttpLimits& limits,
     return absl::OkStatus();
   }
   if (!value->is_array()) {
-    return AddStop(*value, limits, stops);
+    return AddStop(StopText(*value), limits, stops);
   }
-  if (value->get_array().size() > static_cast<size_t>(limits.stops_max)) {
-    return FieldError("invalid_stop", "stop",
-                      "expected at most " + std::to_string(limits.stops_max) + " strings");
-  }
+  CONCLAVE_RETURN_IF_ERROR(CheckNumStops(value->get_array().size(), limits));
   for (const json::value& stop : value->get_array()) {
-    CONCLAVE_RETURN_IF_ERROR(AddStop(stop, limits, stops));
+    CONCLAVE_RETURN_IF_ERROR(AddStop(StopText(stop), limits, stops));
   }
   return absl::OkStatus();
 }
@@ -281,7 +266,7 @@ absl::StatusOr<ParsedChat> ParseChatRequest(std::string_view body, const HttpLim
   fields.Know({"metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier",
                "prompt_cache_key"});
   fields.ReportUnknown();
-  CONCLAVE_RETURN_IF_ERROR(DecodeImages(limits, request.messages));
+  CONCLAVE_ASSIGN_OR_RETURN(chat.num_mislabelled_images, DecodeImages(limits, request.messages));
   return chat;
 }
 

@@ -2,6 +2,7 @@
 // pure function: no clock, no network, no logging.
 #pragma once
 
+#include <cstdint>
 #include <string_view>
 
 #include "absl/status/statusor.h"
@@ -16,6 +17,8 @@ struct ParsedChat {
   bool is_stream = false;
   bool include_usage = false;
   bool has_seed = false;  // else the caller draws one
+  // Pictures whose media type is not theirs; to be counted.
+  int32_t num_mislabelled_images = 0;
 };
 
 // OpenAI's fields and vLLM's additions as far as ChatRequest can express them; others are handed to

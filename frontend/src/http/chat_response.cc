@@ -17,10 +17,6 @@ namespace {
 // JSON has no -inf; clients know this value from OpenAI.
 constexpr float kLogprobMin = -9999.0f;
 
-std::string_view FinishText(FinishReason reason) {
-  return reason == FinishReason::kLength ? "length" : "stop";
-}
-
 void WriteHead(const ReplyShape& shape, std::string_view object, JsonWriter& json) {
   json.BeginObject();
   json.Key("id").String(shape.id);
@@ -99,6 +95,10 @@ void WriteExtension(const ReplyShape& shape, const Timings& timings, JsonWriter&
 }
 
 }  // namespace
+
+std::string_view FinishText(FinishReason reason) {
+  return reason == FinishReason::kLength ? "length" : "stop";
+}
 
 std::optional<HttpError> FailureIn(const ChatEvents& events) {
   for (const ChatEvents::Choice& choice : events.choices) {

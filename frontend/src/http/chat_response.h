@@ -28,6 +28,9 @@ struct ReplyShape {
   int32_t moe_top_k = 0;
 };
 
+// finish_reason of a reply that was not ended early.
+std::string_view FinishText(FinishReason reason);
+
 // What ended a reply early: the first failed or cancelled choice, as an error to tell.
 std::optional<HttpError> FailureIn(const ChatEvents& events);
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <boost/json/value.hpp>
-#include <charconv>
 #include <cmath>
 #include <utility>
 
@@ -10,22 +9,6 @@
 #include "http/utf8.h"
 
 namespace conclave::frontend {
-namespace {
-
-std::string NumberText(double value) {
-  char text[32];
-  const auto end = std::to_chars(text, text + sizeof(text), value);
-  return {text, end.ptr};
-}
-
-std::string RangeError(std::string_view kind, std::string_view range, std::string_view param,
-                       const boost::json::value& found) {
-  return std::string(param) + ": out of range; expected " + std::string(kind) + " in " +
-         std::string(range) + ", found " + Describe(found);
-}
-
-}  // namespace
-
 void UnknownFields::Add(std::string_view scope, std::string_view name) {
   if (is_full()) {
     return;
@@ -34,11 +17,6 @@ void UnknownFields::Add(std::string_view scope, std::string_view name) {
   if (on_unknown_) {
     on_unknown_(Excerpt(std::string(scope) + std::string(name)));
   }
-}
-
-absl::Status FieldError(std::string_view reason, std::string_view param, std::string_view message) {
-  return WithParam(InvalidArgument(reason, std::string(param) + ": " + std::string(message)),
-                   param);
 }
 
 std::string Describe(const boost::json::value& value) {
@@ -90,15 +68,8 @@ absl::Status FieldReader::Number(std::string_view name, NumberRange range, float
                         : value->is_int64()  ? static_cast<double>(value->get_int64())
                         : value->is_uint64() ? static_cast<double>(value->get_uint64())
                                              : std::nan("");
-  // Written so that NaN fails.
-  const bool is_in =
-      (range.is_min_open ? number > range.min : number >= range.min) && number <= range.max;
-  if (!is_in) {
-    const std::string text = (range.is_min_open ? "(" : "[") + NumberText(range.min) + ", " +
-                             NumberText(range.max) + "]";
-    return WithParam(InvalidArgument(std::string(name) + "_out_of_range",
-                                     RangeError("a number", text, Param(name), *value)),
-                     Param(name));
+  if (!IsWithin(range, number)) {
+    return OutOfRange(name, Param(name), range, Describe(*value));
   }
   out = static_cast<float>(number);
   return absl::OkStatus();
@@ -110,10 +81,7 @@ absl::Status FieldReader::Integer(std::string_view name, int64_t min, int64_t ma
     return absl::OkStatus();
   }
   if (!value->is_int64() || value->get_int64() < min || value->get_int64() > max) {
-    const std::string text = "[" + std::to_string(min) + ", " + std::to_string(max) + "]";
-    return WithParam(InvalidArgument(std::string(name) + "_out_of_range",
-                                     RangeError("an integer", text, Param(name), *value)),
-                     Param(name));
+    return OutOfRange(name, Param(name), min, max, Describe(*value));
   }
   out = static_cast<int32_t>(value->get_int64());
   return absl::OkStatus();
@@ -130,7 +98,10 @@ absl::Status FieldReader::Unsigned(std::string_view name, uint64_t& out) {
     out = static_cast<uint64_t>(value->get_int64());
   } else {
     return WithParam(InvalidArgument(std::string(name) + "_out_of_range",
-                                     RangeError("an integer", "[0, 2^64)", Param(name), *value)),
+                                     Param(name) +
+                                         ": out of range; expected an integer in "
+                                         "[0, 2^64), found " +
+                                         Describe(*value)),
                      Param(name));
   }
   return absl::OkStatus();

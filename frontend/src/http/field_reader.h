@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "chat_rules.h"
 
 namespace conclave::frontend {
 
@@ -31,15 +32,6 @@ class UnknownFields {
   const UnknownFieldFn& on_unknown_;
   int num_reported_ = 0;
 };
-
-struct NumberRange {
-  double min;
-  double max;
-  bool is_min_open = false;
-};
-
-// kInvalidArgument, with param.
-absl::Status FieldError(std::string_view reason, std::string_view param, std::string_view message);
 
 // What was found, for a message: "a string", "3", "null".
 std::string Describe(const boost::json::value& value);

@@ -44,11 +44,8 @@ std::string ModelList(const ModelCard& card) {
 
 absl::StatusOr<std::string> OneModel(const ModelCard& card, std::string_view rest) {
   const std::optional<std::string> name = DecodePercent(rest);
-  if (!name.has_value() || *name != card.id) {
-    return WithParam(NotFound("model_not_found",
-                              "model: \"" + Excerpt(name.value_or("")) + "\" is not served here"),
-                     "model");
-  }
+  // No model is called "".
+  CONCLAVE_RETURN_IF_ERROR(CheckModelName(name.value_or(""), card));
   std::string body;
   JsonWriter out(body);
   WriteModel(card, out);
@@ -64,13 +61,7 @@ absl::Status CheckModel(FieldReader& fields, const ModelCard& card) {
   if (!model->is_string()) {
     return FieldError("invalid_model", "model", "expected a string, found " + Describe(*model));
   }
-  const std::string_view name(model->get_string().data(), model->get_string().size());
-  if (name != card.id) {
-    return WithParam(
-        NotFound("model_not_found", "model: \"" + Excerpt(name) + "\" is not served here"),
-        "model");
-  }
-  return absl::OkStatus();
+  return CheckModelName({model->get_string().data(), model->get_string().size()}, card);
 }
 
 void WriteIds(const std::vector<int32_t>& ids, JsonWriter& out) {

@@ -74,4 +74,31 @@ void ServerState::ReportUnknownField(const std::string& name) {
   }
 }
 
+std::optional<HttpError> NotServing(const ServerState& state) {
+  if (state.is_draining()) {
+    return HttpError{503, "draining", "the server is shutting down; try another one or again later",
+                     ""};
+  }
+  if (state.backend() == nullptr) {
+    return HttpError{503, "model_loading", "the model is still being loaded; try again later", ""};
+  }
+  return std::nullopt;
+}
+
+bool IsSaneRequestId(std::string_view id) {
+  constexpr std::string_view kOthers = "-_.:/+=@";
+  constexpr size_t kBytesMax = 128;
+  if (id.empty() || id.size() > kBytesMax) {
+    return false;
+  }
+  for (const char c : id) {
+    const bool is_alnum =
+        (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
+    if (!is_alnum && kOthers.find(c) == std::string_view::npos) {
+      return false;
+    }
+  }
+  return true;
+}
+
 }  // namespace conclave::frontend

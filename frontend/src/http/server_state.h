@@ -4,13 +4,16 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <optional>
 #include <random>
 #include <set>
 #include <string>
+#include <string_view>
 
 #include "conclave/base/mutex.h"
 #include "conclave/frontend/chat.h"
 #include "conclave/frontend/http_server.h"
+#include "http/api_error.h"
 
 namespace conclave::frontend {
 
@@ -56,5 +59,11 @@ class ServerState {
   std::mt19937_64 random_ ABSL_GUARDED_BY(mu_);
   std::set<std::string> unknown_fields_ ABSL_GUARDED_BY(mu_);
 };
+
+// Why no request is taken at the moment: the model is being loaded, or the server drains.
+std::optional<HttpError> NotServing(const ServerState& state);
+
+// An id that a client chose is echoed when it can do no harm in a header or a log.
+bool IsSaneRequestId(std::string_view id);
 
 }  // namespace conclave::frontend

@@ -37,34 +37,6 @@ std::string_view View(const beast::flat_buffer& buffer) {
 
 std::string_view View(beast::string_view text) { return {text.data(), text.size()}; }
 
-// An id that a client chose is echoed when it can do no harm in a header or a log.
-bool IsSaneRequestId(std::string_view id) {
-  constexpr std::string_view kOthers = "-_.:/+=@";
-  constexpr size_t kBytesMax = 128;
-  if (id.empty() || id.size() > kBytesMax) {
-    return false;
-  }
-  for (const char c : id) {
-    const bool is_alnum =
-        (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
-    if (!is_alnum && kOthers.find(c) == std::string_view::npos) {
-      return false;
-    }
-  }
-  return true;
-}
-
-std::optional<HttpError> NotServing(const ServerState& state) {
-  if (state.is_draining()) {
-    return HttpError{503, "draining", "the server is shutting down; try another one or again later",
-                     ""};
-  }
-  if (state.backend() == nullptr) {
-    return HttpError{503, "model_loading", "the model is still being loaded; try again later", ""};
-  }
-  return std::nullopt;
-}
-
 HttpError BodyError(const error_code& ec, bool is_chunked, int64_t body_bytes_max) {
   if (ec == http::error::body_limit) {
     return BodyTooLarge(body_bytes_max);

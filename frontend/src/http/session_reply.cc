@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "conclave/base/failpoint.h"
 #include "http/chat_request.h"
 #include "http/session.h"
 
@@ -71,6 +72,9 @@ Session::Awaitable<bool> Session::ServeChat(std::string body, Exchange& exchange
   if (!parsed.ok()) {
     co_return co_await Send(ErrorReply(ErrorFromRequest(parsed.status()), exchange.request_id),
                             exchange);
+  }
+  if (parsed->num_mislabelled_images > 0 && state_.observer().on_mislabelled_images) {
+    state_.observer().on_mislabelled_images(parsed->num_mislabelled_images);
   }
   const bool is_stream = parsed->is_stream;
   ReplyShape shape = ShapeOf(*parsed, backend.model(), state_.NewId());
@@ -210,6 +214,7 @@ Session::Awaitable<bool> Session::SendStreamHead(Exchange& exchange) {
 Session::Awaitable<bool> Session::SendStreamPiece(std::string_view text, bool is_last,
                                                   Exchange& exchange) {
   Arm(state_.limits().write_timeout);
+  (void)CONCLAVE_FAILPOINT("f.sse_write", {});
   const asio::const_buffer piece(text.data(), text.size());
   error_code error;
   if (exchange.is_http10()) {

@@ -3,6 +3,7 @@
 
 #include <openssl/evp.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -31,14 +32,19 @@ class Sha256 {
     Add(text.data(), text.size());
   }
 
-  // 64 digits; the last call.
-  std::string Hex() {
-    unsigned char digest[32];
+  // The last call.
+  std::array<uint8_t, 32> Digest() {
+    std::array<uint8_t, 32> digest;
     unsigned length = 0;
-    CONCLAVE_CHECK(EVP_DigestFinal_ex(context_, digest, &length) == 1 && length == sizeof digest);
+    CONCLAVE_CHECK(EVP_DigestFinal_ex(context_, digest.data(), &length) == 1 &&
+                   length == digest.size());
+    return digest;
+  }
+  // The same in 64 digits.
+  std::string Hex() {
     constexpr char kDigits[] = "0123456789abcdef";
     std::string hex;
-    for (const unsigned char byte : digest) {
+    for (const uint8_t byte : Digest()) {
       hex += kDigits[byte >> 4];
       hex += kDigits[byte & 15];
     }

@@ -56,6 +56,13 @@ constexpr std::array<SynthModel, 13> kModels = {{
      kCutTiny},
 }};
 
+// An array of one. Braces would not do: compilers differ on whether {value} is a list or a copy.
+json::array ListOf(json::value element) {
+  json::array list;
+  list.push_back(std::move(element));
+  return list;
+}
+
 json::string Word(std::string_view text) { return json::string(text.data(), text.size()); }
 
 // Null for -1.
@@ -182,7 +189,7 @@ json::object MiniCpmKeys(const SynthModel& model) {
 }
 
 json::object Named(json::object keys, std::string_view type, std::string_view architecture) {
-  keys["architectures"] = {Word("MoELLaVA" + std::string(architecture) + "ForCausalLM")};
+  keys["architectures"] = ListOf(Word("MoELLaVA" + std::string(architecture) + "ForCausalLM"));
   keys["model_type"] = Word("moe_llava_" + std::string(type));
   return keys;
 }
@@ -286,7 +293,7 @@ json::object Generation(const SynthModel& model) {
     Insert(out, {{"chat_format", "raw"},
                  {"do_sample", true},
                  {"max_new_tokens", 512},
-                 {"stop_words_ids", json::array{json::array{ids.eos}}},
+                 {"stop_words_ids", ListOf(ListOf(ids.eos))},
                  {"top_k", 0},
                  {"top_p", 0.8}});
   } else {

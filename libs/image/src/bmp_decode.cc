@@ -250,12 +250,16 @@ void ConvertRow(const BmpLayout& layout, const uint8_t* row, uint8_t* out) {
 
 }  // namespace
 
-absl::StatusOr<RgbImage> DecodeBmp(std::span<const uint8_t> encoded, const DecodeLimits& limits) {
+absl::StatusOr<RgbImage> DecodeBmp(std::span<const uint8_t> encoded, const DecodeLimits& limits,
+                                   TimeLimit& time) {
   CONCLAVE_ASSIGN_OR_RETURN(const BmpLayout layout, BmpScanner(encoded, limits).Run());
   RgbImage image{layout.width, layout.height, {}};
   const size_t out_bytes = size_t{3} * static_cast<size_t>(layout.width);
   image.pixels.resize(out_bytes * static_cast<size_t>(layout.height));
   for (int32_t y = 0; y < layout.height; ++y) {
+    if (time.IsOverAfter(layout.width)) {
+      return Stopped(kFormat);
+    }
     const auto stored = static_cast<size_t>(layout.is_top_down ? y : layout.height - 1 - y);
     ConvertRow(layout, encoded.data() + layout.pixels_offset + stored * layout.row_bytes,
                image.pixels.data() + static_cast<size_t>(y) * out_bytes);

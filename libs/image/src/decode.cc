@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <string>
 #include <string_view>
 
@@ -7,6 +8,7 @@
 #include "conclave/base/status.h"
 #include "conclave/image/image.h"
 #include "decoders.h"
+#include "time_limit.h"
 #include "verdict.h"
 
 namespace conclave::image {
@@ -90,7 +92,10 @@ ImageFormat DetectFormat(std::span<const std::byte> encoded) {
   return IsBmp(octets) ? ImageFormat::kBmp : ImageFormat::kUnknown;
 }
 
-absl::StatusOr<RgbImage> Decode(std::span<const std::byte> encoded, const DecodeLimits& limits) {
+namespace {
+
+absl::StatusOr<RgbImage> DecodeWithin(std::span<const std::byte> encoded,
+                                      const DecodeLimits& limits, TimeLimit& time) {
   if (encoded.empty()) {
     return InvalidArgument("image_empty",
                            "image: no bytes; expected a " + std::string(kAccepted) + " file");
@@ -104,15 +109,15 @@ absl::StatusOr<RgbImage> Decode(std::span<const std::byte> encoded, const Decode
   const std::span<const uint8_t> octets = AsOctets(encoded);
   switch (DetectFormat(encoded)) {
     case ImageFormat::kJpeg:
-      return DecodeJpeg(octets, limits);
+      return DecodeJpeg(octets, limits, time);
     case ImageFormat::kPng:
-      return DecodePng(octets, limits);
+      return DecodePng(octets, limits, time);
     case ImageFormat::kWebp:
-      return DecodeWebp(octets, limits);
+      return DecodeWebp(octets, limits, time);
     case ImageFormat::kGif:
-      return DecodeGif(octets, limits);
+      return DecodeGif(octets, limits, time);
     case ImageFormat::kBmp:
-      return DecodeBmp(octets, limits);
+      return DecodeBmp(octets, limits, time);
     case ImageFormat::kUnknown:
       break;
   }
@@ -127,6 +132,23 @@ absl::StatusOr<RgbImage> Decode(std::span<const std::byte> encoded, const Decode
   return Error(absl::StatusCode::kUnimplemented, "image_format_unsupported",
                "image: format not supported; expected " + std::string(kAccepted) + ", found " +
                    NameOfForeign(octets));
+}
+
+}  // namespace
+
+absl::StatusOr<RgbImage> Decode(std::span<const std::byte> encoded, const DecodeLimits& limits) {
+  TimeLimit time(limits.cpu_time_max);
+  absl::StatusOr<RgbImage> image = DecodeWithin(encoded, limits, time);
+  // What a decoder says that was stopped is not about the file.
+  if (time.IsOver()) {
+    return InvalidArgument(
+        "image_decode_timeout",
+        "image: too long to decode; expected at most " +
+            std::to_string(
+                std::chrono::ceil<std::chrono::milliseconds>(limits.cpu_time_max).count()) +
+            " ms of one core");
+  }
+  return image;
 }
 
 }  // namespace conclave::image

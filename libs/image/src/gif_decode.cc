@@ -93,8 +93,8 @@ absl::StatusOr<size_t> FindEnd(std::span<const uint8_t> encoded, size_t offset) 
 
 class GifReader {
  public:
-  GifReader(std::span<const uint8_t> encoded, const DecodeLimits& limits)
-      : limits_(limits), source_{encoded} {}
+  GifReader(std::span<const uint8_t> encoded, const DecodeLimits& limits, TimeLimit& time)
+      : limits_(limits), time_(time), source_{encoded} {}
   ~GifReader() {
     if (gif_ != nullptr) {
       DGifCloseFile(gif_, nullptr);
@@ -195,6 +195,9 @@ class GifReader {
     for (size_t pass = 0; pass < num_passes; ++pass) {
       const int32_t step = frame.Interlace ? kPassStep[pass] : 1;
       for (int32_t y = frame.Interlace ? kPassStart[pass] : 0; y < frame.Height; y += step) {
+        if (time_.IsOverAfter(frame.Width)) {
+          return Stopped(kFormat);
+        }
         if (DGifGetLine(gif_, row.data(), frame.Width) == GIF_ERROR) {
           return Failed("the pixels");
         }
@@ -227,6 +230,7 @@ class GifReader {
   }
 
   const DecodeLimits& limits_;
+  TimeLimit& time_;
   Source source_;
   GifFileType* gif_ = nullptr;
   uint8_t transparent_ = 0;  // index; the last one that an extension before the frame names
@@ -238,8 +242,9 @@ class GifReader {
 
 }  // namespace
 
-absl::StatusOr<RgbImage> DecodeGif(std::span<const uint8_t> encoded, const DecodeLimits& limits) {
-  return GifReader(encoded, limits).Read();
+absl::StatusOr<RgbImage> DecodeGif(std::span<const uint8_t> encoded, const DecodeLimits& limits,
+                                   TimeLimit& time) {
+  return GifReader(encoded, limits, time).Read();
 }
 
 }  // namespace conclave::image

@@ -61,12 +61,14 @@ bool IsHarmless(int message_code) {
 // it, may hold an object with a destructor.
 class JpegReader {
  public:
-  explicit JpegReader(const JpegLayout& layout) : layout_(layout) {
+  // Both outlive it.
+  JpegReader(const JpegLayout& layout, TimeLimit& time) : layout_(layout), time_(time) {
     cinfo_.err = jpeg_std_error(&errors_);
     cinfo_.client_data = this;
     errors_.error_exit = OnError;
     errors_.emit_message = OnMessage;
     errors_.output_message = [](j_common_ptr) {};
+    progress_.progress_monitor = OnProgress;
   }
   ~JpegReader() { jpeg_destroy_decompress(&cinfo_); }
   JpegReader(const JpegReader&) = delete;
@@ -78,6 +80,7 @@ class JpegReader {
       return false;
     }
     jpeg_create_decompress(&cinfo_);
+    cinfo_.progress = &progress_;
     jpeg_mem_src(&cinfo_, layout_.picture.data(),
                  static_cast<unsigned long>(layout_.picture.size()));  // NOLINT(google-runtime-int)
     jpeg_read_header(&cinfo_, TRUE);
@@ -100,7 +103,7 @@ class JpegReader {
   }
 
   // Fills out[height, width, 3]; `row` has width · num_components bytes. False if the data are
-  // damaged.
+  // damaged or the time is over.
   bool ReadPixels(uint8_t* row, uint8_t* out) {
     if (setjmp(on_error_) != 0) {
       return false;
@@ -133,7 +136,17 @@ class JpegReader {
     }
   }
 
+  // Called before every row of blocks, in each scan of a progressive picture and in the output.
+  static void OnProgress(j_common_ptr cinfo) {
+    auto* self = static_cast<JpegReader*>(cinfo->client_data);
+    if (self->time_.IsOverAfter(int64_t{DCTSIZE} * self->layout_.width)) {
+      OnError(cinfo);
+    }
+  }
+
   const JpegLayout& layout_;
+  TimeLimit& time_;
+  jpeg_progress_mgr progress_{};
   std::jmp_buf on_error_{};
   jpeg_error_mgr errors_{};
   jpeg_decompress_struct cinfo_{};
@@ -141,9 +154,10 @@ class JpegReader {
 
 }  // namespace
 
-absl::StatusOr<RgbImage> DecodeJpeg(std::span<const uint8_t> encoded, const DecodeLimits& limits) {
+absl::StatusOr<RgbImage> DecodeJpeg(std::span<const uint8_t> encoded, const DecodeLimits& limits,
+                                    TimeLimit& time) {
   CONCLAVE_ASSIGN_OR_RETURN(const JpegLayout layout, ScanJpeg(encoded, limits));
-  JpegReader reader(layout);
+  JpegReader reader(layout, time);
   if (!reader.ReadHeader()) {
     return Corrupt(kFormat, "unreadable header");
   }

@@ -77,8 +77,10 @@ void ConvertRow(const PngLayout& layout, const uint8_t* row, int64_t num_pixels,
 // or is called by it, may hold an object with a destructor.
 class PngReader {
  public:
-  explicit PngReader(const PngLayout& layout)
+  // Both outlive it.
+  PngReader(const PngLayout& layout, TimeLimit& time)
       : layout_(layout),
+        time_(time),
         png_(png_create_read_struct(PNG_LIBPNG_VER_STRING, this, OnError, OnWarning)),
         info_(png_ != nullptr ? png_create_info_struct(png_) : nullptr) {}
   ~PngReader() { png_destroy_read_struct(&png_, &info_, nullptr); }
@@ -104,7 +106,7 @@ class PngReader {
   }
 
   // Fills out[height, width, 3]; `row` has the size that ReadHeader gave. False if the data are
-  // damaged.
+  // damaged or the time is over.
   bool ReadPixels(uint8_t* row, uint8_t* out) {
     if (setjmp(on_error_) != 0) {
       return false;
@@ -119,6 +121,9 @@ class PngReader {
       }
       const int64_t num_pixels = (layout_.width - grid.left + grid.step_x - 1) / grid.step_x;
       for (int64_t y = grid.top; y < layout_.height; y += grid.step_y) {
+        if (time_.IsOverAfter(num_pixels)) {
+          return false;
+        }
         row_data_left_ = row_data_max_;
         png_read_row(png_, row, nullptr);
         ConvertRow(layout_, row, num_pixels, out + (y * layout_.width + grid.left) * 3,
@@ -195,6 +200,7 @@ class PngReader {
   static void OnWarning(png_structp, png_const_charp) {}
 
   const PngLayout& layout_;
+  TimeLimit& time_;
   // After the last row libpng inflates what is left of the data, to throw it away. A file of the
   // allowed size could hold 10 GiB of that, so each row may take so much of the file and no more.
   size_t row_data_max_ = 0;  // 0 while the header is read
@@ -210,9 +216,10 @@ class PngReader {
 
 }  // namespace
 
-absl::StatusOr<RgbImage> DecodePng(std::span<const uint8_t> encoded, const DecodeLimits& limits) {
+absl::StatusOr<RgbImage> DecodePng(std::span<const uint8_t> encoded, const DecodeLimits& limits,
+                                   TimeLimit& time) {
   CONCLAVE_ASSIGN_OR_RETURN(const PngLayout layout, ScanPng(encoded, limits));
-  PngReader reader(layout);
+  PngReader reader(layout, time);
   const size_t row_bytes = reader.ReadHeader();
   if (row_bytes == 0) {
     return Corrupt(kFormat, "unreadable header");

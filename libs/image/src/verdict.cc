@@ -24,6 +24,10 @@ absl::Status Truncated(const std::string& format, const std::string& why) {
   return InvalidArgument("image_truncated", format + " image: " + why);
 }
 
+absl::Status Stopped(const std::string& format) {
+  return InvalidArgument("image_decode_timeout", format + " image: stopped");
+}
+
 absl::Status CheckDimensions(const std::string& format, uint32_t width, uint32_t height,
                              const DecodeLimits& limits) {
   // With spaces: 10x2000000 would read as an address to who looks for leaked ones.

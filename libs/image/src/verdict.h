@@ -12,6 +12,8 @@ namespace conclave::image {
 
 absl::Status Corrupt(const std::string& format, const std::string& why);
 absl::Status Truncated(const std::string& format, const std::string& why);
+// What a decoder says that found its time over; Decode puts the real reason in its place.
+absl::Status Stopped(const std::string& format);
 
 // Judges the dimensions as a header gives them, before anything is allocated for them. In 64 bits:
 // the product of two 32-bit edges does not overflow.

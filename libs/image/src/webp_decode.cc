@@ -2,6 +2,7 @@
 #include <webp/decode.h>
 
 #include <algorithm>
+#include <memory>
 #include <string>
 
 #include "conclave/base/status.h"
@@ -13,6 +14,9 @@ namespace {
 
 // "RIFF", the size of what follows, "WEBP".
 constexpr size_t kRiffHeaderBytes = 12;
+// So much of the file goes to the library before the clock is looked at again. It cannot be stopped
+// in between; there the number of pixels is what bounds it.
+constexpr size_t kStepBytes = 64 << 10;
 
 // Length of the RIFF container, header included; an odd size may lack its padding byte.
 uint64_t ContainerBytes(std::span<const uint8_t> encoded) {
@@ -21,9 +25,30 @@ uint64_t ContainerBytes(std::span<const uint8_t> encoded) {
   return size + 8;
 }
 
+// Fills out[height, width, 3] with the whole picture; false if the stream breaks the format, ends
+// early, or the time is over.
+bool ReadPixels(std::span<const uint8_t> container, size_t stride, std::span<uint8_t> out,
+                TimeLimit& time) {
+  const std::unique_ptr<WebPIDecoder, decltype(&WebPIDelete)> decoder(
+      WebPINewRGB(MODE_RGB, out.data(), out.size(), static_cast<int>(stride)), WebPIDelete);
+  if (decoder == nullptr) {
+    return false;
+  }
+  VP8StatusCode status = VP8_STATUS_SUSPENDED;
+  for (size_t end = 0; status == VP8_STATUS_SUSPENDED && end < container.size();) {
+    if (time.IsOver()) {
+      return false;
+    }
+    end = std::min(end + kStepBytes, container.size());
+    status = WebPIUpdate(decoder.get(), container.data(), end);
+  }
+  return status == VP8_STATUS_OK;
+}
+
 }  // namespace
 
-absl::StatusOr<RgbImage> DecodeWebp(std::span<const uint8_t> encoded, const DecodeLimits& limits) {
+absl::StatusOr<RgbImage> DecodeWebp(std::span<const uint8_t> encoded, const DecodeLimits& limits,
+                                    TimeLimit& time) {
   if (encoded.size() <= kRiffHeaderBytes) {
     return Truncated("WebP", "the file ends in its header");
   }
@@ -57,8 +82,7 @@ absl::StatusOr<RgbImage> DecodeWebp(std::span<const uint8_t> encoded, const Deco
   picture.pixels.resize(stride * static_cast<size_t>(picture.height));
   // All or nothing: a stream that ends early gives no picture. Alpha is dropped, not blended, as
   // Pillow does.
-  if (WebPDecodeRGBInto(encoded.data(), container, picture.pixels.data(), picture.pixels.size(),
-                        static_cast<int>(stride)) == nullptr) {
+  if (!ReadPixels(encoded.first(container), stride, picture.pixels, time)) {
     return Corrupt("WebP", "the bitstream breaks the format or ends early");
   }
   return picture;

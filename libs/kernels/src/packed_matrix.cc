@@ -86,6 +86,11 @@ void PackRowsOf(const PackedMatrix& matrix, int64_t first_row,
   });
 }
 
+int64_t PanelBytes(int64_t k, DType dtype) {
+  const int64_t padded_k = (k + 1) / 2 * 2;
+  return padded_k * kPanelColumns * static_cast<int64_t>(SizeOf(dtype));
+}
+
 }  // namespace
 
 PackedMatrix::PackedMatrix(int64_t n, int64_t k, DType dtype) : n_(n), k_(k), dtype_(dtype) {
@@ -94,9 +99,10 @@ PackedMatrix::PackedMatrix(int64_t n, int64_t k, DType dtype) : n_(n), k_(k), dt
   buffer_ = AlignedBuffer(static_cast<size_t>(num_panels() * panel_bytes()));
 }
 
-int64_t PackedMatrix::panel_bytes() const {
-  const int64_t padded_k = (k_ + 1) / 2 * 2;
-  return padded_k * kPanelColumns * static_cast<int64_t>(SizeOf(dtype_));
+int64_t PackedMatrix::panel_bytes() const { return PanelBytes(k_, dtype_); }
+
+size_t PackedMatrix::BytesOf(int64_t n, int64_t k, DType dtype) {
+  return static_cast<size_t>((n + kPanelColumns - 1) / kPanelColumns * PanelBytes(k, dtype));
 }
 
 void PackedMatrix::PackRows(int64_t first_row, MatView<const float> source, ThreadPool& pool) {

@@ -62,14 +62,20 @@ struct Decoder::State {
         DecoderWeights loaded);
 
   // qkv of `normed`, rotated, stored, attended: out = attention output projection, [rows, hidden].
+  // `away`: experts that compute meanwhile and are looked after between the parts; may be null.
   void Attend(int32_t layer, std::span<const StepRow> rows, MatView<const float> normed, KvPool& kv,
-              MatView<float> out);
+              MoeExecutor* away, MatView<float> out);
   // A dense layer's network, or the residual one, in the numeric mode's dtype.
   void RunFfn(const FfnWeights& ffn, MatView<const float> input, MatView<float> out);
-  absl::Status Ffn(int32_t layer, std::span<const StepRow> rows, MatView<const float> normed,
-                   MoeExecutor& experts, StepObserver* observer, MatView<float> out);
-  // out = c0 · out + c1 · FFN(input) with c = softmax(W input + b): residual MoE (spec 4.3).
-  void MixResidual(const LayerWeights& w, MatView<const float> input, MatView<float> out);
+  // The feed-forward part of a layer in two: StartFfn gates and sends the rows, or computes a dense
+  // network at once; FinishFfn completes `out`. Returns whether experts are under way.
+  bool StartFfn(int32_t layer, std::span<const StepRow> rows, MatView<const float> normed,
+                MoeExecutor& experts, StepObserver* observer, MatView<float> out);
+  absl::Status FinishFfn(int32_t layer, bool is_away, MatView<const float> normed,
+                         MoeExecutor& experts, MatView<float> out);
+  // out = c0 · out + c1 · beside with c = softmax(W input + b): residual MoE (spec 4.3).
+  void MixResidual(const LayerWeights& w, MatView<const float> input, MatView<const float> beside,
+                   MatView<float> out);
   absl::Status Layer(int32_t layer, std::span<const StepRow> rows, KvPool& kv, MoeExecutor& experts,
                      StepObserver* observer);
   void BuildRopeTable(int32_t table);
@@ -187,13 +193,17 @@ void Decoder::State::ScaleQueries(std::span<const StepRow> rows, MatView<float> 
 }
 
 void Decoder::State::Attend(int32_t layer, std::span<const StepRow> rows,
-                            MatView<const float> input, KvPool& kv, MatView<float> out) {
+                            MatView<const float> input, KvPool& kv, MoeExecutor* away,
+                            MatView<float> out) {
   const kernels::Context& compute = options.compute;
   const auto num_rows = static_cast<int64_t>(rows.size());
   const LayerWeights& w = weights.layers[static_cast<size_t>(layer)];
   const checkpoint::AttentionSpec& spec = desc.attention;
   const MatView<float> fused = qkv.Rows(num_rows);
   ApplyLinear(compute, w.qkv, input, gemm, fused);
+  if (away != nullptr) {
+    away->Poll();
+  }
   const MatView<float> q = fused.Cols(0, q_dim());
   const MatView<float> k = fused.Cols(q_dim(), kv_dim());
   const MatView<float> v = fused.Cols(q_dim() + kv_dim(), kv_dim());
@@ -224,6 +234,9 @@ void Decoder::State::Attend(int32_t layer, std::span<const StepRow> rows,
   const MatView<float> mixed = attended.Rows(num_rows);
   kernels::Attend(compute, kv_layout, spec.num_heads, scale, q,
                   std::span(ranges).first(rows.size()), mixed);
+  if (away != nullptr) {
+    away->Poll();
+  }
   ApplyLinear(compute, w.output, mixed, gemm, out);
 }
 
@@ -235,15 +248,15 @@ void Decoder::State::RunFfn(const FfnWeights& ffn, MatView<const float> input, M
   }
 }
 
-absl::Status Decoder::State::Ffn(int32_t layer, std::span<const StepRow> rows,
-                                 MatView<const float> input, MoeExecutor& experts,
-                                 StepObserver* observer, MatView<float> out) {
+bool Decoder::State::StartFfn(int32_t layer, std::span<const StepRow> rows,
+                              MatView<const float> input, MoeExecutor& experts,
+                              StepObserver* observer, MatView<float> out) {
   const kernels::Context& compute = options.compute;
   const LayerWeights& w = weights.layers[static_cast<size_t>(layer)];
   const checkpoint::MoeLayerSpec* moe = desc.FindMoe(layer);
   if (moe == nullptr) {
     RunFfn(*w.ffn, input, out);
-    return absl::OkStatus();
+    return false;
   }
   const int64_t num_experts = moe->num_experts;
   const MatView<float> gate(gate_logits.data(), input.rows, num_experts, num_experts);
@@ -260,18 +273,30 @@ absl::Status Decoder::State::Ffn(int32_t layer, std::span<const StepRow> rows,
   if (observer != nullptr) {
     observer->OnGate(layer, gate, probabilities, choice);
   }
-  CONCLAVE_RETURN_IF_ERROR(experts.Run(layer, input, rows, choice, out));
-  if (desc.moe.use_residual) {
-    MixResidual(w, input, out);
+  experts.Start(layer, input, rows, choice, out);
+  return true;
+}
+
+absl::Status Decoder::State::FinishFfn(int32_t layer, bool is_away, MatView<const float> input,
+                                       MoeExecutor& experts, MatView<float> out) {
+  if (!is_away) {
+    return absl::OkStatus();
   }
+  if (!desc.moe.use_residual) {
+    return experts.Finish();
+  }
+  // While the experts compute.
+  const LayerWeights& w = weights.layers[static_cast<size_t>(layer)];
+  const MatView<float> beside = residual_out.Rows(input.rows);
+  RunFfn(*w.residual_ffn, input, beside);
+  CONCLAVE_RETURN_IF_ERROR(experts.Finish());
+  MixResidual(w, input, beside, out);
   return absl::OkStatus();
 }
 
 void Decoder::State::MixResidual(const LayerWeights& w, MatView<const float> input,
-                                 MatView<float> out) {
+                                 MatView<const float> beside, MatView<float> out) {
   const kernels::Context& compute = options.compute;
-  const MatView<float> beside = residual_out.Rows(input.rows);
-  RunFfn(*w.residual_ffn, input, beside);
   const MatView<float> mix = residual_mix.Rows(input.rows);
   kernels::DotRows(compute, input, {w.coefficient.data(), 2, input.cols, input.cols}, mix);
   for (int64_t r = 0; r < mix.rows; ++r) {
@@ -299,13 +324,17 @@ absl::Status Decoder::State::Layer(int32_t layer, std::span<const StepRow> rows,
   const MatView<float> attention_out = projected.Rows(num_rows);
   const MatView<float> feed_forward_out = ffn_out.Rows(num_rows);
   w.norm1.Apply(compute, x, n);
-  Attend(layer, rows, n, kv, attention_out);
   if (desc.topology == checkpoint::BlockTopology::kSequential) {
+    Attend(layer, rows, n, kv, nullptr, attention_out);
     kernels::AddScaled(compute, attention_out, desc.residual_scale, x);
     w.norm2->Apply(compute, x, n);
-    CONCLAVE_RETURN_IF_ERROR(Ffn(layer, rows, n, experts, observer, feed_forward_out));
+    const bool is_away = StartFfn(layer, rows, n, experts, observer, feed_forward_out);
+    CONCLAVE_RETURN_IF_ERROR(FinishFfn(layer, is_away, n, experts, feed_forward_out));
   } else {
-    CONCLAVE_RETURN_IF_ERROR(Ffn(layer, rows, n, experts, observer, feed_forward_out));
+    // Attention and experts read the same rows, so the workers compute while this thread attends.
+    const bool is_away = StartFfn(layer, rows, n, experts, observer, feed_forward_out);
+    Attend(layer, rows, n, kv, is_away ? &experts : nullptr, attention_out);
+    CONCLAVE_RETURN_IF_ERROR(FinishFfn(layer, is_away, n, experts, feed_forward_out));
     kernels::AddScaled(compute, attention_out, desc.residual_scale, x);
   }
   kernels::AddScaled(compute, feed_forward_out, desc.residual_scale, x);

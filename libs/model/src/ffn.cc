@@ -37,6 +37,11 @@ kernels::Activation ToKernel(checkpoint::ActivationKind kind) {
   CONCLAVE_CHECK(false);
 }
 
+size_t FfnBytes(const checkpoint::FfnSpec& spec, int64_t io_dim, DType dtype) {
+  return kernels::PackedMatrix::BytesOf(UpRows(spec), io_dim, dtype) +
+         kernels::PackedMatrix::BytesOf(io_dim, spec.inner_dim, dtype);
+}
+
 absl::StatusOr<FfnWeights> LoadFfn(const checkpoint::Checkpoint& checkpoint,
                                    const std::string& prefix, int64_t io_dim, DType dtype,
                                    ThreadPool& pool) {

@@ -196,6 +196,12 @@ void AddExpertTokens(Metrics& metrics, const std::function<std::vector<ExpertTok
             });
 }
 
+HttpMetrics::HttpMetrics(Metrics& metrics)
+    : image_mime_mismatch(
+          metrics.AddCounter("conclave_image_mime_mismatch_total",
+                             "Images whose media type is not that of their bytes.")),
+      metrics_(metrics) {}
+
 void HttpMetrics::Observe(const std::string& route, int status, double seconds) {
   metrics_
       .AddCounter("conclave_http_requests_total", "Answered HTTP requests.",
@@ -205,6 +211,18 @@ void HttpMetrics::Observe(const std::string& route, int status, double seconds) 
       .AddHistogram("conclave_http_request_duration_seconds",
                     "From the last byte of the request to the last of the answer.",
                     {{"handler", route}}, RequestTimeBounds())
+      .Observe(seconds);
+}
+
+void GrpcMetrics::Observe(const char* method, const char* code, double seconds) {
+  metrics_
+      .AddCounter("conclave_grpc_requests_total", "Calls of the gRPC API that ended.",
+                  {{"method", method}, {"code", code}})
+      .Add();
+  metrics_
+      .AddHistogram("conclave_grpc_request_duration_seconds",
+                    "From the last byte of the request to the end of the call.",
+                    {{"method", method}}, RequestTimeBounds())
       .Observe(seconds);
 }
 

@@ -7,6 +7,8 @@
 #include <span>
 #include <vector>
 
+#include "absl/container/inlined_vector.h"
+
 namespace conclave::placement {
 
 // A worker as one layer sees it. Loads are in units of speed 1.
@@ -17,9 +19,12 @@ struct Bin {
   bool takes_experts = true;
   double load = 0;
   std::vector<int32_t> experts;
+  // Kept by LayerBalance: what is asked for far more often than it changes.
+  int32_t room = 0;  // replicas that it still takes
+  double load_by_speed = 0;
 
-  bool has_room() const { return takes_experts && static_cast<int32_t>(experts.size()) < capacity; }
-  double level() const { return load / speed; }
+  bool has_room() const { return room > 0; }
+  double level() const { return load_by_speed; }
 };
 
 // A change that lowers the level of the highest bin.
@@ -43,21 +48,17 @@ class LayerBalance {
   int32_t num_experts() const { return static_cast<int32_t>(loads_.size()); }
   int32_t num_replicas() const { return num_replicas_; }
   std::span<const int32_t> BinsOf(int32_t expert) const { return holders_[Index(expert)]; }
-  double ShareOf(int32_t expert) const {
-    return loads_[Index(expert)] / static_cast<double>(holders_[Index(expert)].size());
-  }
-  bool Holds(int32_t bin, int32_t expert) const {
-    return is_held_[Index(bin) * loads_.size() + Index(expert)] != 0;
-  }
-  bool IsPinned(int32_t bin, int32_t expert) const {
-    return is_held_[Index(bin) * loads_.size() + Index(expert)] == 2;
-  }
+  // Of an expert that has a replica.
+  double ShareOf(int32_t expert) const { return shares_[Index(expert)]; }
+  bool Holds(int32_t bin, int32_t expert) const { return HeldBy(expert)[bin] != 0; }
+  bool IsPinned(int32_t bin, int32_t expert) const { return HeldBy(expert)[bin] == 2; }
   // A pinned replica neither moves nor gives up its place.
-  void Pin(int32_t expert, int32_t bin) {
-    is_held_[Index(bin) * loads_.size() + Index(expert)] = 2;
-  }
+  void Pin(int32_t expert, int32_t bin) { HeldBy(expert)[bin] = 2; }
 
-  void SetCapacity(int32_t bin, int32_t capacity) { bins_[Index(bin)].capacity = capacity; }
+  void SetCapacity(int32_t bin, int32_t capacity) {
+    bins_[Index(bin)].capacity = capacity;
+    Refresh(bins_[Index(bin)]);
+  }
   void Add(int32_t expert, int32_t bin);
   void Remove(int32_t expert, int32_t bin);
 
@@ -73,19 +74,34 @@ class LayerBalance {
   // replica: by `replica_gain`), with at most `most_moves`; nullopt when there is none. Experts
   // keep `replication` replicas.
   std::optional<Change> BestChange(int32_t replication, double least_gain, double replica_gain,
-                                   int32_t most_moves) const;
+                                   int32_t most_moves);
   void Apply(const Change& change);
 
  private:
   static size_t Index(int32_t i) { return static_cast<size_t>(i); }
+  // Per bin: 0, 1, 2 pinned.
+  const uint8_t* HeldBy(int32_t expert) const {
+    return is_held_.data() + Index(expert) * bins_.size();
+  }
+  uint8_t* HeldBy(int32_t expert) { return is_held_.data() + Index(expert) * bins_.size(); }
+  int32_t num_bins() const { return static_cast<int32_t>(bins_.size()); }
+  static void Refresh(Bin& bin) {
+    bin.load_by_speed = bin.load / bin.speed;
+    bin.room = bin.takes_experts ? bin.capacity - static_cast<int32_t>(bin.experts.size()) : 0;
+  }
+  // Of BestBin: among all bins, where no host is to be preferred.
+  int32_t LeastLoadedBin(int32_t expert, double share, std::span<const double> total_levels,
+                         std::span<const double> affinity) const;
   // Whether the replicas of `expert` would still be on two hosts, or on as many as now, after one
   // goes `from` → `to`.
   bool KeepsHosts(int32_t expert, int32_t from, int32_t to) const;
   int32_t HighestBin() const;
   void TryMoves(int32_t from, int32_t expert, int32_t most_moves, double least_gain,
                 std::optional<Change>& best) const;
-  void TryReplicas(int32_t from, int32_t expert, int32_t replication, double replica_gain,
+  void TryReplicas(int32_t from, int32_t expert, double replica_gain,
                    std::optional<Change>& best) const;
+  // Of every bin the replicas that may give up their place, into spare_.
+  void FindSpare(int32_t replication);
   // A change of `num_moves` replicas that leaves the peak above this gains too little, or less per
   // move than `best`.
   static double PeakToBeat(double now, int32_t num_moves, double least_gain,
@@ -95,9 +111,15 @@ class LayerBalance {
 
   std::vector<double> loads_;
   std::vector<Bin> bins_;
-  std::vector<std::vector<int32_t>> holders_;  // per expert, bins in order of arrival
-  std::vector<uint8_t> is_held_;               // [bins][experts]: 0, 1, 2 pinned
+  // Per expert, bins in order of arrival; most experts have few.
+  std::vector<absl::InlinedVector<int32_t, 4>> holders_;
+  std::vector<double> shares_;    // per expert: its load over its replicas, as asked for often
+  std::vector<uint8_t> is_held_;  // [experts][bins]: a search looks at one expert over all bins
   int32_t num_replicas_ = 0;
+  // Of BestChange: the experts of a bin b are spare_[spare_at_[b] .. spare_at_[b + 1]).
+  std::vector<int32_t> spare_;
+  std::vector<size_t> spare_at_;
+  std::vector<double> spare_share_;  // per bin, the largest of them
 };
 
 }  // namespace conclave::placement

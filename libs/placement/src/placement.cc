@@ -26,6 +26,22 @@ size_t IndexOf(std::span<const ExpertUnit> units, ExpertUnit unit) {
 
 absl::StatusOr<Placement> Placement::Create(Epoch epoch, std::vector<ExpertUnit> units,
                                             const std::vector<Replica>& replicas) {
+  CONCLAVE_ASSIGN_OR_RETURN(Placement placement, CreatePartial(epoch, std::move(units), replicas));
+  for (size_t u = 0; u < placement.units_.size(); ++u) {
+    if (placement.offsets_[u] == placement.offsets_[u + 1]) {
+      return InvalidArgument("placement_uncovered", "placement: " + Describe(placement.units_[u]) +
+                                                        " has no replica; expected at least one");
+    }
+  }
+  return placement;
+}
+
+bool Placement::is_complete() const {
+  return std::adjacent_find(offsets_.begin(), offsets_.end()) == offsets_.end();
+}
+
+absl::StatusOr<Placement> Placement::CreatePartial(Epoch epoch, std::vector<ExpertUnit> units,
+                                                   const std::vector<Replica>& replicas) {
   std::sort(units.begin(), units.end());
   const auto twin = std::adjacent_find(units.begin(), units.end());
   if (twin != units.end()) {
@@ -51,10 +67,6 @@ absl::StatusOr<Placement> Placement::Create(Epoch epoch, std::vector<ExpertUnit>
     ++offsets[unit_of[i] + 1];
   }
   for (size_t u = 0; u < units.size(); ++u) {
-    if (offsets[u + 1] == 0) {
-      return InvalidArgument("placement_uncovered", "placement: " + Describe(units[u]) +
-                                                        " has no replica; expected at least one");
-    }
     offsets[u + 1] += offsets[u];
   }
 

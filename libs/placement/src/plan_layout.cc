@@ -185,6 +185,10 @@ absl::Status PlanLayout::Prepare() {
   CONCLAVE_RETURN_IF_ERROR(SortUnits());
   CONCLAVE_RETURN_IF_ERROR(PlacePins());
   ShareSlots();
+  return SumUp();
+}
+
+absl::Status PlanLayout::SumUp() {
   for (size_t l = 0; l < layer_units_.size(); ++l) {
     const auto slots = std::accumulate(slots_[l].begin(), slots_[l].end(), int64_t{0});
     const auto experts = static_cast<int64_t>(layer_units_[l].units.size());
@@ -195,6 +199,15 @@ absl::Status PlanLayout::Prepare() {
                                     " replicas; expected room for its " + std::to_string(experts) +
                                     " experts"));
     }
+    Totals totals;
+    totals.taking = static_cast<int32_t>(
+        std::count_if(slots_[l].begin(), slots_[l].end(), [](int32_t count) { return count > 0; }));
+    totals.replication = static_cast<int32_t>(
+        std::min({int64_t{options_.replication}, slots / experts, int64_t{totals.taking}}));
+    const double wanted = std::floor(static_cast<double>(experts) * options_.replication *
+                                     (1 + options_.extra_share));
+    totals.wanted = static_cast<int32_t>(std::min<int64_t>(slots, static_cast<int64_t>(wanted)));
+    totals_.push_back(totals);
   }
   return absl::OkStatus();
 }
@@ -220,20 +233,6 @@ LayerBalance PlanLayout::EmptyLayer(size_t layer) const {
           BinsOf(layer)};
 }
 
-int32_t PlanLayout::Replication(size_t layer) const {
-  const auto slots = std::accumulate(slots_[layer].begin(), slots_[layer].end(), int64_t{0});
-  const auto experts = static_cast<int64_t>(layer_units_[layer].units.size());
-  return static_cast<int32_t>(
-      std::min({int64_t{options_.replication}, slots / experts, int64_t{NumTaking(layer)}}));
-}
-
-int32_t PlanLayout::WantedReplicas(size_t layer) const {
-  const auto slots = std::accumulate(slots_[layer].begin(), slots_[layer].end(), int64_t{0});
-  const auto experts = static_cast<double>(layer_units_[layer].units.size());
-  const double wanted = std::floor(experts * options_.replication * (1 + options_.extra_share));
-  return static_cast<int32_t>(std::min<int64_t>(slots, static_cast<int64_t>(wanted)));
-}
-
 std::vector<double> PlanLayout::Affinity(const LayerBalance& balance, size_t layer,
                                          int32_t expert) const {
   std::vector<double> affinity;
@@ -252,11 +251,6 @@ std::vector<double> PlanLayout::Affinity(const LayerBalance& balance, size_t lay
     }
   }
   return affinity;
-}
-
-int32_t PlanLayout::NumTaking(size_t layer) const {
-  return static_cast<int32_t>(std::count_if(slots_[layer].begin(), slots_[layer].end(),
-                                            [](int32_t count) { return count > 0; }));
 }
 
 }  // namespace conclave::placement

@@ -46,11 +46,11 @@ class PlanLayout {
   int32_t WorkerIndex(WorkerId id) const;                                 // -1: unknown
   LayerBalance EmptyLayer(size_t layer) const;
   // Replicas that every expert of a layer gets: the option, as far as workers and memory allow.
-  int32_t Replication(size_t layer) const;
+  int32_t Replication(size_t layer) const { return totals_[layer].replication; }
   // Replicas that a layer is given in all.
-  int32_t WantedReplicas(size_t layer) const;
+  int32_t WantedReplicas(size_t layer) const { return totals_[layer].wanted; }
   // Workers with room for the layer.
-  int32_t NumTaking(size_t layer) const;
+  int32_t NumTaking(size_t layer) const { return totals_[layer].taking; }
   // Rows that `expert` shares with the experts on each worker; empty when it shares none.
   std::vector<double> Affinity(const LayerBalance& balance, size_t layer, int32_t expert) const;
 
@@ -60,10 +60,18 @@ class PlanLayout {
     std::vector<size_t> units;  // into units_, ascending
   };
 
+  // Over the workers; asked for often.
+  struct Totals {
+    int32_t replication = 0;
+    int32_t wanted = 0;
+    int32_t taking = 0;
+  };
+
   absl::Status CheckWorkers() const;
   absl::Status SortUnits();
   absl::Status PlacePins();
   void ShareSlots();
+  absl::Status SumUp();
   std::vector<Bin> BinsOf(size_t layer) const;
 
   const PlanProblem& problem_;
@@ -73,6 +81,7 @@ class PlanLayout {
   std::vector<LayerUnits> layer_units_;
   std::vector<std::vector<int32_t>> slots_;                     // [layers][workers]
   std::vector<std::vector<std::pair<int32_t, int32_t>>> pins_;  // [layers]: expert, worker
+  std::vector<Totals> totals_;                                  // [layers]
   std::vector<int64_t> memory_;                                 // per worker, in replicas
   int64_t unit_bytes_ = 1;
 };

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <map>
 #include <numeric>
 #include <optional>
 #include <queue>
@@ -133,14 +132,18 @@ void Planner::Pack(size_t layer) {
   const std::vector<int32_t> counts = Counts(balance, layer);
   std::vector<int32_t> order(counts.size());
   std::iota(order.begin(), order.end(), 0);
-  const auto share = [&](int32_t e) { return layout_.load(layer, e) / counts[Index(e)]; };
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int32_t a, int32_t b) { return share(a) > share(b); });
+  std::vector<double> shares(counts.size());
+  for (const int32_t e : order) {
+    shares[Index(e)] = layout_.load(layer, e) / counts[Index(e)];
+  }
+  std::sort(order.begin(), order.end(), [by = shares.data()](int32_t a, int32_t b) {
+    return by[a] != by[b] ? by[a] > by[b] : a < b;
+  });
   AddPins(layer, balance);
   for (const int32_t expert : order) {
     const std::vector<double> affinity = layout_.Affinity(balance, layer, expert);
     while (static_cast<int32_t>(balance.BinsOf(expert).size()) < counts[Index(expert)]) {
-      int32_t bin = balance.BestBin(expert, share(expert), total_levels_, affinity);
+      int32_t bin = balance.BestBin(expert, shares[Index(expert)], total_levels_, affinity);
       if (bin < 0) {
         bin = MakeRoom(balance, expert);
       }
@@ -382,23 +385,30 @@ double Planner::MeanRatio() const {
 
 Plan Planner::Result(std::span<const Replica> current) const {
   std::vector<std::pair<ExpertUnit, WorkerId>> held;
-  std::map<ExpertUnit, int32_t> live;
+  held.reserve(current.size());
   for (const Replica& replica : current) {
     held.emplace_back(replica.unit, replica.worker);
-    const int32_t worker = layout_.WorkerIndex(replica.worker);
-    live[replica.unit] += worker >= 0 && layout_.worker(worker).takes_experts ? 1 : 0;
   }
   std::sort(held.begin(), held.end());
   Plan plan;
   plan.ratio_after = MeanRatio();
+  plan.replicas.reserve(Index(num_replicas()));
+  auto at = held.begin();  // moves along with the units, which ascend too
   for (size_t l = 0; l < layers_.size(); ++l) {
     for (int32_t e = 0; e < layers_[l].num_experts(); ++e) {
       const PlanUnit& unit = layout_.unit(l, e);
-      int32_t missing = layout_.Replication(l) - live[unit.unit];
+      at = std::find_if(at, held.end(), [&](const auto& h) { return h.first >= unit.unit; });
+      const auto end =
+          std::find_if(at, held.end(), [&](const auto& h) { return h.first != unit.unit; });
+      int32_t missing = layout_.Replication(l);
+      for (auto it = at; it != end; ++it) {
+        const int32_t worker = layout_.WorkerIndex(it->second);
+        missing -= worker >= 0 && layout_.worker(worker).takes_experts ? 1 : 0;
+      }
       for (const int32_t bin : layers_[l].BinsOf(e)) {
         const WorkerId worker = layout_.worker(bin).id;
         plan.replicas.push_back({unit.unit, worker});
-        if (std::binary_search(held.begin(), held.end(), std::pair{unit.unit, worker})) {
+        if (std::any_of(at, end, [worker](const auto& h) { return h.second == worker; })) {
           continue;
         }
         const bool is_pinned = std::find(layout_.pins(l).begin(), layout_.pins(l).end(),

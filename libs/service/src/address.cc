@@ -5,6 +5,7 @@
 #include <netinet/in.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <cstring>
@@ -78,6 +79,43 @@ absl::StatusOr<Address> ParseAddress(std::string_view text) {
     return Malformed(text);
   }
   return address;
+}
+
+absl::StatusOr<std::vector<Address>> ParseAddresses(std::string_view text) {
+  std::vector<Address> addresses;
+  for (std::string_view rest = text;;) {
+    const size_t comma = rest.find(',');
+    CONCLAVE_ASSIGN_OR_RETURN(Address address, ParseAddress(rest.substr(0, comma)));
+    if (std::find(addresses.begin(), addresses.end(), address) != addresses.end()) {
+      return InvalidArgument("usage", "expected different addresses, found " + Quoted(text));
+    }
+    addresses.push_back(std::move(address));
+    if (addresses.size() > kAddressesMax) {
+      return InvalidArgument("usage", "expected at most " + std::to_string(kAddressesMax) +
+                                          " addresses, found " + Quoted(text));
+    }
+    if (comma == std::string_view::npos) {
+      return addresses;
+    }
+    rest.remove_prefix(comma + 1);
+  }
+}
+
+std::string ToString(const std::vector<Address>& addresses) {
+  std::string text;
+  for (const Address& address : addresses) {
+    text += (text.empty() ? "" : ",") + ToString(address);
+  }
+  return text;
+}
+
+std::vector<std::string> ToStrings(const std::vector<Address>& addresses) {
+  std::vector<std::string> texts;
+  texts.reserve(addresses.size());
+  for (const Address& address : addresses) {
+    texts.push_back(ToString(address));
+  }
+  return texts;
 }
 
 std::string ToString(const Address& address) {

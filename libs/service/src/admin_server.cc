@@ -16,6 +16,7 @@
 #include <thread>
 #include <utility>
 
+#include "conclave/base/failpoint.h"
 #include "conclave/base/status.h"
 #include "conclave/service/address.h"
 
@@ -45,9 +46,27 @@ Response MakeResponse(http::status status, std::string body, const char* type) {
   return response;
 }
 
-Response Answer(const AdminServerOptions& options, http::verb method, std::string_view target) {
+#ifdef CONCLAVE_FAILPOINTS
+// GET: how often each point acted. PUT: a new setting, as the variable CONCLAVE_FAILPOINTS has it.
+Response AnswerFailpoints(http::verb method, std::string_view body) {
+  if (method == http::verb::put) {
+    if (const absl::Status status = SetFailpoints(body); !status.ok()) {
+      return MakeResponse(http::status::bad_request, MessageOf(status) + '\n', "text/plain");
+    }
+  }
+  return MakeResponse(http::status::ok, FailpointReport(), "text/plain");
+}
+#endif
+
+Response Answer(const AdminServerOptions& options, http::verb method, std::string_view target,
+                [[maybe_unused]] std::string_view request_body) {
   constexpr const char* kJson = "application/json";
   target = target.substr(0, target.find('?'));
+#ifdef CONCLAVE_FAILPOINTS
+  if (target == "/debug/failpoints") {
+    return AnswerFailpoints(method, request_body);
+  }
+#endif
   const bool is_known =
       target == "/metrics" || target == "/health/live" || target == "/health/ready";
   if (!is_known) {
@@ -117,7 +136,8 @@ class Session : public std::enable_shared_from_this<Session> {
       is_head = request.method() == http::verb::head;
       is_last = is_last || !request.keep_alive();
       response_ = Answer(options_, request.method(),
-                         std::string_view(request.target().data(), request.target().size()));
+                         std::string_view(request.target().data(), request.target().size()),
+                         request.body());
     }
     response_.keep_alive(!is_last);
     response_.prepare_payload();

@@ -32,7 +32,7 @@ class Splitter {
     for (const FlagShape& shape : shapes_) {
       std::string names = "--" + shape.name;
       if (shape.short_name != 0) {
-        names = std::string("-") + shape.short_name + "," + names;
+        names.insert(0, {'-', shape.short_name, ','});
       }
       CLI::Option* option =
           shape.value_name.empty() ? app_.add_flag(names) : app_.add_option(names);

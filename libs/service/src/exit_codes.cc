@@ -13,10 +13,19 @@ namespace {
 constexpr size_t kLineBytesMax = 2048;
 
 constexpr std::pair<std::string_view, ExitCode> kCodes[] = {
-    {"usage", ExitCode::kUsage},          {"config_file", ExitCode::kConfig},
-    {"config_syntax", ExitCode::kConfig}, {"config_unknown_key", ExitCode::kConfig},
-    {"config_value", ExitCode::kConfig},  {"bind", ExitCode::kNetwork},
-    {"connect", ExitCode::kNetwork},      {"http", ExitCode::kNetwork},
+    {"usage", ExitCode::kUsage},
+    {"config_file", ExitCode::kConfig},
+    {"config_syntax", ExitCode::kConfig},
+    {"config_unknown_key", ExitCode::kConfig},
+    {"config_value", ExitCode::kConfig},
+    {"bind", ExitCode::kNetwork},
+    {"connect", ExitCode::kNetwork},
+    {"http", ExitCode::kNetwork},
+    {"tls_config", ExitCode::kConfig},
+    {"state_dir", ExitCode::kState},
+    {"state_dir_locked", ExitCode::kState},
+    {"state_write_failed", ExitCode::kState},
+    {"state_corrupt", ExitCode::kState},
     {"internal", ExitCode::kInternal},
 };
 

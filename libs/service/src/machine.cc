@@ -72,15 +72,18 @@ void ReadCpuInfo(const std::string& root, Machine& machine) {
   }
 }
 
+// Package and core of a logical CPU; without topology each counts as a core.
+std::string CoreOf(const std::string& root, int cpu) {
+  const std::string name = "cpu" + std::to_string(cpu);
+  const std::string folder = root + "/sys/devices/system/cpu/" + name + "/topology/";
+  const std::string core = ReadSmall(folder + "core_id");
+  return core.empty() ? name : ReadSmall(folder + "physical_package_id") + "/" + core;
+}
+
 int CountCores(const std::string& root, const std::vector<int>& cpus) {
   std::set<std::string> cores;
   for (const int cpu : cpus) {
-    const std::string folder =
-        root + "/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/";
-    const std::string core = ReadSmall(folder + "core_id");
-    // Without topology every logical CPU counts.
-    cores.insert(core.empty() ? "cpu" + std::to_string(cpu)
-                              : ReadSmall(folder + "physical_package_id") + "/" + core);
+    cores.insert(CoreOf(root, cpu));
   }
   return std::max(1, static_cast<int>(cores.size()));
 }

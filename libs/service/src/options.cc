@@ -187,6 +187,11 @@ void OptionSet::Add(OptionInfo info, Address* target) {
        [](const Address& value) { return ToString(value); });
 }
 
+void OptionSet::Add(OptionInfo info, std::vector<Address>* target) {
+  Bind(Declare(std::move(info), "HOST:PORT[,...]"), target, &ParseAddresses,
+       [](const std::vector<Address>& value) { return ToString(value); });
+}
+
 void OptionSet::AddChoice(OptionInfo info, std::string* target, std::vector<std::string> words) {
   Bind(
       Declare(std::move(info), Joined(words, "|")), target,

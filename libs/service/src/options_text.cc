@@ -86,14 +86,17 @@ std::string FlagColumn(char short_name, std::string_view name, std::string_view 
 
 }  // namespace
 
+// An unset value has no text that could be read back.
+static std::string ConfigLine(const auto& option) {
+  return option.is_unset() ? "# " + option.info.name + ": (" + option.info.unset_means + ")"
+                           : option.info.name + ": " + ValueText(option);
+}
+
 std::string OptionSet::State::PrintConfig() const {
   std::vector<std::pair<std::string, std::string>> lines;
   size_t width = 0;
   for (const Option& option : options) {
-    // An unset value has no text that could be read back.
-    const std::string left = option.is_unset()
-                                 ? "# " + option.info.name + ": (" + option.info.unset_means + ")"
-                                 : option.info.name + ": " + ValueText(option);
+    const std::string left = ConfigLine(option);
     width = std::max(width, left.size());
     lines.emplace_back(left, OriginText(option.origin, option.origin_name));
   }

@@ -41,7 +41,7 @@ absl::Status WriteAll(int fd, std::string_view text, std::string_view name) {
 std::string ReadyLine(const ReadyState& state) {
   std::string line = "ready role=" + state.role;
   for (const auto& [key, value] : state.endpoints) {
-    line += " " + key + "=" + value;
+    line.append(" ").append(key).append("=").append(value);
   }
   return line + " pid=" + std::to_string(state.pid);
 }

@@ -37,7 +37,7 @@ PairMerger BpeTable::MakeMerger() const {
       if (right != id_of_.end()) pairs.push_back({left->second, right->second, id, id});
     }
   }
-  return {std::move(lengths), std::move(pairs)};
+  return {std::move(lengths), pairs};
 }
 
 void BpeTable::EncodePiece(std::string_view piece, Scratch& scratch,
@@ -46,9 +46,7 @@ void BpeTable::EncodePiece(std::string_view piece, Scratch& scratch,
     out.push_back(whole->second);
     return;
   }
-  scratch.start.clear();
-  for (const char c : piece) scratch.start.push_back(id_of_byte_[static_cast<uint8_t>(c)]);
-  merger_.Merge(scratch.start, scratch.merger, out);
+  merger_.MergeBytes(piece, id_of_byte_, scratch, out);
 }
 
 }  // namespace conclave::text

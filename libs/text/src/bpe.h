@@ -28,10 +28,7 @@ class BpeTable {
   }
 
   // Working memory of EncodePiece, kept between the pieces of one text.
-  struct Scratch {
-    PairMerger::Scratch merger;
-    std::vector<int32_t> start;
-  };
+  using Scratch = PairMerger::Scratch;
 
   // Appends the ids of one pre-token of less than 2^32 bytes. Starting from single bytes, the
   // adjacent pair whose concatenation has the lowest rank is merged, the leftmost on ties, until no

@@ -21,15 +21,19 @@ constexpr size_t kDecomposedMax = 8;
 // Runs of combining marks up to this length are sorted by insertion, which needs no tables.
 constexpr size_t kShortRun = 16;
 
-// Below U+0300 nothing is reordered, changed, or appended to what precedes it, so text may be cut
-// in front of such a code point. Their UTF-8 begins with a byte below 0xCC; continuation bytes
-// (0x80 to 0xBF) belong to what they follow.
+// Below U+0300, and from U+4000 to U+9FFF (Han, hexagrams), nothing is reordered, changed, or
+// appended to what precedes it, so text may be cut in front of such a code point. Their UTF-8
+// begins with a byte below 0xCC, or with one from 0xE4 to 0xE9; continuation bytes (0x80 to 0xBF)
+// belong to what they follow.
 bool BeginsUnaffected(char byte) {
   const auto value = static_cast<uint8_t>(byte);
-  return value < 0x80 || (value >= 0xC0 && value < 0xCC);
+  return value < 0x80 || (value >= 0xC0 && value < 0xCC) || (value >= 0xE4 && value <= 0xE9);
 }
 
-bool BeginsAffected(char byte) { return static_cast<uint8_t>(byte) >= 0xCC; }
+bool BeginsAffected(char byte) {
+  const auto value = static_cast<uint8_t>(byte);
+  return value >= 0xCC && (value < 0xE4 || value > 0xE9);
+}
 
 uint8_t CombiningClass(int32_t code_point) {
   return static_cast<uint8_t>(utf8proc_get_property(code_point)->combining_class);

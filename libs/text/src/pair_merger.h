@@ -1,10 +1,14 @@
 // The merge loop of byte-pair encoding in linear time, for every kind of vocabulary.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string_view>
 #include <vector>
+
+#include "symbol_pairs.h"
 
 namespace conclave::text {
 
@@ -26,9 +30,10 @@ class PairMerger {
   // counts.
   PairMerger(std::vector<uint32_t> lengths, const std::vector<Pair>& pairs);
 
-  // Working memory of Merge, kept between the pieces of one text. About 16 bytes per unit of the
+  // Working memory of Merge, kept between the pieces of one text. About 12 bytes per unit of the
   // longest piece.
   struct Scratch {
+    std::vector<int32_t> start;  // of MergeBytes
     struct Bucket {
       std::vector<uint32_t> positions;
       size_t num_done = 0;
@@ -40,8 +45,9 @@ class PairMerger {
     std::vector<int32_t> free_buckets;
     std::vector<int32_t> open_ranks;  // heap, lowest first: ranks that have a bucket
     int32_t active_rank = -1;
-    std::vector<int32_t> symbols;    // at the first unit of every part; -1 elsewhere
-    std::vector<uint32_t> begin_of;  // at the last unit of every part: its first unit
+    // At the first unit of every part its symbol; at the last unit of a longer one ~(the first);
+    // below 0 in between.
+    std::vector<int32_t> symbols;
   };
 
   // Appends to `out` the symbols that the units `start` (each a symbol of length 1) merge to. Time
@@ -49,6 +55,16 @@ class PairMerger {
   // which parts have lower ranks than what they form, as trained ones have. Other tables cost more
   // but give the same result as the plain loop.
   void Merge(std::span<const int32_t> start, Scratch& scratch, std::vector<int32_t>& out) const;
+
+  // The same for a piece whose units are bytes; `unit_of_byte` has their symbols. A long piece is
+  // never held as symbols whole where it may be cut.
+  void MergeBytes(std::string_view piece, const std::array<int32_t, 256>& unit_of_byte,
+                  Scratch& scratch, std::vector<int32_t>& out) const;
+
+  // Whether some merge joins parts that end with the unit `left` and begin with the unit `right`.
+  // Where two neighbours do not join, a text may be cut: pieces stay short in ordinary text and in
+  // most hostile ones, and with them time and memory. Merge itself cuts there.
+  bool Joins(int32_t left, int32_t right) const { return joints_.Contains(left, right); }
 
  private:
   // Null: the two do not merge.
@@ -66,14 +82,17 @@ class PairMerger {
     return static_cast<size_t>((key * 0x9E3779B97F4A7C15u) >> 32) & mask_;
   }
   uint32_t LengthOf(int32_t symbol) const { return lengths_[static_cast<size_t>(symbol)]; }
+  void FindJoints(const std::vector<Pair>& pairs);
   void MergeShort(std::span<const int32_t> start, std::vector<int32_t>& out) const;
   void MergeLong(std::span<const int32_t> start, Scratch& scratch, std::vector<int32_t>& out) const;
   void MergeRank(int32_t rank, Scratch& scratch) const;
-  void AddPair(int32_t left, int32_t right, uint32_t position, Scratch& scratch) const;
+  // `pair` stands at `position`; null: none does.
+  static void AddPair(const Pair* pair, uint32_t position, Scratch& scratch);
 
   std::vector<uint32_t> lengths_;
   std::vector<Pair> table_ = {{-1, -1, -1, -1}};  // open addressing; left -1: free
   size_t mask_ = 0;
+  SymbolPairs joints_;
   int32_t num_ranks_ = 0;
 };
 

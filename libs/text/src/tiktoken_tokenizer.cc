@@ -34,7 +34,9 @@ class TiktokenTokenizer final : public Tokenizer {
   std::vector<int32_t> Encode(std::string_view text) const override {
     std::vector<int32_t> ids;
     BpeTable::Scratch scratch;
-    EncodeOrdinary(Normalize(text), scratch, ids);
+    const std::string normal = Normalize(text);
+    ids.reserve(normal.size() / 2 + 1);
+    EncodeOrdinary(normal, scratch, ids);
     return ids;
   }
 

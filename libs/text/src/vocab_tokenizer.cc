@@ -1,9 +1,9 @@
 #include "vocab_tokenizer.h"
 
 #include <algorithm>
-#include <unordered_set>
 #include <utility>
 
+#include "code_point_map.h"
 #include "conclave/text/detokenizer.h"
 #include "nfc.h"
 #include "utf8.h"
@@ -12,12 +12,6 @@ namespace conclave::text {
 namespace {
 
 constexpr std::string_view kSpaceMark = "\xE2\x96\x81";  // U+2581
-constexpr int32_t kSpaceMarkCodePoint = 0x2581;
-
-bool IsSpelled(const VocabSpec& spec, int32_t symbol) {
-  return symbol >= static_cast<int32_t>(spec.token_bytes.size()) ||
-         !spec.token_bytes[static_cast<size_t>(symbol)].empty();
-}
 
 bool IsAsciiSpace(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 
@@ -46,33 +40,33 @@ void CleanUpSpaces(std::string& text) {
   for (const auto& [from, to] : kRules) ReplaceAll(text, from, to);
 }
 
-uint64_t JointKey(int32_t left, int32_t right) {
-  return static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32 | static_cast<uint32_t>(right);
+// The character at `pos` of valid UTF-8. Called for each, so without DecodeUtf8's checks.
+Utf8Unit UnitAt(std::string_view text, size_t pos) {
+  const auto byte = [&](size_t i) {
+    return static_cast<int32_t>(static_cast<uint8_t>(text[pos + i]));
+  };
+  const auto trail = [&](size_t i) { return byte(i) & 0x3F; };
+  const int32_t lead = byte(0);
+  if (lead < 0x80) return {Utf8Kind::kValid, 1, lead};
+  if (lead < 0xE0) return {Utf8Kind::kValid, 2, (lead & 0x1F) << 6 | trail(1)};
+  if (lead < 0xF0) return {Utf8Kind::kValid, 3, (lead & 0xF) << 12 | trail(1) << 6 | trail(2)};
+  return {Utf8Kind::kValid, 4, (lead & 7) << 18 | trail(1) << 12 | trail(2) << 6 | trail(3)};
 }
 
-// The last character of the left and the first of the right symbol of every merge.
-std::unordered_set<uint64_t> JointsOf(const VocabSpec& spec) {
-  const auto character_at = [&](int32_t symbol, bool is_last) {
-    if (symbol >= static_cast<int32_t>(spec.token_bytes.size())) return symbol;
-    const std::string& bytes = spec.token_bytes[static_cast<size_t>(symbol)];
-    size_t pos = is_last ? bytes.size() : 0;
-    if (is_last) {
-      do {
-        --pos;
-      } while (pos > 0 && (static_cast<uint8_t>(bytes[pos]) & 0xC0) == 0x80);
-    }
-    const int32_t code_point =
-        bytes[pos] == ' ' ? kSpaceMarkCodePoint : DecodeUtf8(bytes, pos).code_point;
-    const auto found = spec.symbol_of_character.find(code_point);
-    return found == spec.symbol_of_character.end() ? -1 : found->second;
-  };
-  std::unordered_set<uint64_t> joints;
-  for (const PairMerger::Pair& pair : spec.pairs) {
-    // Tokens that are not made of characters (bytes, control tokens) stand in no text to be merged.
-    if (IsSpelled(spec, pair.left) && IsSpelled(spec, pair.right))
-      joints.insert(JointKey(character_at(pair.left, true), character_at(pair.right, false)));
+CodePointMap SymbolsOf(const VocabSpec& spec) {
+  CodePointMap symbols;
+  for (const auto& [code_point, symbol] : spec.symbol_of_character) symbols.Set(code_point, symbol);
+  return symbols;
+}
+
+// Bytes of every token in SentencePiece's spelling, where a space is three.
+std::vector<uint32_t> SpelledLengthsOf(const VocabSpec& spec) {
+  std::vector<uint32_t> lengths;
+  for (const std::string& bytes : spec.token_bytes) {
+    const auto num_spaces = static_cast<size_t>(std::count(bytes.begin(), bytes.end(), ' '));
+    lengths.push_back(static_cast<uint32_t>(bytes.size() + (kSpaceMark.size() - 1) * num_spaces));
   }
-  return joints;
+  return lengths;
 }
 
 class VocabTokenizer final : public Tokenizer {
@@ -80,7 +74,9 @@ class VocabTokenizer final : public Tokenizer {
   explicit VocabTokenizer(VocabSpec spec)
       : spec_(std::move(spec)),
         added_(spec_.added),
-        joints_(spec_.pattern.has_value() ? std::unordered_set<uint64_t>() : JointsOf(spec_)),
+        symbols_(SymbolsOf(spec_)),
+        spelled_lengths_(spec_.pattern.has_value() ? std::vector<uint32_t>()
+                                                   : SpelledLengthsOf(spec_)),
         merger_(std::move(spec_.symbol_lengths), std::exchange(spec_.pairs, {})),
         is_hidden_(static_cast<size_t>(NumIds()), false) {
     if (spec_.pattern.has_value()) pre_tokenizer_.emplace(*spec_.pattern);
@@ -157,6 +153,7 @@ class VocabTokenizer final : public Tokenizer {
         ValidUtf8Prefix(raw) == raw.size() ? std::string(raw) : ReplaceInvalidUtf8(raw);
     if (spec_.uses_nfc && spec_.nfc_before_added) text = ToNfc(text);
     std::vector<int32_t> ids;
+    ids.reserve(text.size() / 2 + 1);
     if (spec_.bos >= 0) ids.push_back(spec_.bos);
     Scratch scratch;
     size_t begin = 0;
@@ -190,9 +187,7 @@ class VocabTokenizer final : public Tokenizer {
         ids.push_back(whole->second);
         continue;
       }
-      scratch.start.clear();
-      for (const char c : piece) scratch.start.push_back(spec_.id_of_byte[static_cast<uint8_t>(c)]);
-      merger_.Merge(scratch.start, scratch.merger, ids);
+      merger_.MergeBytes(piece, spec_.id_of_byte, scratch.merger, ids);
     }
   }
 
@@ -211,19 +206,18 @@ class VocabTokenizer final : public Tokenizer {
     scratch.start.clear();
     size_t stretch = 0;  // where the characters of `start` begin
     for (size_t pos = 0; pos < text.size();) {
-      const Utf8Unit unit = DecodeUtf8(text, pos);
-      const auto symbol = spec_.symbol_of_character.find(unit.code_point);
-      if (symbol == spec_.symbol_of_character.end()) {
+      const Utf8Unit unit = UnitAt(text, pos);
+      const int32_t symbol = symbols_.Find(unit.code_point);
+      if (symbol < 0) {
         MergeStretch(text.substr(stretch, pos - stretch), scratch, ids);
         EmitBytes(text.substr(pos, unit.num_bytes), ids);
         stretch = pos + unit.num_bytes;
       } else {
-        if (!scratch.start.empty() &&
-            !joints_.contains(JointKey(scratch.start.back(), symbol->second))) {
+        if (!scratch.start.empty() && !merger_.Joins(scratch.start.back(), symbol)) {
           MergeStretch(text.substr(stretch, pos - stretch), scratch, ids);
           stretch = pos;
         }
-        scratch.start.push_back(symbol->second);
+        scratch.start.push_back(symbol);
       }
       pos += unit.num_bytes;
     }
@@ -232,26 +226,23 @@ class VocabTokenizer final : public Tokenizer {
 
   void MergeStretch(std::string_view text, Scratch& scratch, std::vector<int32_t>& ids) const {
     scratch.symbols.clear();
-    merger_.Merge(scratch.start, scratch.merger, scratch.symbols);
+    if (scratch.start.size() == 1) {
+      scratch.symbols.push_back(scratch.start.front());
+    } else {
+      merger_.Merge(scratch.start, scratch.merger, scratch.symbols);
+    }
     scratch.start.clear();
     size_t pos = 0;
     for (const int32_t symbol : scratch.symbols) {
       if (symbol < static_cast<int32_t>(spec_.token_bytes.size())) {
         ids.push_back(symbol);
-        pos += StoredLength(symbol);
+        pos += spelled_lengths_[static_cast<size_t>(symbol)];
         continue;
       }
-      const size_t length = DecodeUtf8(text, pos).num_bytes;
+      const size_t length = UnitAt(text, pos).num_bytes;
       EmitBytes(text.substr(pos, length), ids);
       pos += length;
     }
-  }
-
-  // Bytes of a token in SentencePiece's spelling, where a space is three.
-  size_t StoredLength(int32_t id) const {
-    const std::string& bytes = spec_.token_bytes[static_cast<size_t>(id)];
-    return bytes.size() + (kSpaceMark.size() - 1) *
-                              static_cast<size_t>(std::count(bytes.begin(), bytes.end(), ' '));
   }
 
   void EmitBytes(std::string_view bytes, std::vector<int32_t>& ids) const {
@@ -331,9 +322,8 @@ class VocabTokenizer final : public Tokenizer {
 
   VocabSpec spec_;
   const AddedTokens added_;
-  // Characters, as symbols, between which some merge joins. Where a text has others side by side it
-  // may be cut: stretches stay short in ordinary text, and with them time and memory.
-  const std::unordered_set<uint64_t> joints_;
+  const CodePointMap symbols_;
+  const std::vector<uint32_t> spelled_lengths_;  // by id
   const PairMerger merger_;
   std::optional<PreTokenizer> pre_tokenizer_;
   std::unordered_map<std::string_view, int32_t> whole_pieces_;  // views into spec_

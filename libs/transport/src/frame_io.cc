@@ -38,8 +38,7 @@ void SealFrame(FrameHeader header, uint64_t array_bytes, std::span<std::byte> ou
   std::memcpy(out.data(), &header, sizeof(header));
 }
 
-absl::StatusOr<FrameHeader> OpenFrame(std::span<const std::byte> frame, FrameType type,
-                                      uint16_t flags_known) {
+absl::StatusOr<FrameHeader> ReadHeader(std::span<const std::byte> frame) {
   CONCLAVE_CHECK(reinterpret_cast<uintptr_t>(frame.data()) % kFrameAlignment == 0);
   if (frame.size() < kFrameHeaderBytes) {
     return FrameError("short_header",
@@ -54,6 +53,21 @@ absl::StatusOr<FrameHeader> OpenFrame(std::span<const std::byte> frame, FrameTyp
     return FrameError("version", "expected version " + std::to_string(kFrameVersion) + ", found " +
                                      std::to_string(header.version));
   }
+  return header;
+}
+
+absl::Status CheckPayloadSize(std::span<const std::byte> frame, const FrameHeader& header) {
+  if (uint64_t{header.payload_bytes} + kFrameHeaderBytes != frame.size()) {
+    return FrameError("bad_length", "expected a payload of " +
+                                        std::to_string(header.payload_bytes) + " bytes, found " +
+                                        std::to_string(frame.size() - kFrameHeaderBytes));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<FrameHeader> OpenFrame(std::span<const std::byte> frame, FrameType type,
+                                      uint16_t flags_known) {
+  CONCLAVE_ASSIGN_OR_RETURN(const FrameHeader header, ReadHeader(frame));
   if (header.type != static_cast<uint16_t>(type)) {
     return FrameError("type", "expected type " + std::to_string(static_cast<uint16_t>(type)) +
                                   ", found " + std::to_string(header.type));
@@ -62,11 +76,7 @@ absl::StatusOr<FrameHeader> OpenFrame(std::span<const std::byte> frame, FrameTyp
     return FrameError("flags", "expected flags within " + std::to_string(flags_known) + ", found " +
                                    std::to_string(header.flags));
   }
-  if (uint64_t{header.payload_bytes} + kFrameHeaderBytes != frame.size()) {
-    return FrameError("bad_length", "expected a payload of " +
-                                        std::to_string(header.payload_bytes) + " bytes, found " +
-                                        std::to_string(frame.size() - kFrameHeaderBytes));
-  }
+  CONCLAVE_RETURN_IF_ERROR(CheckPayloadSize(frame, header));
   return header;
 }
 

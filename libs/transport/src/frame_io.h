@@ -29,6 +29,12 @@ FrameHeader HeaderFor(const CallView& call, FrameType type);
 // Stores the header, with the CRC over it and the `array_bytes` bytes after it.
 void SealFrame(FrameHeader header, uint64_t array_bytes, std::span<std::byte> out);
 
+// Reads the header and checks size, magic and version.
+absl::StatusOr<FrameHeader> ReadHeader(std::span<const std::byte> frame);
+
+// The payload is as long as what was received.
+absl::Status CheckPayloadSize(std::span<const std::byte> frame, const FrameHeader& header);
+
 // Reads the header and checks what does not depend on the type's payload: size, magic, version,
 // type, flags, and that the payload is as long as what was received.
 absl::StatusOr<FrameHeader> OpenFrame(std::span<const std::byte> frame, FrameType type,

@@ -6,20 +6,17 @@
 #include <vector>
 
 #include "conclave/base/check.h"
+#include "conclave/base/failpoint.h"
 #include "conclave/base/status.h"
 #include "conclave/tensor/aligned_buffer.h"
 #include "conclave/transport/frame.h"
 #include "conclave/transport/rows.h"
-#include "frame_io.h"
+#include "frame_faults.h"
+#include "session_terms.h"
+#include "slot_memory.h"
 
 namespace conclave::transport {
 namespace {
-
-#if !defined(NDEBUG) || defined(CONCLAVE_FAILPOINTS)
-constexpr bool kValidatesCalls = true;
-#else
-constexpr bool kValidatesCalls = false;
-#endif
 
 // All bits set is a NaN in every wire dtype: a row that the handler forgets is caught by the
 // finite-check.
@@ -47,16 +44,6 @@ FrameLimits FrameLimitsOf(const InprocOptions& options) {
   return limits;
 }
 
-uint32_t Microseconds(MonotonicTime from, MonotonicTime to) {
-  const auto us = std::chrono::duration_cast<std::chrono::microseconds>(to - from).count();
-  return static_cast<uint32_t>(std::clamp<int64_t>(us, 0, UINT32_MAX));
-}
-
-template <typename T>
-bool IsPrefix(std::span<const T> used, std::span<T> memory) {
-  return used.size() <= memory.size() && (used.empty() || used.data() == memory.data());
-}
-
 template <typename T>
 bool SameBytes(std::span<const T> a, std::span<const T> b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size_bytes()) == 0;
@@ -81,14 +68,13 @@ class InprocChannel final : public ExpertChannel {
   InprocChannel(CallHandler& handler, const InprocOptions& options)
       : handler_(handler), options_(options), frame_limits_(FrameLimitsOf(options)) {
     const ChannelLimits& limits = options_.limits;
-    CONCLAVE_CHECK(limits.num_slots >= 1 && limits.max_rows >= 1 && limits.max_pairs >= 1);
-    CONCLAVE_CHECK(limits.row_width >= 1 && limits.max_rows <= kMaxRowsPerCall);
+    CheckLimits(limits);
     const size_t row_bytes = RowBytes(limits.max_rows, limits.row_width, limits.dtype);
-    const size_t slot_bytes = AlignUp(PairBytes(limits.max_pairs)) + 2 * AlignUp(row_bytes);
+    const size_t slot_bytes = SlotBytes(limits);
     memory_ = AlignedBuffer(slot_bytes * limits.num_slots);
     slots_.resize(limits.num_slots);
     for (size_t i = 0; i < slots_.size(); ++i) {
-      LayOut(slots_[i], memory_.As<std::byte>() + i * slot_bytes, row_bytes);
+      LayOutSlot(limits, memory_.As<std::byte>() + i * slot_bytes, slots_[i]);
       slots_[i].index = static_cast<uint32_t>(i);
     }
     if (options_.use_frames) {
@@ -118,24 +104,18 @@ class InprocChannel final : public ExpertChannel {
     Slot& slot = Own(call_slot);
     CONCLAVE_CHECK(slot.state == SlotState::kFilled);
     Stamp(slot);
-    const CallView& call = slot.call;
-    const bool is_within =
-        IsPrefix(call.pair_weight, slot.pair_weight) && IsPrefix(call.pair_row, slot.pair_row) &&
-        IsPrefix(call.pair_expert, slot.pair_expert) && IsPrefix(call.rows, slot.rows) &&
-        call.num_rows <= options_.limits.max_rows;
-    if (!is_within) {
-      return InvalidArgument("bad_items",
-                             "call: expected spans that are prefixes of the slot's memory and at "
-                             "most " +
-                                 std::to_string(options_.limits.max_rows) + " rows, found others");
-    }
+    CONCLAVE_RETURN_IF_ERROR(CheckSpans(options_.limits, slot));
     if (options_.use_frames || kValidatesCalls) {
-      CONCLAVE_RETURN_IF_ERROR(ValidateCall(call, frame_limits_));
+      CONCLAVE_RETURN_IF_ERROR(ValidateCall(slot.call, frame_limits_));
     }
     slot.dispatched_at = options_.clock->Now();
     slot.state = SlotState::kDispatched;
     return absl::OkStatus();
   }
+
+  std::optional<absl::Status> Poll(CallSlot* slot) override { return Await(slot); }
+
+  absl::Status LinkStatus() const override { return absl::OkStatus(); }
 
   absl::Status Await(CallSlot* call_slot) override {
     Slot& slot = Own(call_slot);
@@ -144,7 +124,7 @@ class InprocChannel final : public ExpertChannel {
     }
     CONCLAVE_CHECK(slot.state == SlotState::kDispatched);
     slot.state = SlotState::kDone;
-    const uint32_t queue_us = Microseconds(slot.dispatched_at, options_.clock->Now());
+    const uint32_t queue_us = MicrosecondsBetween(slot.dispatched_at, options_.clock->Now());
     if (slot.call.deadline_us != 0 && queue_us >= slot.call.deadline_us) {
       return Error(absl::StatusCode::kDeadlineExceeded, "deadline",
                    "call: expected to start within " + std::to_string(slot.call.deadline_us) +
@@ -179,17 +159,9 @@ class InprocChannel final : public ExpertChannel {
     slot.state = SlotState::kFree;
   }
 
- private:
-  void LayOut(Slot& slot, std::byte* memory, size_t row_bytes) const {
-    const size_t pairs = options_.limits.max_pairs;
-    slot.pair_weight = {reinterpret_cast<float*>(memory), pairs};
-    slot.pair_row = {reinterpret_cast<uint16_t*>(memory + 4 * pairs), pairs};
-    slot.pair_expert = {reinterpret_cast<uint16_t*>(memory + 6 * pairs), pairs};
-    std::byte* rows = memory + AlignUp(PairBytes(pairs));
-    slot.rows = {rows, row_bytes};
-    slot.reply_rows = {rows + AlignUp(row_bytes), row_bytes};
-  }
+  LinkCounters counters() const override { return counters_; }
 
+ private:
   Slot& Own(CallSlot* slot) {
     const auto it =
         std::find_if(slots_.begin(), slots_.end(), [slot](const Slot& s) { return &s == slot; });
@@ -198,18 +170,14 @@ class InprocChannel final : public ExpertChannel {
   }
 
   void Stamp(Slot& slot) const {
-    slot.call.frontend = options_.frontend;
-    slot.call.slot = slot.index;
-    slot.call.seq = slot.seq;
-    slot.call.row_width = options_.limits.row_width;
-    slot.call.dtype = options_.limits.dtype;
+    StampCall(options_.limits, options_.frontend, slot.index, slot.seq, slot.call);
   }
 
   absl::Status Run(const CallView& call, ReplyView& reply) {
     const uint32_t queue_us = reply.queue_us;
     const MonotonicTime start = options_.clock->Now();
     CONCLAVE_RETURN_IF_ERROR(handler_.Execute(call, reply));
-    reply.service_us = Microseconds(start, options_.clock->Now());
+    reply.service_us = MicrosecondsBetween(start, options_.clock->Now());
     reply.queue_us = queue_us;
     return absl::OkStatus();
   }
@@ -219,9 +187,14 @@ class InprocChannel final : public ExpertChannel {
   absl::StatusOr<ParsedReply> Deliver(const CallView& call, uint32_t queue_us) {
     const std::span<std::byte> call_bytes(call_frame_.As<std::byte>(), call_frame_.size_bytes());
     const std::span<std::byte> reply_bytes(reply_frame_.As<std::byte>(), reply_frame_.size_bytes());
-    const size_t call_length = EncodeCall(call, true, call_bytes);
-    CONCLAVE_ASSIGN_OR_RETURN(const CallView received,
-                              ParseCall(call_bytes.first(call_length), frame_limits_));
+    const size_t encoded = EncodeCall(call, true, call_bytes);
+    const FailpointHit call_hit = CONCLAVE_FAILPOINT("l.call_frame", (ContextOf(call)));
+    const size_t call_length = Damage(call_hit, call_bytes.first(encoded));
+    const absl::StatusOr<CallView> parsed = ParseCall(call_bytes.first(call_length), frame_limits_);
+    if (!parsed.ok()) {
+      return Refused(parsed.status(), call_hit);
+    }
+    const CallView& received = *parsed;
     if (!SameCall(call, received)) {
       return ProtocolError("frame_differs", "a call changed between encoding and parsing");
     }
@@ -240,13 +213,24 @@ class InprocChannel final : public ExpertChannel {
       return status;
     }
     const size_t length = EncodeReply(received, answer, true, reply_bytes);
-    CONCLAVE_ASSIGN_OR_RETURN(const ParsedReply reply,
-                              ParseReply(reply_bytes.first(length), frame_limits_));
-    CONCLAVE_RETURN_IF_ERROR(CheckAnswers(call, reply));
-    if (!SameBytes<std::byte>(reply.rows, std::span<const std::byte>(answer.rows))) {
+    const FailpointHit reply_hit = CONCLAVE_FAILPOINT("l.reply_frame", (ContextOf(call)));
+    const absl::StatusOr<ParsedReply> reply =
+        ParseReply(reply_bytes.first(Damage(reply_hit, reply_bytes.first(length))), frame_limits_);
+    if (!reply.ok()) {
+      return Refused(reply.status(), reply_hit);
+    }
+    CONCLAVE_RETURN_IF_ERROR(CheckAnswers(call, *reply));
+    if (!SameBytes<std::byte>(reply->rows, std::span<const std::byte>(answer.rows))) {
       return ProtocolError("frame_differs", "a reply changed between encoding and parsing");
     }
-    return reply;
+    return *reply;
+  }
+
+  // A frame was refused by the parser. One that a failpoint has damaged is worth another attempt,
+  // whatever it was taken for: there is no link here that would be closed for it.
+  absl::Status Refused(const absl::Status& why, const FailpointHit& hit) {
+    ++counters_.malformed;
+    return hit.is_hit() ? Error(absl::StatusCode::kDataLoss, ReasonOf(why), MessageOf(why)) : why;
   }
 
   absl::Status RunByFrames(Slot& slot) {
@@ -256,6 +240,9 @@ class InprocChannel final : public ExpertChannel {
     slot.reply.service_us = reply.service_us;
     slot.reply.queue_us = reply.queue_us;
     const absl::StatusOr<ParsedReply> duplicate = Deliver(slot.call, queue_us);
+    if (duplicate.status().code() == absl::StatusCode::kDataLoss) {
+      return absl::OkStatus();  // damaged by a failpoint; the first one has answered
+    }
     if (!duplicate.ok() || !SameBytes<std::byte>(duplicate->rows, slot.reply.rows)) {
       return ProtocolError("duplicate_differs",
                            "a call delivered twice was answered differently; expected equal bytes");
@@ -268,6 +255,7 @@ class InprocChannel final : public ExpertChannel {
   const FrameLimits frame_limits_;
   AlignedBuffer memory_;  // of all slots
   std::vector<Slot> slots_;
+  LinkCounters counters_;
   // Of the frames mode alone.
   AlignedBuffer call_frame_;
   AlignedBuffer reply_frame_;

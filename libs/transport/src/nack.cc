@@ -29,6 +29,7 @@ constexpr NackMeaning kMeanings[] = {
     {"deadline", absl::StatusCode::kDeadlineExceeded, NackCode::kDeadline},
     {"numeric_error", absl::StatusCode::kInternal, NackCode::kNumericError},
     {"internal", absl::StatusCode::kInternal, NackCode::kInternal},
+    {"busy", absl::StatusCode::kResourceExhausted, NackCode::kBusy},
 };
 
 const NackMeaning* Find(NackCode code) {

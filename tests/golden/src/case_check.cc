@@ -127,6 +127,8 @@ class CaseCheck {
   std::string id_;
   json::object case_;
   json::object tolerances_;
+  observability::Metrics metrics_;
+  std::unique_ptr<cli::Membership> membership_;  // outlives the dispatcher, which uses its links
   std::unique_ptr<cli::Assembly> model_;
   TensorFile expected_;
   std::vector<int32_t> block_table_;
@@ -151,7 +153,19 @@ absl::Status CaseCheck::Load() {
   load.use_frames = true;
   load.max_rows = num_rows;
   load.max_logit_rows = num_rows;
+  if (options_.cluster.has_value()) {
+    cli::EmbeddedOptions joining;
+    joining.model_dir = folder_ + "/" + Str(case_.at("checkpoint"));
+    joining.dtype = load.dtype;
+    joining.isa = options_.isa;
+    membership_ = std::make_unique<cli::Membership>(*options_.cluster, options_.tls);
+    CONCLAVE_RETURN_IF_ERROR(membership_->Join(joining, metrics_));
+    load.links = joining.links;
+  }
   CONCLAVE_RETURN_IF_ERROR(model_->Load(load, nullptr));
+  if (membership_ != nullptr) {
+    CONCLAVE_RETURN_IF_ERROR(membership_->WaitForPlacement());
+  }
   CONCLAVE_ASSIGN_OR_RETURN(expected_, TensorFile::Open(folder_ + "/expected.safetensors"));
   return absl::OkStatus();
 }

@@ -2,9 +2,11 @@
 // tests/golden/data.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "conclave/kernels/isa.h"
+#include "membership.h"
 #include "report.h"
 
 namespace conclave::golden {
@@ -13,6 +15,9 @@ struct CheckOptions {
   kernels::Isa isa = kernels::Isa::kScalar;
   int num_threads = 1;
   int num_workers = 1;
+  // A cluster whose workers hold the case's experts, in f32; no address: in this process.
+  std::optional<cli::MembershipSettings> cluster;
+  transport::TlsIdentity tls;
 };
 
 // One case folder: case.json, checkpoint/, expected.safetensors; pictures come from `images`.

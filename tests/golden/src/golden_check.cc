@@ -1,10 +1,14 @@
 // golden_check DIR...: runs every case of folders in the layout of tests/golden/data and prints a
 // table.
 //
+// With --router (and the three files of TLS) the experts of a case are computed by the workers of
+// that cluster, which must hold the case's checkpoint in f32: tests/e2e/cluster_golden_test.py.
+//
 // A DIR is a whole recording (cases/, images/, tokenizers/, templates.json, gating.json, shapes/;
 // whatever is there is checked) or one case folder. Exits with 0 when nothing failed, 1 otherwise,
 // 2 on a usage error. What a later version will support is listed as "not yet supported" and never
 // counted as passed.
+#include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
@@ -12,6 +16,9 @@
 #include <vector>
 
 #include "checks.h"
+#include "conclave/base/status.h"
+#include "conclave/service/address.h"
+#include "conclave/transport/grpc_support.h"
 #include "recording.h"
 
 namespace conclave::golden {
@@ -46,6 +53,7 @@ int Main(const std::vector<std::string>& args) {
   CheckOptions options;
   options.isa = kernels::SupportedIsas().back();
   std::vector<std::string> folders;
+  std::array<std::string, 3> tls_files;
   for (size_t i = 0; i < args.size(); ++i) {
     const bool has_value = i + 1 < args.size();
     if (args[i] == "--isa" && has_value) {
@@ -59,6 +67,19 @@ int Main(const std::vector<std::string>& args) {
       options.num_workers = std::atoi(args[++i].c_str());
     } else if (args[i] == "--threads" && has_value) {
       options.num_threads = std::atoi(args[++i].c_str());
+    } else if (args[i] == "--router" && has_value) {
+      const auto address = service::ParseAddress(args[++i]);
+      if (!address.ok()) {
+        std::fprintf(stderr, "error: --router: %s\n", MessageOf(address.status()).c_str());
+        return 2;
+      }
+      options.cluster.emplace().router = {*address};
+    } else if (args[i] == "--tls-cert" && has_value) {
+      tls_files[0] = args[++i];
+    } else if (args[i] == "--tls-key" && has_value) {
+      tls_files[1] = args[++i];
+    } else if (args[i] == "--tls-ca" && has_value) {
+      tls_files[2] = args[++i];
     } else if (args[i].starts_with("--")) {
       folders.clear();
       break;
@@ -68,9 +89,17 @@ int Main(const std::vector<std::string>& args) {
   }
   if (folders.empty() || options.num_workers < 1 || options.num_threads < 1) {
     std::fprintf(stderr,
-                 "usage: golden_check [--isa auto|NAME] [--workers N] [--threads N] DIR...\n");
+                 "usage: golden_check [--isa auto|NAME] [--workers N] [--threads N]\n"
+                 "                    [--router HOST:PORT [--tls-cert FILE --tls-key FILE "
+                 "--tls-ca FILE]] DIR...\n");
     return 2;
   }
+  auto tls = transport::ReadTlsFiles(tls_files[0], tls_files[1], tls_files[2]);
+  if (!tls.ok()) {
+    std::fprintf(stderr, "error: %s\n", MessageOf(tls.status()).c_str());
+    return 2;
+  }
+  options.tls = *std::move(tls);
   Report report;
   for (const std::string& folder : folders) {
     if (Exists(folder + "/case.json")) {

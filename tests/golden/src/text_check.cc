@@ -15,9 +15,10 @@ namespace {
 namespace json = boost::json;
 
 std::string TokenizerFileIn(const std::string& folder) {
-  for (const std::string name : {"arcade100k.tiktoken", "qwen.tiktoken", "tokenizer.model",
-                                 "vocab.json", "tokenizer.json"}) {
-    if (Exists(folder + "/" + name)) {
+  const std::string within = folder + "/";
+  for (const char* name : {"arcade100k.tiktoken", "qwen.tiktoken", "tokenizer.model", "vocab.json",
+                           "tokenizer.json"}) {
+    if (Exists(within + name)) {
       return name;
     }
   }

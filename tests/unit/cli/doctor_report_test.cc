@@ -26,6 +26,9 @@ DoctorReport Healthy() {
   report.machine.huge_pages = "madvise";
   report.limits = {65536, -1, 0};
   report.cuda.state = "no driver";
+  report.channels = {"1.13.1", {"posix", "tcp"}, "", "ucx", "both ends have it",
+                     "grpc",   "untrusted"};
+  report.grpc_version = "1.51.1";
   report.isas = {"scalar", "avx512-bf16"};
   report.read_bandwidth = 42e9;
   report.threads = 8;
@@ -55,6 +58,19 @@ TEST(DoctorReportTest, WhatSlowsDownOrLeaksWarns) {
   EXPECT_EQ(WarningsOf(report).size(), 4U);
 }
 
+TEST(DoctorReportTest, ChannelsAreNamedWithTheChoiceAndItsReason) {
+  DoctorReport report = Healthy();
+  EXPECT_THAT(ToText(report), HasSubstr("1.13.1: posix, tcp"));
+  EXPECT_THAT(ToText(report), HasSubstr("ucx on one machine (both ends have it), grpc between"));
+  report.channels = {
+      "", {}, "ucx: no usable transport", "grpc", "ucx: no usable transport", "grpc", "untrusted"};
+  EXPECT_THAT(ToText(report), HasSubstr("grpc on one machine (ucx: no usable transport)"));
+  const ChannelFindings found = ProbeChannels();
+  EXPECT_EQ(found.local, found.ucx_version.empty() ? "grpc" : "ucx") << found.ucx_why;
+  EXPECT_EQ(found.network, "grpc");
+  EXPECT_EQ(found.ucx_transports.empty(), found.ucx_version.empty());
+}
+
 TEST(DoctorReportTest, JsonReadsBackWithNullForUnlimited) {
   DoctorReport report = Healthy();
   report.cuda = {"present", {{"H100", int64_t{80} << 30}}};
@@ -67,6 +83,7 @@ TEST(DoctorReportTest, JsonReadsBackWithNullForUnlimited) {
   EXPECT_EQ(json.at_pointer("/memory/read_bytes_per_second").as_double(), 42e9);
   EXPECT_EQ(json.at_pointer("/cuda/devices/0/name").as_string(), "H100");
   EXPECT_EQ(json.at_pointer("/defaults/threads").as_int64(), 8);
+  EXPECT_EQ(json.at_pointer("/apis/grpc_version").as_string(), "1.51.1");
   EXPECT_EQ(json.at_pointer("/isa/supported/1").as_string(), "avx512-bf16");
 }
 
@@ -76,6 +93,7 @@ TEST(DoctorReportTest, TextSaysTheChoicesAndTheirReasons) {
   EXPECT_THAT(text, HasSubstr("42.0 GB/s with 8 threads"));
   EXPECT_THAT(text, HasSubstr("avx512-bf16 (the best path there is)"));
   EXPECT_THAT(text, HasSubstr("no cgroup limit"));
+  EXPECT_THAT(text, HasSubstr("http, grpc 1.51.1 (with --grpc-listen)"));
 }
 
 TEST(BandwidthTest, IsMeasuredAndBelowWhatNoMachineHas) {

@@ -506,6 +506,43 @@ TEST(ChatRequestTest, U15TheDeclaredMediaTypeDoesNotMatterIfItMayBeAPicture) {
   }
 }
 
+// The first bytes of a JPEG, a PNG, a GIF and a WebP, in base64.
+constexpr char kJpeg[] = "/9j/4AAQSkZJRgAB";
+constexpr char kPng[] = "iVBORw0KGgoAAAAN";
+constexpr char kGif[] = "R0lGODlhAQABAAAA";
+constexpr char kWebp[] = "UklGRgAAAABXRUJQ";
+
+TEST(ChatRequestTest, I04AMediaTypeThatTheBytesContradictIsTakenAndCounted) {
+  for (const auto& [type, bytes] :
+       std::vector<std::pair<std::string, std::string>>{{"image/png", kJpeg},
+                                                        {"IMAGE/PNG;charset=x", kJpeg},
+                                                        {"image/jpeg", kPng},
+                                                        {"image/bmp", kGif},
+                                                        {"image/gif", kWebp},
+                                                        {"image/tiff", kPng}}) {
+    const auto result = Parse(WithImageUrl("data:" + type + ";base64," + bytes));
+    ASSERT_TRUE(result.ok()) << type << ": " << result.status();
+    EXPECT_EQ(result->num_mislabelled_images, 1) << type << " " << bytes;
+  }
+}
+
+TEST(ChatRequestTest, I04AMediaTypeThatIsRightOrSaysNothingIsNotCounted) {
+  for (const auto& [type, bytes] :
+       std::vector<std::pair<std::string, std::string>>{{"image/jpeg", kJpeg},
+                                                        {"image/jpg", kJpeg},
+                                                        {"image/PNG", kPng},
+                                                        {"image/gif", kGif},
+                                                        {"image/webp;q=1", kWebp},
+                                                        {"", kPng},
+                                                        {"application/octet-stream", kPng},
+                                                        {"image/*", kPng},
+                                                        {"image/png", "QUJD"}}) {
+    const auto result = Parse(WithImageUrl("data:" + type + ";base64," + bytes));
+    ASSERT_TRUE(result.ok()) << type << ": " << result.status();
+    EXPECT_EQ(result->num_mislabelled_images, 0) << type << " " << bytes;
+  }
+}
+
 TEST(ChatRequestTest, U16APictureOfExactlyTheLimitIsTaken) {
   const std::string picture(size_t{10} << 20, 'x');
   const auto result = Parse(WithImageUrl("data:image/png;base64," + EncodeBase64(picture)));

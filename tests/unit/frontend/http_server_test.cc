@@ -5,6 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <string>
 #include <thread>
 #include <vector>
@@ -26,10 +27,9 @@ class HttpServerTest : public testing::Test {
     HttpObserver observer;
     observer.on_request = [this](const std::string& route, int status, double seconds) {
       EXPECT_GE(seconds, 0);
-      MutexLock lock(mu_);
-      observed_.push_back(route + " " + std::to_string(status));
-      observed_changed_.NotifyAll();
+      observed_.Add(route + " " + std::to_string(status));
     };
+    observer.on_mislabelled_images = [this](int32_t num_images) { num_mislabelled_ += num_images; };
     auto server = HttpServer::Start(std::move(options), std::move(observer));
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
@@ -67,24 +67,11 @@ class HttpServerTest : public testing::Test {
     EXPECT_EQ(response.status, 200);
   }
 
-  // Waits until a request was observed and returns the first one not taken yet.
-  std::string WaitForObserved() {
-    MutexLock lock(mu_);
-    for (int i = 0; observed_.empty() && i < kPatience.count(); ++i) {
-      observed_changed_.WaitFor(mu_, std::chrono::seconds(1));
-    }
-    if (observed_.empty()) {
-      return "";
-    }
-    std::string first = observed_.front();
-    observed_.erase(observed_.begin());
-    return first;
-  }
+  std::string WaitForObserved() { return observed_.WaitForNext(); }
 
   FakeBackend backend_;
-  Mutex mu_;
-  CondVar observed_changed_;
-  std::vector<std::string> observed_ ABSL_GUARDED_BY(mu_);
+  std::atomic<int32_t> num_mislabelled_{0};
+  ObservedCalls observed_;
   std::unique_ptr<HttpServer> server_;  // last: its threads use the rest
 };
 
@@ -103,6 +90,23 @@ TEST_F(HttpServerTest, ListsTheModel) {
   ExpectError(Call(Get("/v1/models/..%2fdemo")), 404, "model_not_found");
   EXPECT_EQ(WaitForObserved(), "/v1/models 200");
   EXPECT_EQ(WaitForObserved(), "/v1/models/{id} 200");
+}
+
+TEST_F(HttpServerTest, I04PicturesWithTheMediaTypeOfOthersAreServedAndReported) {
+  Start();
+  UseHelloScript();
+  const auto part = [](const std::string& type) {
+    return R"({"type":"image_url","image_url":{"url":"data:image/)" + type +
+           R"(;base64,iVBORw0KGgoAAAAN"}})";
+  };
+  const auto ask = [&](const std::string& parts) {
+    return Post("/v1/chat/completions",
+                R"({"model":"demo","messages":[{"role":"user","content":[)" + parts + "]}]}");
+  };
+  EXPECT_EQ(Call(ask(part("png"))).status, 200);
+  EXPECT_EQ(num_mislabelled_, 0);
+  EXPECT_EQ(Call(ask(part("jpeg") + "," + part("png") + "," + part("webp"))).status, 200);
+  EXPECT_EQ(num_mislabelled_, 2);
 }
 
 TEST_F(HttpServerTest, TellsVersionAndHealth) {

@@ -1,6 +1,7 @@
 // A scripted backend and a plain blocking client for tests of the HTTP layer.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <functional>
@@ -73,6 +74,39 @@ struct Response {
   std::string body;
 
   std::string Field(const std::string& name) const;
+};
+
+// What a server says of the requests that it has answered. Any thread.
+class ObservedCalls {
+ public:
+  void Add(std::string call) {
+    MutexLock lock(mu_);
+    calls_.push_back(std::move(call));
+    changed_.NotifyAll();
+  }
+
+  // The first one not taken yet, which is waited for; "" when none comes.
+  std::string WaitForNext() { return Next(kPatience); }
+
+  // Likewise, waiting for `patience` at most.
+  std::string Next(std::chrono::milliseconds patience) {
+    const auto deadline = std::chrono::steady_clock::now() + patience;
+    MutexLock lock(mu_);
+    while (calls_.empty() && std::chrono::steady_clock::now() < deadline) {
+      changed_.WaitFor(mu_, std::min<std::chrono::milliseconds>(patience, std::chrono::seconds(1)));
+    }
+    if (calls_.empty()) {
+      return "";
+    }
+    std::string first = calls_.front();
+    calls_.erase(calls_.begin());
+    return first;
+  }
+
+ private:
+  Mutex mu_;
+  CondVar changed_;
+  std::vector<std::string> calls_ ABSL_GUARDED_BY(mu_);
 };
 
 class TestClient {

@@ -10,17 +10,11 @@
 namespace conclave::image {
 namespace {
 
-constexpr std::array<std::string_view, 11> kReasons{"image_empty",
-                                                    "image_truncated",
-                                                    "image_corrupt",
-                                                    "image_bad_dimensions",
-                                                    "image_aspect_ratio",
-                                                    "image_too_many_pixels",
-                                                    "image_too_large",
-                                                    "image_too_complex",
-                                                    "image_trailing_data",
-                                                    "jpeg_process_unsupported",
-                                                    "image_format_unsupported"};
+constexpr std::array<std::string_view, 12> kReasons{
+    "image_empty",          "image_truncated",          "image_corrupt",
+    "image_bad_dimensions", "image_aspect_ratio",       "image_too_many_pixels",
+    "image_too_large",      "image_too_complex",        "image_trailing_data",
+    "image_decode_timeout", "jpeg_process_unsupported", "image_format_unsupported"};
 
 absl::StatusCode CodeOf(std::string_view reason) {
   return reason.ends_with("_unsupported") ? absl::StatusCode::kUnimplemented

@@ -13,12 +13,12 @@ namespace conclave::model {
 namespace {
 
 constexpr int32_t kBlock = static_cast<int32_t>(kernels::kKvBlockTokens);
-const kernels::KvLayout kLayout{1, 16, DType::kF32};
+constexpr kernels::KvLayout kLayout{1, 16, DType::kF32};
 
 std::vector<PositionKey> Keys(int32_t num_blocks, uint64_t first) {
-  std::vector<PositionKey> keys;
-  for (int32_t i = 0; i < num_blocks * kBlock; ++i) {
-    keys.push_back({first + static_cast<uint64_t>(i), -1});
+  std::vector<PositionKey> keys(static_cast<size_t>(num_blocks * kBlock));
+  for (size_t i = 0; i < keys.size(); ++i) {
+    keys[i] = {first + i, -1};
   }
   return keys;
 }

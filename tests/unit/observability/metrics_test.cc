@@ -245,6 +245,14 @@ TEST(ExpertTokensTest, SR25BeyondTheLimitTheMostLoadedExpertsStay) {
   EXPECT_EQ(MostLoaded(all, 20).size(), 20U);
 }
 
+TEST(HttpMetricsTest, I04MislabelledImagesAreOnThePageFromTheStart) {
+  Metrics metrics;
+  const HttpMetrics http(metrics);
+  EXPECT_THAT(metrics.Text(), HasSubstr("\nconclave_image_mime_mismatch_total 0\n"));
+  http.image_mime_mismatch.Add(2);
+  EXPECT_THAT(metrics.Text(), HasSubstr("\nconclave_image_mime_mismatch_total 2\n"));
+}
+
 TEST(HttpMetricsTest, RequestsAreCountedPerRouteAndStatus) {
   Metrics metrics;
   HttpMetrics http(metrics);
@@ -258,6 +266,16 @@ TEST(HttpMetricsTest, RequestsAreCountedPerRouteAndStatus) {
               HasSubstr("conclave_http_requests_total{handler=\"other\",status=\"404\"} 1\n"));
   EXPECT_THAT(
       page, HasSubstr("conclave_http_request_duration_seconds_count{handler=\"/v1/models\"} 2\n"));
+}
+
+TEST(GrpcMetricsTest, CallsAreCountedPerMethodAndCode) {
+  Metrics metrics;
+  GrpcMetrics grpc(metrics);
+  grpc.Observe("Chat", "OK", 0.02);
+  grpc.Observe("Chat", "UNAVAILABLE", 0.001);
+  const std::string page = metrics.Text();
+  EXPECT_THAT(page, HasSubstr("conclave_grpc_requests_total{code=\"OK\",method=\"Chat\"} 1\n"));
+  EXPECT_THAT(page, HasSubstr("conclave_grpc_request_duration_seconds_count{method=\"Chat\"} 2\n"));
 }
 
 }  // namespace

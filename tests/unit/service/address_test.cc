@@ -69,5 +69,22 @@ TEST(AddressTest, LocalhostListensOnLoopback) {
   EXPECT_TRUE(IsLoopback(address->host));
 }
 
+TEST(AddressTest, ListsAreReadAndWritten) {
+  const auto addresses = ParseAddresses("127.0.0.1:1,[::1]:2,host:3");
+  ASSERT_TRUE(addresses.ok()) << addresses.status();
+  EXPECT_EQ(*addresses, (std::vector<Address>{{"127.0.0.1", 1}, {"::1", 2}, {"host", 3}}));
+  EXPECT_EQ(ToString(*addresses), "127.0.0.1:1,[::1]:2,host:3");
+  EXPECT_EQ(ToStrings(*addresses), (std::vector<std::string>{"127.0.0.1:1", "[::1]:2", "host:3"}));
+  std::string many = "h:1";
+  for (size_t i = 1; i <= kAddressesMax; ++i) {
+    many += ",h:" + std::to_string(i + 1);
+  }
+  for (const std::string& text :
+       {std::string(), std::string("a:1,"), std::string(",a:1"), std::string("a:1,,b:2"),
+        std::string("a:1, b:2"), std::string("a:1,a:1"), std::string("a:1;b:2"), many}) {
+    EXPECT_FALSE(ParseAddresses(text).ok()) << text;
+  }
+}
+
 }  // namespace
 }  // namespace conclave::service

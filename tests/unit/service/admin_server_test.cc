@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "conclave/base/failpoint.h"
 #include "conclave/base/status.h"
 
 namespace conclave::service {
@@ -116,6 +117,24 @@ TEST_F(AdminServerTest, OnlyGetAndHead) {
   const std::string head = Get(server_->port(), "/metrics", "HEAD");
   EXPECT_THAT(head, StartsWith("HTTP/1.1 200 "));
   EXPECT_THAT(head, Not(HasSubstr("TYPE")));
+}
+
+// This build has failpoints; a release answers 404 (tests/release_test.py).
+TEST_F(AdminServerTest, FailpointsAreSetAndReported) {
+  const auto put = [this](const std::string& setting) {
+    return Exchange(server_->port(),
+                    "PUT /debug/failpoints HTTP/1.1\r\nHost: x\r\nConnection: "
+                    "close\r\nContent-Length: " +
+                        std::to_string(setting.size()) + "\r\n\r\n" + setting);
+  };
+  EXPECT_THAT(put("test.admin=flip:1"), HasSubstr("\r\n\r\ntest.admin 0\n"));
+  EXPECT_TRUE(CONCLAVE_FAILPOINT("test.admin", {}).is_hit());
+  EXPECT_THAT(Get(server_->port(), "/debug/failpoints"), HasSubstr("test.admin 1\n"));
+  const std::string refused = put("test.admin=nothing");
+  EXPECT_THAT(refused, StartsWith("HTTP/1.1 400 "));
+  EXPECT_THAT(refused, HasSubstr("expected an action"));
+  EXPECT_THAT(put(""), ::testing::EndsWith("\r\n\r\n"));
+  EXPECT_FALSE(CONCLAVE_FAILPOINT("test.admin", {}).is_hit());
 }
 
 TEST_F(AdminServerTest, OneConnectionServesSeveralRequests) {

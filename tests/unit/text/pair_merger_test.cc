@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <map>
 #include <random>
 #include <string>
@@ -87,6 +88,53 @@ TEST(PairMergerTest, EqualRanksAgreeWithThePlainLoop) {
       EXPECT_EQ(merged, MergePlainly(table, Start(table, text))) << text;
     }
   }
+}
+
+// Few tokens over many letters: texts with places where no merge joins two letters, in which long
+// pieces are cut, and parts of letters that no merge reaches.
+TEST(PairMergerTest, PiecesThatMayBeCutAgreeWithThePlainLoop) {
+  for (uint64_t seed = 1; seed <= 100; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    std::mt19937_64 random(seed);
+    const auto letter = [&] { return static_cast<char>('a' + random() % 8); };
+    Table table;
+    std::array<int32_t, 256> unit_of_byte{};
+    for (char c = 'a'; c <= 'h'; ++c) {
+      unit_of_byte[static_cast<uint8_t>(c)] = static_cast<int32_t>(table.tokens.size());
+      table.Add(std::string(1, c), 0);
+    }
+    for (int i = 0; i < 30; ++i) {
+      std::string token;
+      for (uint64_t length = 2 + random() % 3; length > 0; --length) token.push_back(letter());
+      table.Add(token, i);
+    }
+    const PairMerger merger = table.Build();
+    PairMerger::Scratch scratch;
+    for (const size_t length : {0u, 1u, 48u, 49u, 300u}) {
+      std::string text;
+      while (text.size() < length) text.push_back(letter());
+      const std::vector<int32_t> expected = MergePlainly(table, Start(table, text));
+      std::vector<int32_t> merged;
+      merger.Merge(Start(table, text), scratch, merged);
+      EXPECT_EQ(merged, expected) << text;
+      merged.clear();
+      merger.MergeBytes(text, unit_of_byte, scratch, merged);
+      EXPECT_EQ(merged, expected) << text;
+    }
+  }
+}
+
+TEST(PairMergerTest, JoinsOnlyWhatSomeTokenHoldsSideBySide) {
+  Table table;
+  for (const char* letter : {"a", "b", "c"}) table.Add(letter, 0);
+  table.Add("ab", 0);
+  table.Add("abc", 1);
+  const PairMerger merger = table.Build();
+  EXPECT_TRUE(merger.Joins(0, 1));
+  EXPECT_TRUE(merger.Joins(1, 2));
+  EXPECT_FALSE(merger.Joins(1, 0));
+  EXPECT_FALSE(merger.Joins(0, 2));
+  EXPECT_FALSE(merger.Joins(0, 0));
 }
 
 // Sorting the rest of the piece at every merge would take hours.

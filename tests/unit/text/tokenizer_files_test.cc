@@ -262,20 +262,20 @@ std::function<void(json::object&)> SetModel(const std::string& key, const char* 
 }
 
 std::vector<JsonRow> JsonRows() {
-  const std::string kInvalid = "tokenizer_invalid";
+  const std::string invalid = "tokenizer_invalid";
   return {
       {"T13_NoModel", [](json::object& root) { root.erase("model"); }, "model: is missing",
-       kInvalid},
+       invalid},
       {"T13_Unigram", SetModel("type", "\"Unigram\""),
        "model.type: expected BPE, found \"Unigram\""},
       {"T13_Dropout", SetModel("dropout", "0.1"), "model.dropout"},
       {"T13_Prefix", SetModel("continuing_subword_prefix", "\"##\""), "continuing_subword_prefix"},
       {"T13_Suffix", SetModel("end_of_word_suffix", "\"</w>\""), "end_of_word_suffix"},
-      {"T13_NoVocab", SetModel("vocab", "[]"), "expected an object vocab", kInvalid},
-      {"T13_NoMerges", SetModel("merges", "{}"), "array merges", kInvalid},
-      {"T13_MergeOfMissing", SetModel("merges", R"(["a zz"])"), "\"zz\" is no token", kInvalid},
+      {"T13_NoVocab", SetModel("vocab", "[]"), "expected an object vocab", invalid},
+      {"T13_NoMerges", SetModel("merges", "{}"), "array merges", invalid},
+      {"T13_MergeOfMissing", SetModel("merges", R"(["a zz"])"), "\"zz\" is no token", invalid},
       {"T13_MergeOfNumber", SetModel("merges", "[7]"), "model.merges[0]: expected two tokens",
-       kInvalid},
+       invalid},
       {"T13_BytesMissing",
        [](json::object& root) {
          root["model"].as_object()["byte_fallback"] = true;
@@ -284,7 +284,7 @@ std::vector<JsonRow> JsonRows() {
              {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}]})");
          root["pre_tokenizer"] = nullptr;
        },
-       "no piece of the single byte 0", kInvalid},
+       "no piece of the single byte 0", invalid},
       {"T13_Truncation", Set("truncation", R"({"max_length": 5})"), "truncation"},
       {"T13_Padding", Set("padding", R"({"length": 5})"), "padding"},
       {"T13_Lowercase", Set("normalizer", R"({"type": "Lowercase"})"), "\"Lowercase\""},
@@ -307,14 +307,14 @@ std::vector<JsonRow> JsonRows() {
       {"T14_AddedTwice",
        Set("added_tokens", R"([{"id": 258, "content": "<|endoftext|>", "special": true},
           {"id": 259, "content": "<|endoftext|>", "special": true}])"),
-       "is there twice", kInvalid},
+       "is there twice", invalid},
       {"T14_AddedIdTwice",
        Set("added_tokens", R"([{"id": 258, "content": "<|endoftext|>", "special": true},
           {"id": 258, "content": "<|x|>", "special": true}])"),
-       "its id 258 is there twice", kInvalid},
+       "its id 258 is there twice", invalid},
       {"T14_AddedIdNegative", Set("added_tokens", R"([{"id": -5, "content": "<|endoftext|>"}])"),
-       "added_tokens[0]: expected an id", kInvalid},
-      {"T14_NoEndOfText", Set("added_tokens", "[]"), "no end-of-text token", kInvalid},
+       "added_tokens[0]: expected an id", invalid},
+      {"T14_NoEndOfText", Set("added_tokens", "[]"), "no end-of-text token", invalid},
   };
 }
 
@@ -335,7 +335,7 @@ std::function<void(const TempFolder&)> Model(const std::string& content) {
 
 std::vector<Row> ModelRows() {
   const std::string good = Pieces() + Trainer() + Normalizer();
-  const std::string kUnsupported = "tokenizer_unsupported";
+  const std::string unsupported = "tokenizer_unsupported";
   return {
       {"T13_Empty", Model(""), "is cut or no SentencePiece model"},
       {"T13_WrongMagicJson", Model("{\"a\": 0}"), "tokenizer.model: "},
@@ -360,28 +360,28 @@ std::vector<Row> ModelRows() {
       {"T13_ByteMissing", Model(Pieces(1) + Trainer() + Normalizer()),
        "no piece of the single byte 0"},
       {"T13_Unigram", Model(Pieces() + Trainer(1) + Normalizer()), "expected model_type 2, found 1",
-       kUnsupported},
+       unsupported},
       {"T13_NoFallback", Model(Pieces() + Trainer(2, false) + Normalizer()), "no byte_fallback",
-       kUnsupported},
+       unsupported},
       {"T13_Normalizes", Model(Pieces() + Trainer() + Normalizer("table")), "expected the identity",
-       kUnsupported},
+       unsupported},
       {"T13_NoDummyPrefix", Model(Pieces() + Trainer() + Normalizer("", false)), "dummy prefix",
-       kUnsupported},
+       unsupported},
       {"T13_RemovesSpaces", Model(Pieces() + Trainer() + Normalizer("", true, true)),
-       "all spaces kept", kUnsupported},
-      {"T13_Unused", Model(good + PieceField("zz", 0, 5)), "user-defined or unused", kUnsupported},
+       "all spaces kept", unsupported},
+      {"T13_Unused", Model(good + PieceField("zz", 0, 5)), "user-defined or unused", unsupported},
       {"T13_NotLegacy",
        [=](const TempFolder& folder) {
          folder.Write("tokenizer.model", good);
          folder.Write("tokenizer_config.json", "{\"legacy\": false}");
        },
-       "legacy: expected true, found false", kUnsupported},
+       "legacy: expected true, found false", unsupported},
       {"T13_OtherClass",
        [=](const TempFolder& folder) {
          folder.Write("tokenizer.model", good);
          folder.Write("tokenizer_config.json", "{\"tokenizer_class\": \"T5Tokenizer\"}");
        },
-       "expected LlamaTokenizer, found \"T5Tokenizer\"", kUnsupported},
+       "expected LlamaTokenizer, found \"T5Tokenizer\"", unsupported},
   };
 }
 

@@ -1,10 +1,12 @@
 // Goal: ids and text equal those of the original tokenizer classes, id by id.
-// Method: recordings of 362 strings and 64 prompts per tokenizer, the prompts of the StableLM
-// cases, and the demo.
+// Method: recordings of 362 strings and 64 prompts per tokenizer, for every folder of tokenizers;
+// the prompts of the cases, and the demo.
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <optional>
 #include <ostream>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -28,36 +30,6 @@ class TokenizerRecordingTest : public testing::TestWithParam<Recording> {
   }
 };
 
-TEST_P(TokenizerRecordingTest, EncodesEveryStringAsRecorded) {
-  const auto tokenizer = GetParam().load();
-  for (const auto& line : ReadJsonLines(File("strings.jsonl"))) {
-    const std::string text = ToString(line.at("text"));
-    SCOPED_TRACE(boost::json::serialize(line.at("text")));
-    EXPECT_EQ(tokenizer->EncodeWithSpecials(text), ToIds(line.at("ids")));
-    EXPECT_EQ(tokenizer->Encode(text), ToIds(line.at("ids_plain")));
-  }
-}
-
-TEST_P(TokenizerRecordingTest, DecodesEveryStringAsRecorded) {
-  const auto tokenizer = GetParam().load();
-  for (const auto& line : ReadJsonLines(File("strings.jsonl"))) {
-    SCOPED_TRACE(boost::json::serialize(line.at("text")));
-    const std::vector<int32_t> ids = ToIds(line.at("ids"));
-    EXPECT_EQ(tokenizer->Decode(ids), ToString(line.at("decoded")));
-    EXPECT_EQ(tokenizer->Decode(ids), ToString(line.at("decoded_clean")));
-    EXPECT_EQ(tokenizer->Decode(ids, /*keep_special=*/true),
-              ToString(line.at("decoded_keep_special")));
-  }
-}
-
-TEST_P(TokenizerRecordingTest, EncodesPromptsWithImagesAsRecorded) {
-  const auto tokenizer = GetParam().load();
-  for (const auto& line : ReadJsonLines(File("image_prompts.jsonl"))) {
-    SCOPED_TRACE(boost::json::serialize(line.at("prompt")));
-    EXPECT_EQ(EncodeAsOriginal(*tokenizer, ToString(line.at("prompt"))), ToIds(line.at("ids")));
-  }
-}
-
 TEST_P(TokenizerRecordingTest, HasTheRecordedLengthAndSpecialTokens) {
   const auto tokenizer = GetParam().load();
   const auto recorded = ReadJson(File("tokenizer_case.json")).as_object();
@@ -75,6 +47,93 @@ TEST_P(TokenizerRecordingTest, HasTheRecordedLengthAndSpecialTokens) {
   EXPECT_EQ(num_specials, 0);
   EXPECT_EQ(tokenizer->eos(), tokenizer->SpecialId(ToString(recorded.at("eos"))));
   EXPECT_EQ(tokenizer->bos(), -1);
+}
+
+struct RecordedFolder {
+  const char* name;  // below tests/golden/data/tokenizers
+  const char* file;
+};
+
+void PrintTo(const RecordedFolder& param, std::ostream* out) { *out << param.name; }
+
+class TokenizerFolderTest : public testing::TestWithParam<RecordedFolder> {
+ protected:
+  static std::string Folder() {
+    return SourcePath(std::string("tests/golden/data/tokenizers/") + GetParam().name);
+  }
+  static std::unique_ptr<Tokenizer> Loaded() {
+    auto tokenizer = LoadTokenizerFromFolder(Folder(), GetParam().file);
+    EXPECT_TRUE(tokenizer.ok()) << tokenizer.status();
+    return tokenizer.ok() ? *std::move(tokenizer) : nullptr;
+  }
+};
+
+TEST_P(TokenizerFolderTest, EncodesEveryStringAsRecorded) {
+  const auto tokenizer = Loaded();
+  ASSERT_NE(tokenizer, nullptr);
+  const auto recorded = ReadJson(Folder() + "/tokenizer_case.json").as_object();
+  EXPECT_EQ(tokenizer->size(), recorded.at("length").to_number<int32_t>());
+  int64_t num_strings = 0;
+  for (const auto& line : ReadJsonLines(Folder() + "/strings.jsonl")) {
+    const std::string text = ToString(line.at("text"));
+    SCOPED_TRACE(boost::json::serialize(line.at("text")));
+    EXPECT_EQ(tokenizer->EncodeWithSpecials(text), ToIds(line.at("ids")));
+    EXPECT_EQ(tokenizer->Encode(text), ToIds(line.at("ids_plain")));
+    ++num_strings;
+  }
+  EXPECT_EQ(num_strings, recorded.at("strings").to_number<int64_t>());
+}
+
+TEST_P(TokenizerFolderTest, DecodesEveryStringAsTheOriginal) {
+  const auto tokenizer = Loaded();
+  ASSERT_NE(tokenizer, nullptr);
+  for (const auto& line : ReadJsonLines(Folder() + "/strings.jsonl")) {
+    SCOPED_TRACE(boost::json::serialize(line.at("text")));
+    const std::vector<int32_t> ids = ToIds(line.at("ids"));
+    EXPECT_EQ(tokenizer->DecodeAsOriginal(ids), ToString(line.at("decoded")));
+    EXPECT_EQ(tokenizer->DecodeAsOriginal(ids, /*keep_special=*/true),
+              ToString(line.at("decoded_keep_special")));
+    if (line.contains("decoded_clean")) {
+      EXPECT_EQ(tokenizer->Decode(ids), ToString(line.at("decoded_clean")));
+    }
+  }
+}
+
+// The folders of tokenizer.json have no recordings of prompts.
+TEST_P(TokenizerFolderTest, EncodesPromptsWithImagesAsRecorded) {
+  const std::string file = Folder() + "/image_prompts.jsonl";
+  if (!std::filesystem::exists(file)) GTEST_SKIP() << "no prompts were recorded";
+  const auto tokenizer = Loaded();
+  ASSERT_NE(tokenizer, nullptr);
+  for (const auto& line : ReadJsonLines(file)) {
+    SCOPED_TRACE(boost::json::serialize(line.at("prompt")));
+    EXPECT_EQ(EncodeAsOriginal(*tokenizer, ToString(line.at("prompt"))), ToIds(line.at("ids")));
+  }
+}
+
+const RecordedFolder kFolders[] = {
+    {"stablelm", "arcade100k.tiktoken"}, {"qwen", "qwen.tiktoken"},
+    {"qwen1.5", "vocab.json"},           {"phi", "vocab.json"},
+    {"llama", "tokenizer.model"},        {"openchat", "tokenizer.model"},
+    {"minicpm", "tokenizer.model"},      {"json-llama", "tokenizer.json"},
+    {"json-phi", "tokenizer.json"},      {"json-qwen1.5", "tokenizer.json"}};
+
+INSTANTIATE_TEST_SUITE_P(Recorded, TokenizerFolderTest, testing::ValuesIn(kFolders),
+                         [](const auto& tested) {
+                           std::string name = tested.param.name;
+                           std::erase_if(name, [](char c) { return c == '-' || c == '.'; });
+                           return name;
+                         });
+
+TEST(TokenizerFoldersTest, EveryRecordedFolderIsAbove) {
+  std::set<std::string> known;
+  for (const RecordedFolder& folder : kFolders) known.insert(folder.name);
+  std::set<std::string> found;
+  for (const auto& entry :
+       std::filesystem::directory_iterator(SourcePath("tests/golden/data/tokenizers"))) {
+    found.insert(entry.path().filename().string());
+  }
+  EXPECT_EQ(found, known);
 }
 
 INSTANTIATE_TEST_SUITE_P(

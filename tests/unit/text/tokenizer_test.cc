@@ -4,13 +4,14 @@
 
 #include <gtest/gtest.h>
 
-#include <ctime>
+#include <chrono>
 #include <ostream>
 #include <random>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "conclave/base/cpu_time.h"
 #include "conclave/text/detokenizer.h"
 #include "nfc.h"
 #include "text_test_support.h"
@@ -95,11 +96,7 @@ void PrintTo(const HostileText& param, std::ostream* out) { *out << param.name; 
 
 class HostileTextTest : public testing::TestWithParam<HostileText> {};
 
-double ThreadSeconds() {
-  timespec now{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
+double ThreadSeconds() { return std::chrono::duration<double>(ThreadCpuTime()).count(); }
 
 // The goal is 50 ms per MiB in an optimized build; the bound leaves room for sanitizers. A
 // quadratic path would need hours.

@@ -191,7 +191,7 @@ TEST(NackTest, NamesAtMostItsLimitOfHolders) {
 }
 
 TEST(NackTest, EveryCodeKeepsItsReason) {
-  for (uint16_t number = 1; number <= 12; ++number) {
+  for (uint16_t number = 1; number <= 13; ++number) {
     const NackCode code = static_cast<NackCode>(number);
     const absl::Status status = ToStatus(code);
     EXPECT_FALSE(status.ok());
@@ -229,7 +229,7 @@ TEST(NackTest, RefusesAnUnknownCodeAndAWrongCount) {
     return ReasonOf(ParseNack(frame.bytes()).status());
   };
   EXPECT_EQ(reason(64, 0), "bad_items");
-  EXPECT_EQ(reason(64, 13), "bad_items");
+  EXPECT_EQ(reason(64, 14), "bad_items");
   EXPECT_EQ(reason(66, 1), "bad_length");
   EXPECT_EQ(reason(66, 3), "bad_length");
   EXPECT_EQ(reason(66, 0xffff), "bad_length");

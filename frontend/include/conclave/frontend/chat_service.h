@@ -24,6 +24,12 @@ struct ChatServiceOptions {
   int64_t image_cache_bytes = int64_t{256} << 20;
   // Requests that wait for their pictures; more are refused.
   int32_t max_preparing = 256;
+  // Whether the experts are served; null: they are here. Any thread.
+  std::function<absl::Status()> readiness;
+  // Memory of pictures until they are features: those that wait, as they came, and the decoding of
+  // the dearest of them, since one is decoded at a time. A request beyond it is refused with
+  // "image_memory_busy" (kUnavailable), unless no other has pictures in preparation.
+  int64_t image_memory_bytes = int64_t{512} << 20;
 };
 
 // What the service tells metrics; may be called on any of its threads, must not block.

@@ -60,6 +60,9 @@ struct HttpObserver {
   // A request field that is ignored because nobody knows it; once per name, the first 64 names,
   // escaped and cut to 64 bytes. To be logged.
   std::function<void(const std::string& name)> on_unknown_field;
+  // Pictures of one request, at least one, whose data URI has a media type that their first bytes
+  // contradict. They are taken for what the bytes say.
+  std::function<void(int32_t num_images)> on_mislabelled_images;
 };
 
 // Owns its threads. Start, SetBackend (until then /v1 answers 503 and /health/ready 503 with the

@@ -1,7 +1,8 @@
 // Errors are absl::Status. Next to the code and the message an error of ours carries two facts that
 // callers and users rely on, kept as payloads so that they survive being passed up:
 //
-//   reason  a stable snake_case word, such as "tensor_missing" (HTTP `code`, the <what> of a command line error)
+//   reason  a stable snake_case word, such as "tensor_missing" (HTTP `code`, the <what> of a
+//   command line error)
 //   param   the field of a request that is wrong, such as "messages[1].content[0].image_url.url"
 //
 // The message names what was wrong, where, what was expected and what was found, in one line:

@@ -1,11 +1,12 @@
 // Pictures: decode, fit, resize and normalise, byte for byte as Pillow and the original's
 // processors do (spec 3.1, 3.2).
 //
-// All functions are pure: any thread, no state, no clock, no files. Only Decode takes bytes from
-// outside; what it returns is well formed, so the functions after it treat a malformed argument as
-// a broken invariant.
+// All functions are pure: any thread, no state, no files, and no clock unless a limit of time is
+// set. Only DetectFormat, DecodeBytes and Decode take bytes from outside; what Decode returns is
+// well formed, so the functions after it treat a malformed argument as a broken invariant.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -22,8 +23,8 @@ struct RgbImage {
   std::vector<uint8_t> pixels;  // [height, width, 3]
 };
 
-// Checked against the header before anything is decoded, so a refused picture costs neither memory
-// nor time.
+// All but the last are checked against the header before anything is decoded, so a refused picture
+// costs neither memory nor time.
 struct DecodeLimits {
   // The file as it came.
   int64_t encoded_bytes_max = int64_t{10} << 20;
@@ -39,6 +40,10 @@ struct DecodeLimits {
   int32_t jpeg_scans_max = 100;
   // Ignored bytes after the end of the picture. Longer tails are other files riding along.
   int64_t trailing_bytes_max = 64 << 10;
+  // CPU time of the calling thread, which waiting for a core does not lengthen; 0: any, and then
+  // the result is a function of the bytes alone. Decoders look at it every few rows, WebP's every
+  // 64 KiB of the file, and stop there.
+  std::chrono::nanoseconds cpu_time_max{0};
 };
 
 enum class ImageFormat { kUnknown, kJpeg, kPng, kWebp, kGif, kBmp };
@@ -47,6 +52,13 @@ enum class ImageFormat { kUnknown, kJpeg, kPng, kWebp, kGif, kBmp };
 // "GIF89a"; BMP: "BM" and, at byte 14, a known size of its header), never by name or MIME type.
 // Says nothing about the rest.
 ImageFormat DetectFormat(std::span<const std::byte> encoded);
+
+// An upper bound of the memory that Decode takes for this file, result and working memory
+// together, told from its header without decoding: for admission. What will be refused anyway, and
+// files whose header does not say, count as the largest picture within the limits. Not counted:
+// tables of some KB, and those of a lossless WebP, which are 12 to 20 KB for each of the groups of
+// Huffman codes that the file has, 65,536 at most.
+int64_t DecodeBytes(std::span<const std::byte> encoded, const DecodeLimits& limits);
 
 // Decodes to RGB as Pillow's convert("RGB") would; no EXIF rotation, no colour management. A
 // picture comes whole or not at all: missing data is an error, never grey fill.
@@ -81,6 +93,7 @@ ImageFormat DetectFormat(std::span<const std::byte> encoded);
 //   image_aspect_ratio
 //   image_too_complex     more than jpeg_scans_max scans
 //   image_trailing_data   more than trailing_bytes_max after the end of the picture
+//   image_decode_timeout  decoding took longer than cpu_time_max
 // kUnimplemented (HTTP 415) with one of these:
 //   image_format_unsupported  none of these (the message lists the accepted formats), or a BMP that
 //                             is compressed or has another depth or other masks

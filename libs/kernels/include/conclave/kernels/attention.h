@@ -21,7 +21,8 @@ inline constexpr int64_t kKvBlockTokens = 32;
 
 // Memory of one block of one layer: for each KV head K then V,
 //   K [head_dim][kKvBlockTokens]    transposed: lanes are positions
-//   V [kKvBlockTokens][value_stride]  value_stride = head_dim rounded up to 16; the padding stays zero
+//   V [kKvBlockTokens][value_stride]  value_stride = head_dim rounded up to 16; the padding stays
+//   zero
 // in `dtype` (kF32 or kBf16).
 struct KvLayout {
   int64_t num_kv_heads = 0;

@@ -4,12 +4,17 @@
 // tests/unit/kernels/isa_equality_test.cc).
 #pragma once
 
+#include <cstdint>
 #include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
 
 namespace conclave::kernels {
+
+// Raised with every change of a kernel's result bits: processes with different ones do not share a
+// cluster.
+inline constexpr uint32_t kKernelRevision = 1;
 
 enum class Isa { kScalar, kAvx2, kAvx512, kAvx512Bf16 };
 

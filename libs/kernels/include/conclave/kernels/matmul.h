@@ -2,8 +2,10 @@
 //
 // The bit contract (docs/decisions/0003-same-bits.md). y[m, n] is one chain over k in ascending
 // order, started at 0:
-//   f32   acc = fma(x[m, k], w[n, k], acc)                                              for k = 0, 1, 2, ...
-//   bf16  acc = fma(x[m, 2j+1], w[n, 2j+1], acc); acc = fma(x[m, 2j], w[n, 2j], acc)    for j = 0, 1, 2, ...
+//   f32   acc = fma(x[m, k], w[n, k], acc)                                              for k = 0,
+//   1, 2, ...
+//   bf16  acc = fma(x[m, 2j+1], w[n, 2j+1], acc); acc = fma(x[m, 2j], w[n, 2j], acc)    for j = 0,
+//   1, 2, ...
 // (the order of VDPBF16PS on Zen 4), all in f32, round to nearest even, denormals flushed; K is
 // padded with zeros to a multiple of 2. Then y = acc + b[n]. A row's bits therefore depend on that
 // row and the weights alone: never on M, the neighbours, the tile, the thread count or the ISA
@@ -52,6 +54,8 @@ class PackedMatrix {
     return buffer_.As<std::byte>() + panel * panel_bytes();
   }
   size_t size_bytes() const { return buffer_.size_bytes(); }
+  // size_bytes() of such a matrix.
+  static size_t BytesOf(int64_t n, int64_t k, DType dtype);
 
  private:
   int64_t n_ = 0;

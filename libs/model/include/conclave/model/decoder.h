@@ -32,13 +32,14 @@ struct StepRow {
 };
 
 // What the gate chose for the rows of one layer. Views into the decoder's buffers, valid during
-// MoeExecutor::Run.
+// MoeExecutor::Start to Finish.
 struct GateChoice {
   MatView<const int32_t> experts;  // [rows, top_k]
   MatView<const float> weights;    // [rows, top_k]
 };
 
-// Runs the experts of one MoE layer: the frontend's dispatcher.
+// Runs the experts of one MoE layer: the frontend's dispatcher. One layer at a time; the step's
+// thread.
 class MoeExecutor {
  public:
   virtual ~MoeExecutor() = default;
@@ -47,9 +48,24 @@ class MoeExecutor {
   // defines it.
   //   n    [rows, io_dim]  f32 norm output; the executor rounds it to the wire dtype
   //   out  [rows, io_dim]  overwritten
+  // Start sends the rows as far as that needs no waiting, and Finish waits for what has to come
+  // back: between the two the caller computes what needs nothing of the experts. Every Start has
+  // its Finish. Until that returns, what Start was given, and what it views, stays where and as it
+  // is; `out` may be written at any time.
+  virtual void Start(int32_t layer, MatView<const float> n, std::span<const StepRow> rows,
+                     const GateChoice& choice, MatView<float> out) = 0;
+  // Between Start and Finish, now and then: takes up what has come and sends what waited for it.
+  // Does not wait.
+  virtual void Poll() {}
   // An error fails the whole step; nothing of it may be used.
-  virtual absl::Status Run(int32_t layer, MatView<const float> n, std::span<const StepRow> rows,
-                           const GateChoice& choice, MatView<float> out) = 0;
+  virtual absl::Status Finish() = 0;
+
+  // Start and Finish, for a caller that has nothing to do meanwhile.
+  absl::Status Run(int32_t layer, MatView<const float> n, std::span<const StepRow> rows,
+                   const GateChoice& choice, MatView<float> out) {
+    Start(layer, n, rows, choice, out);
+    return Finish();
+  }
 };
 
 // Sees intermediate results, for parity tests and telemetry. Called on the step's thread; views die
@@ -106,7 +122,8 @@ class Decoder {
 
   // Runs all layers over the first rows.size() rows of input(), storing their keys and values at
   // their positions.
-  //   rows        rows of one sequence stand in ascending position, and every earlier position is in the pool or in
+  //   rows        rows of one sequence stand in ascending position, and every earlier position is
+  //   in the pool or in
   //               this step
   //   logit_rows  indices of rows whose logits are wanted
   // Returns logits [logit_rows, vocab_rows], f32, valid until the next step. `observer` may be

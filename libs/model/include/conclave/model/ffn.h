@@ -29,6 +29,9 @@ struct FfnWeights {
   size_t size_bytes() const { return up.size_bytes() + down.size_bytes(); }
 };
 
+// size_bytes() of such weights, before they are loaded.
+size_t FfnBytes(const checkpoint::FfnSpec& spec, int64_t io_dim, DType dtype);
+
 // Packs the tensors `prefix` + names.ffn_gate/ffn_up/ffn_down + ".weight" (and ".bias" where the
 // spec has biases), stored as f32, bf16 or f16, to `dtype` (kF32 or kBf16) and releases their
 // pages. `io_dim` is the width of the rows that the network reads and writes, H below.

@@ -15,9 +15,11 @@ inline constexpr float kGateSumFloor = 1.1920929e-7f;
 
 // Chooses for every row from its gate logits.
 //
-//   logits   [rows, E]      f32, W_g · n over the f32 norm output; overwritten with softmax over all E
+//   logits   [rows, E]      f32, W_g · n over the f32 norm output; overwritten with softmax over
+//   all E
 //   experts  [rows, top_k]  by falling probability, the lower id first on ties
-//   weights  [rows, top_k]  p / Σ p over the chosen (sum floored at 1.19e-7) when spec.is_renormalized, else p
+//   weights  [rows, top_k]  p / Σ p over the chosen (sum floored at 1.19e-7) when
+//   spec.is_renormalized, else p
 void ChooseExperts(const kernels::Context& context, const checkpoint::MoeSpec& spec,
                    MatView<float> logits, MatView<int32_t> experts, MatView<float> weights);
 

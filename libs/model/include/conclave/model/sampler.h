@@ -30,9 +30,11 @@ struct TokenChoice {
 
 // Chooses from logits[0, vocab_size). Order as Hugging Face `generate`: penalties and bias, then
 // greedy (ties to the lowest id) or temperature → top-k → top-p → min-p → multinomial.
-//   prompt, generated   earlier ids of the sequence, for the penalties: repetition counts both (image positions are no
+//   prompt, generated   earlier ids of the sequence, for the penalties: repetition counts both
+//   (image positions are no
 //                       ids), presence and frequency the generated ones
-//   step                number of tokens generated before this one; with the seed it is the whole state of randomness
+//   step                number of tokens generated before this one; with the seed it is the whole
+//   state of randomness
 //   scratch             reused between calls to avoid allocation
 TokenChoice Sample(std::span<const float> logits, int32_t vocab_size, const SamplerParams& params,
                    std::span<const int32_t> prompt, std::span<const int32_t> generated,

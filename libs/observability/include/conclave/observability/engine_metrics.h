@@ -87,11 +87,25 @@ void AddExpertTokens(Metrics& metrics, const std::function<std::vector<ExpertTok
 // Of the HTTP layer. Any thread.
 class HttpMetrics {
  public:
-  explicit HttpMetrics(Metrics& metrics) : metrics_(metrics) {}
+  explicit HttpMetrics(Metrics& metrics);
 
   // One answered request. `route`: an entry of the server's route table, never the path that the
   // client sent.
   void Observe(const std::string& route, int status, double seconds);
+
+  Counter image_mime_mismatch;  // pictures whose media type is not that of their bytes
+
+ private:
+  Metrics& metrics_;
+};
+
+// The API over gRPC. Thread-safe.
+class GrpcMetrics {
+ public:
+  explicit GrpcMetrics(Metrics& metrics) : metrics_(metrics) {}
+
+  // One call that ended. `method`: a method of the service; `code`: a name of gRPC's codes.
+  void Observe(const char* method, const char* code, double seconds);
 
  private:
   Metrics& metrics_;

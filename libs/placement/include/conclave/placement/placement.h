@@ -32,15 +32,22 @@ class Placement {
   static absl::StatusOr<Placement> Create(Epoch epoch, std::vector<ExpertUnit> units,
                                           const std::vector<Replica>& replicas);
 
+  // As Create, but units may lack replicas: what a cluster has while workers are missing.
+  static absl::StatusOr<Placement> CreatePartial(Epoch epoch, std::vector<ExpertUnit> units,
+                                                 const std::vector<Replica>& replicas);
+
   Epoch epoch() const { return epoch_; }
   std::span<const ExpertUnit> units() const { return units_; }
 
-  // Workers to which rows for `unit` may be dispatched, in planner order; at least one for a known
-  // unit, empty for an unknown one.
+  // Workers to which rows for `unit` may be dispatched, in planner order; empty for an unknown unit
+  // and, in a partial placement, for one that nobody serves.
   std::span<const WorkerId> WorkersOf(ExpertUnit unit) const;
 
   // Units of one worker, ascending.
   std::vector<ExpertUnit> UnitsOf(WorkerId worker) const;
+
+  // Whether every unit has a replica.
+  bool is_complete() const;
 
  private:
   Placement() = default;

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/statusor.h"
 
@@ -18,6 +19,12 @@ struct Address {
 // "127.0.0.1:8000", "localhost:0", "[::1]:8000". kInvalidArgument with
 // `expected HOST:PORT with port 0..65535, found "127.0.0.1:80a"`.
 absl::StatusOr<Address> ParseAddress(std::string_view text);
+
+// "a:1,b:2": 1 to kAddressesMax of them, none twice.
+inline constexpr size_t kAddressesMax = 16;
+absl::StatusOr<std::vector<Address>> ParseAddresses(std::string_view text);
+std::string ToString(const std::vector<Address>& addresses);
+std::vector<std::string> ToStrings(const std::vector<Address>& addresses);
 
 // What ParseAddress reads; IPv6 hosts get their brackets.
 std::string ToString(const Address& address);

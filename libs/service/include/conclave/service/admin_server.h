@@ -1,4 +1,5 @@
-// The admin listener of every role: GET /metrics, /health/live, /health/ready, and nothing else.
+// The admin listener of every role: GET /metrics, /health/live, /health/ready, and nothing else; in
+// a build with failpoints also GET and PUT /debug/failpoints (base/failpoint.h).
 // Own port, loopback unless the operator says otherwise; one thread, a few connections, short
 // limits: it must answer while the process is busy and must never be what makes it so.
 #pragma once
@@ -14,7 +15,7 @@ namespace conclave::service {
 
 struct Health {
   bool is_ready = false;
-  std::string state;      // "loading", "ready", "draining", "degraded": a word of ours
+  std::string state;      // "loading", "ready", "draining", "degraded", "standby": a word of ours
   double progress = 1.0;  // 0..1, shown while loading
 };
 

@@ -86,6 +86,7 @@ class OptionSet {
   void Add(OptionInfo info, std::chrono::milliseconds* target,
            Range<std::chrono::milliseconds> range);
   void Add(OptionInfo info, Address* target);
+  void Add(OptionInfo info, std::vector<Address>* target);  // HOST:PORT[,HOST:PORT...]
   void AddChoice(OptionInfo info, std::string* target, std::vector<std::string> words);
   void AddPath(OptionInfo info, std::string* target, PathKind kind);
   // May be given several times; a YAML sequence.

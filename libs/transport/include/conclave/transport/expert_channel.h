@@ -1,5 +1,5 @@
 // The only thing the frontend's layer loop sees of a worker: dispatch a call, get its rows back or
-// an error, cancel. All implementations (inproc; later ucx, grpc, nccl) carry the same header,
+// an error, cancel. All implementations (inproc, grpc, ucx) carry the same header,
 // epoch, deadline and idempotence key, so one encoder, one parser and one fuzz corpus serve them
 // all (frame.h).
 #pragma once
@@ -7,10 +7,12 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "conclave/base/clock.h"
 #include "conclave/base/ids.h"
 #include "conclave/tensor/dtype.h"
 
@@ -76,6 +78,10 @@ struct CallSlot {
   std::span<uint16_t> pair_expert;
   std::span<std::byte> rows;
   std::span<std::byte> reply_rows;
+  // Of a call that the worker refused: the epoch that it is in, and who it knows to hold what it
+  // does not. Until Release. Empty after any other end, and where a channel carries no NACKs.
+  Epoch worker_epoch;
+  std::span<const WorkerId> holders;
 };
 
 struct ChannelLimits {
@@ -86,7 +92,22 @@ struct ChannelLimits {
   WireDtype dtype = WireDtype::kBf16;
 };
 
-// One frontend's link to one worker. Owned and used by one thread, the frontend's engine.
+// What a link has carried and what was wrong with it; only grows.
+struct LinkCounters {
+  uint64_t bytes_sent = 0;      // of frames, as handed to the network
+  uint64_t bytes_received = 0;  // likewise
+  uint64_t late_replies = 0;    // to calls that were cancelled, or answered before
+  uint64_t malformed = 0;       // frames that were none
+};
+
+// What is known of a link without its owner's help.
+struct LinkSigns {
+  absl::Status status;                    // as LinkStatus
+  std::optional<MonotonicTime> heard_at;  // nullopt: the worker has not been asked
+};
+
+// One frontend's link to one worker. Owned and used by one thread, the frontend's engine, but for
+// CheckOn.
 class ExpertChannel {
  public:
   virtual ~ExpertChannel() = default;
@@ -97,18 +118,47 @@ class ExpertChannel {
   virtual CallSlot* Acquire() = 0;
 
   // Sends slot->call, whose spans the caller has set to prefixes of the slot's memory. Does not
-  // block.
+  // block. kUnavailable ("link_lost") on a link that is gone.
   virtual absl::Status Dispatch(CallSlot* slot) = 0;
 
-  // Blocks until the reply is in slot->reply or the call failed (kDeadlineExceeded, kUnavailable,
-  // or what the handler returned). The inproc channel computes the call here, on the caller's
-  // thread and its pool.
+  // How a dispatched call ended: OK with slot->reply filled, kUnavailable ("link_lost"), or what
+  // the worker refused it with; nullopt while it is under way. Does not block; drives the channel's
+  // progress. Deadlines are the caller's matter. The inproc channel computes the call here, on the
+  // caller's thread and its pool. Once it has given a status it is not asked again.
+  virtual std::optional<absl::Status> Poll(CallSlot* slot) = 0;
+
+  // Poll until there is a status; kDeadlineExceeded ("deadline") when call.deadline_us (0: none)
+  // has passed since Dispatch: the call is then still to be cancelled.
   virtual absl::Status Await(CallSlot* slot) = 0;
 
-  // Gives up a dispatched call; a late reply is dropped. The slot is still to be released.
+  // OK, or why no call can be sent any more (kUnavailable, "link_lost"). A link that is lost stays
+  // lost: a new channel takes its place.
+  virtual absl::Status LinkStatus() const = 0;
+
+  // Gives up a dispatched call and tells the worker; a late reply is dropped. The slot is still to
+  // be released.
   virtual void Cancel(CallSlot* slot) = 0;
 
   virtual void Release(CallSlot* slot) = 0;
+
+  // Asks the worker for a sign of life, without blocking; nothing while the last one is unanswered.
+  // Whoever answers is not the thread that computes.
+  virtual void Ping() {}
+
+  // Asks the worker for a sign of life, as Ping does, and says what has come of it so far. Any
+  // thread, while the channel lives. A channel that only its owner can drive asks when that does.
+  virtual LinkSigns CheckOn() { return {}; }
+
+  // When anything last came from the worker; never in the past where it is in this process.
+  virtual MonotonicTime last_heard() const { return MonotonicTime::max(); }
+
+  // Of the last PING that was answered; 0 before that.
+  virtual std::chrono::nanoseconds ping_round_trip() const { return std::chrono::nanoseconds(0); }
+
+  virtual LinkCounters counters() const { return {}; }
+
+  // What carries the frames: "inproc", "grpc" or "ucx".
+  virtual const char* name() const { return "inproc"; }
 };
 
 }  // namespace conclave::transport

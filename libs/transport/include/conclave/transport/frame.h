@@ -10,6 +10,7 @@
 //          rows [rows][row_width]
 //   REPLY  rows [rows][row_width]
 //   NACK   code u16 · n u16 · worker id u32[n]
+//   CANCEL, CREDIT, PING, PONG  nothing
 //
 // With kFlagPayloadCrc a CRC-32C of the rows alone follows them. `payload_bytes` counts everything
 // after the header.
@@ -124,7 +125,8 @@ absl::Status ValidateCall(const CallView& call, const FrameLimits& limits);
 
 // Writes a frame to `out` and returns its length. `out` is large enough (MaxFrameBytes) and 64-byte
 // aligned; the call or reply is within the limits. With `with_payload_crc` the rows are covered by
-// a CRC-32C of their own, after them.
+// a CRC-32C of their own, after them. The rows of a reply may lie where they go: at
+// out[kFrameHeaderBytes].
 size_t EncodeCall(const CallView& call, bool with_payload_crc, std::span<std::byte> out);
 size_t EncodeReply(const CallView& call, const ReplyView& reply, bool with_payload_crc,
                    std::span<std::byte> out);
@@ -175,6 +177,7 @@ enum class NackCode : uint16_t {
   kDeadline = 10,
   kNumericError = 11,
   kInternal = 12,
+  kBusy = 13,
 };
 
 // The code for an error of a parser or a handler; kInternal for one that has no code of its own.
@@ -203,5 +206,31 @@ struct ParsedNack {
 // bad_magic, version, type, flags, bad_length, bad_crc, and bad_items for an unknown code or a
 // count that must be 0.
 absl::StatusOr<ParsedNack> ParseNack(std::span<const std::byte> frame);
+
+// CANCEL, CREDIT, PING and PONG are a header alone. What is not named here is 0 in it, and so is a
+// field here that its type has no use for.
+struct ControlFrame {
+  FrameType type = FrameType::kPing;
+  Epoch epoch{};          // what the sender has seen
+  uint32_t frontend = 0;  // of the pair
+  uint32_t slot = 0;      // CANCEL: the call's
+  uint64_t seq = 0;       // CANCEL: the call's; PING: the sender's count; PONG: that of the PING
+  uint32_t credits = 0;   // CREDIT: rows granted
+};
+
+// Writes kFrameHeaderBytes to `out`, which is 64-byte aligned.
+void EncodeControl(const ControlFrame& control, std::span<std::byte> out);
+
+// Reasons: short_header, bad_magic, version, type (one of the others), flags, bad_length, bad_crc,
+// and bad_items for a field that must be 0.
+absl::StatusOr<ControlFrame> ParseControl(std::span<const std::byte> frame);
+
+// The header of a frame of any known type, to see which parser is its own. Reasons: short_header,
+// bad_magic, version, type, bad_length. Its CRC has not been looked at.
+absl::StatusOr<FrameHeader> PeekHeader(std::span<const std::byte> frame);
+
+// Whether PeekHeader accepts the frame and the CRC of its header and arrays is right: what a parser
+// then refuses about it can be told to the sender in a NACK.
+bool IsHeaderSound(std::span<const std::byte> frame);
 
 }  // namespace conclave::transport

@@ -1,0 +1,420 @@
+// Attempts of calls: sent, answered, failed, overtaken.
+#include <algorithm>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "conclave/base/check.h"
+#include "conclave/base/failpoint.h"
+#include "conclave/base/planted_bug.h"
+#include "conclave/base/status.h"
+#include "conclave/transport/rows.h"
+#include "dispatch_state.h"
+
+namespace conclave::frontend {
+
+using model::GateChoice;
+using model::StepRow;
+using transport::CallSlot;
+using transport::ExpertChannel;
+using transport::WireDtype;
+
+namespace {
+
+constexpr std::chrono::milliseconds kBackoffMin{5};
+constexpr std::chrono::milliseconds kBackoffMax{200};
+
+Verdict VerdictOf(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kUnavailable:
+    case absl::StatusCode::kNotFound:
+      return Verdict::kElsewhere;
+    case absl::StatusCode::kDeadlineExceeded:
+    case absl::StatusCode::kResourceExhausted:
+    case absl::StatusCode::kDataLoss:
+    case absl::StatusCode::kInternal:
+    case absl::StatusCode::kCancelled:
+      return Verdict::kAgain;
+    default:
+      return Verdict::kFatal;
+  }
+}
+
+}  // namespace
+
+absl::Status Dispatcher::State::Send(Call& call, size_t link, bool is_hedge, bool& has_moved) {
+  LinkEntry& entry = table[link];
+  ExpertChannel& channel = *entry.link.channel;
+  CallSlot* slot = channel.Acquire();
+  if (slot == nullptr) {
+    return absl::OkStatus();  // another call ends first
+  }
+  has_moved = true;
+  Fill(call, *slot);
+  Attempt& attempt = call.live[call.live[0].slot == nullptr ? 0 : 1];
+  const MonotonicTime now = Now();
+  entry.NoteLateAnswers(now);
+  const auto num_rows = static_cast<int>(call.num_rows);
+  attempt.link = link;
+  attempt.channel = &channel;
+  attempt.sent_at = now;
+  attempt.is_hedge = is_hedge;
+  if (entry.link.is_inline) {
+    attempt.deadline = MonotonicTime::max();
+    attempt.hedge_at = MonotonicTime::max();
+  } else {
+    const bool is_last = call.num_attempts + 1 >= options.attempts_max;
+    const Microseconds deadline =
+        entry.health.DeadlineFor(num_rows, call.num_experts, lateness.factor());
+    attempt.deadline = is_last ? call.give_up_at : std::min(call.give_up_at, now + deadline);
+    attempt.hedge_at =
+        now + entry.health.HedgeDelayFor(num_rows, call.num_experts, lateness.factor());
+    const auto left = std::chrono::duration_cast<Microseconds>(attempt.deadline - now).count();
+    slot->call.deadline_us = static_cast<uint32_t>(std::clamp<int64_t>(left, 1, UINT32_MAX));
+  }
+  attempt.slot = slot;
+  if (rescue_link && link == *rescue_link) {
+    ++rescues;
+  }
+  entry.health.OnSent(num_rows, now);
+  call.state = CallState::kSent;
+  call.tried.set(link);
+  if (call.num_attempts++ == 0) {
+    ++first_attempts;
+    budget.OnFirstAttempt();
+  } else if (!is_hedge) {
+    ++retries;
+  }
+  if (const absl::Status status = channel.Dispatch(slot); !status.ok()) {
+    channel.Release(slot);
+    attempt.slot = nullptr;
+    entry.health.OnWithdrawn(num_rows);
+    return OnFailure(call, attempt, status);
+  }
+  if (is_hedge) {
+    (void)CONCLAVE_FAILPOINT("f.sent_hedge", {.layer = layer});
+  } else {
+    (void)CONCLAVE_FAILPOINT("f.sent_first", {.layer = layer});
+  }
+  return absl::OkStatus();
+}
+
+bool Dispatcher::State::SpendToken(MonotonicTime now) {
+  if (!budget.Take(now) && !CONCLAVE_PLANTED_BUG("retry_without_budget")) {
+    return false;
+  }
+  ++tokens;
+  return true;
+}
+
+// Ends an attempt that nobody asks any more.
+void Dispatcher::State::Drop(Attempt& attempt) {
+  attempt.channel->Cancel(attempt.slot);
+  attempt.channel->Release(attempt.slot);
+  table[attempt.link].health.OnWithdrawn(attempt.slot->call.num_rows);
+  attempt.slot = nullptr;
+}
+
+// Gives the link back after every slot of it; its calls find themselves without an attempt.
+void Dispatcher::State::LoseLink(size_t index) {
+  LinkEntry& entry = table[index];
+  for (Call& call : calls) {
+    for (Attempt& attempt : call.live) {
+      if (attempt.slot != nullptr && attempt.channel == entry.link.channel) {
+        Drop(attempt);
+        ++link_losses;
+      }
+    }
+  }
+  for (Probe& probe : probes) {
+    if (probe.attempt.channel == entry.link.channel) {
+      Drop(probe.attempt);
+    }
+  }
+  std::erase_if(probes, [](const Probe& probe) { return probe.attempt.slot == nullptr; });
+  source.Release(std::exchange(entry.link.channel, nullptr));
+}
+
+Microseconds Dispatcher::State::RoundTripOf(const Attempt& attempt, MonotonicTime now) const {
+  const auto seen = std::chrono::duration_cast<Microseconds>(now - attempt.sent_at);
+  if (!is_caller_away) {
+    return seen;
+  }
+  // What this frontend did meanwhile says nothing of the worker: deadlines and hedges would come as
+  // late as its attention takes.
+  const transport::ReplyView& reply = attempt.slot->reply;
+  const auto at_worker = Microseconds(int64_t{reply.queue_us} + reply.service_us);
+  return std::min(seen, at_worker + std::chrono::duration_cast<Microseconds>(
+                                        attempt.channel->ping_round_trip()));
+}
+
+absl::Status Dispatcher::State::PollAttempt(Call& call, Attempt& attempt, bool& has_moved) {
+  const std::optional<absl::Status> status = attempt.channel->Poll(attempt.slot);
+  LinkHealth& health = table[attempt.link].health;
+  const auto num_rows = static_cast<int>(call.num_rows);
+  const MonotonicTime now = Now();
+  if (!status) {
+    // At the first look after the caller was away an answer may have come that the channel has yet
+    // to fetch: only the next look judges.
+    if (now < attempt.deadline || is_caller_away) {
+      return absl::OkStatus();
+    }
+    has_moved = true;
+    ++timeouts;
+    health.OnTimeout(num_rows, now);
+    table[attempt.link].OnGivenUp(now);
+    attempt.channel->Cancel(attempt.slot);
+    if (!CONCLAVE_PLANTED_BUG("slot_leaked_on_timeout")) {
+      attempt.channel->Release(attempt.slot);
+    }
+    attempt.slot = nullptr;
+    const LinkEntry& entry = table[attempt.link];
+    source.Report(entry.link.worker, entry.link.incarnation, PeerSighting::kTimeout);
+    return OnFailure(call, attempt,
+                     Error(absl::StatusCode::kDeadlineExceeded, "call_deadline",
+                           "the worker did not answer in time"));
+  }
+  has_moved = true;
+  if (status->ok()) {
+    const bool was_trusted = health.is_trusted();
+    health.OnAnswer(num_rows, RoundTripOf(attempt, now), attempt.slot->reply.queue_us,
+                    attempt.slot->reply.service_us, now);
+    if (!was_trusted && health.is_trusted()) {
+      const LinkEntry& entry = table[attempt.link];
+      source.Report(entry.link.worker, entry.link.incarnation, PeerSighting::kRecovered);
+    }
+    (void)CONCLAVE_FAILPOINT("f.before_combine", {.layer = layer});
+    Combine(call, *attempt.slot);
+    attempt.channel->Release(attempt.slot);
+    attempt.slot = nullptr;
+    for (Attempt& other : call.live) {
+      if (other.slot == nullptr) {
+        continue;
+      }
+      if (CONCLAVE_PLANTED_BUG("both_hedged_replies_combined")) {
+        return absl::OkStatus();
+      }
+      // The one that was sent first and overtaken is slow; the other one never had a chance.
+      other.channel->Cancel(other.slot);
+      other.channel->Release(other.slot);
+      other.slot = nullptr;
+      if (attempt.is_hedge) {
+        ++hedges_won;
+        table[other.link].health.OnLostHedge(num_rows, now);
+      } else {
+        table[other.link].health.OnWithdrawn(num_rows);
+      }
+    }
+    call.state = CallState::kDone;
+    --num_open;
+    if (num_open > 0) {
+      (void)CONCLAVE_FAILPOINT("f.one_of_k", {.layer = layer});
+    }
+    return absl::OkStatus();
+  }
+  const bool is_link_lost = !attempt.channel->LinkStatus().ok();
+  if (is_link_lost) {
+    health.OnWithdrawn(num_rows);
+    ++link_losses;
+  } else {
+    ++refusals;
+    health.OnError(num_rows, now);
+    if (status->code() == absl::StatusCode::kInternal) {
+      const LinkEntry& entry = table[attempt.link];
+      source.Report(entry.link.worker, entry.link.incarnation, PeerSighting::kBadReply);
+    }
+  }
+  attempt.channel->Release(attempt.slot);
+  attempt.slot = nullptr;
+  return OnFailure(call, attempt, *status);
+}
+
+absl::Status Dispatcher::State::OnFailure(Call& call, Attempt& attempt,
+                                          const absl::Status& status) {
+  LinkEntry& entry = table[attempt.link];
+  const WorkerId worker = entry.link.worker;
+  if (entry.is_up() && entry.link.channel == attempt.channel &&
+      !entry.link.channel->LinkStatus().ok()) {
+    source.Report(worker, entry.link.incarnation, PeerSighting::kLinkLost);
+    LoseLink(attempt.link);
+  }
+  const Verdict verdict = VerdictOf(status);
+  const bool is_embedded = entry.link.is_inline;
+  if (verdict == Verdict::kFatal || is_embedded) {
+    return Annotate(
+        status, "layer " + std::to_string(layer) + " on worker " + std::to_string(worker.value()));
+  }
+  if (status.code() == absl::StatusCode::kNotFound) {
+    // This worker alone: others that were tried may only have been slow.
+    call.refused.set(attempt.link);
+  }
+  return call.num_live() > 0 ? absl::OkStatus() : SendElsewhere(call, verdict, status);
+}
+
+// Another attempt for a call without one: now, later, or never.
+absl::Status Dispatcher::State::SendElsewhere(Call& call, Verdict verdict,
+                                              const absl::Status& why) {
+  const MonotonicTime now = Now();
+  if (now >= call.give_up_at && !CONCLAVE_PLANTED_BUG("call_deadline_ignored")) {
+    return Annotate(Error(absl::StatusCode::kDeadlineExceeded, "call_deadline",
+                          "no worker answered in time; last: " + MessageOf(why)),
+                    "layer " + std::to_string(layer));
+  }
+  if (verdict == Verdict::kAgain) {
+    // The first retry goes at once, since it goes elsewhere; later ones wait ever longer.
+    if (call.num_attempts > 1) {
+      const int doublings = std::min(call.num_attempts - 2, 6);
+      call.not_before =
+          now + std::min<std::chrono::milliseconds>(kBackoffMax, kBackoffMin * (1 << doublings));
+    }
+    call.needs_token = true;
+  }
+  // Where it goes is settled by Split, in Serve: calls must not grow under its loop.
+  call.state = CallState::kUnserved;
+  call.unserved_at = now;
+  return absl::OkStatus();
+}
+
+bool Dispatcher::State::HoldsAll(const LinkEntry& entry, const Call& call) const {
+  const auto begin = call_pairs.begin() + static_cast<std::ptrdiff_t>(call.first_pair);
+  return std::all_of(
+      begin, begin + static_cast<std::ptrdiff_t>(call.num_pairs), [&](const Pair& pair) {
+        const auto workers = placement->WorkersOf({LayerId(layer), ExpertId(pair.expert)});
+        return std::find(workers.begin(), workers.end(), entry.link.worker) != workers.end();
+      });
+}
+
+// Sends a slow call to a second worker that holds all of its experts and has nothing to do.
+void Dispatcher::State::MaybeHedge(Call& call, bool& has_moved) {
+  const MonotonicTime now = Now();
+  const Attempt& first = call.live[0].slot != nullptr ? call.live[0] : call.live[1];
+  if (!options.is_hedging || call.num_live() != 1 || now < first.hedge_at ||
+      call.num_attempts >= options.attempts_max) {
+    return;
+  }
+  for (size_t link = 0; link < table.size(); ++link) {
+    LinkEntry& entry = table[link];
+    if (!entry.is_up() || entry.link.is_inline ||
+        (call.tried.test(link) && !CONCLAVE_PLANTED_BUG("hedge_to_same_worker")) ||
+        (entry.health.outstanding_calls() > 0 && !CONCLAVE_PLANTED_BUG("hedge_to_same_worker")) ||
+        entry.health.TrustAt(now) != LinkHealth::Trust::kFull ||
+        call.num_rows > entry.link.channel->limits().max_rows) {
+      continue;
+    }
+    if (!HoldsAll(entry, call)) {
+      continue;
+    }
+    if (!SpendToken(now)) {
+      return;
+    }
+    ++hedges;
+    // A hedge that cannot be sent leaves the call as it was.
+    (void)Send(call, link, true, has_moved);
+    return;
+  }
+}
+
+// Gives a worker that is out of favour the chance to show that it answers again: without that, one
+// whose experts others hold too would never get another call.
+void Dispatcher::State::MaybeProbe(const Call& call) {
+  constexpr size_t kProbeRowsMax = 16;
+  if (call.num_rows > kProbeRowsMax) {
+    return;
+  }
+  const MonotonicTime now = Now();
+  for (size_t link = 0; link < table.size(); ++link) {
+    LinkEntry& entry = table[link];
+    if (!entry.is_up() || entry.health.TrustAt(now) != LinkHealth::Trust::kProbe ||
+        !HoldsAll(entry, call) || !SpendToken(now)) {
+      continue;
+    }
+    CallSlot* slot = entry.link.channel->Acquire();
+    if (slot == nullptr) {
+      continue;
+    }
+    Fill(call, *slot);
+    Probe probe;
+    probe.num_rows = static_cast<int>(call.num_rows);
+    probe.attempt.link = link;
+    probe.attempt.channel = entry.link.channel;
+    probe.attempt.sent_at = now;
+    probe.attempt.deadline = now + options.link.eject_min;
+    probe.attempt.slot = slot;
+    if (!entry.link.channel->Dispatch(slot).ok()) {
+      entry.link.channel->Release(slot);
+      continue;
+    }
+    entry.health.OnSent(probe.num_rows, now);
+    probes.push_back(probe);
+  }
+}
+
+void Dispatcher::State::PollProbes() {
+  const MonotonicTime now = Now();
+  for (Probe& probe : probes) {
+    Attempt& attempt = probe.attempt;
+    LinkEntry& entry = table[attempt.link];
+    const std::optional<absl::Status> status = attempt.channel->Poll(attempt.slot);
+    if (!status && now < attempt.deadline) {
+      continue;
+    }
+    if (!status) {
+      entry.health.OnTimeout(probe.num_rows, now);
+      attempt.channel->Cancel(attempt.slot);
+    } else if (status->ok()) {
+      const bool was_trusted = entry.health.is_trusted();
+      entry.health.OnAnswer(probe.num_rows,
+                            std::chrono::duration_cast<Microseconds>(now - attempt.sent_at),
+                            attempt.slot->reply.queue_us, attempt.slot->reply.service_us, now);
+      if (!was_trusted && entry.health.is_trusted()) {
+        source.Report(entry.link.worker, entry.link.incarnation, PeerSighting::kRecovered);
+      }
+    } else {
+      entry.health.OnError(probe.num_rows, now);
+    }
+    attempt.channel->Release(attempt.slot);
+    attempt.slot = nullptr;
+  }
+  std::erase_if(probes, [](const Probe& probe) { return probe.attempt.slot == nullptr; });
+}
+
+absl::Status Dispatcher::State::Advance(Call& call, bool& has_moved) {
+  if (call.state == CallState::kToSend) {
+    if (!table[call.link].is_up()) {
+      Unserve(call);
+      has_moved = true;
+      return absl::OkStatus();
+    }
+    if (Now() >= call.not_before) {
+      const bool is_first = call.num_attempts == 0;
+      CONCLAVE_RETURN_IF_ERROR(Send(call, call.link, false, has_moved));
+      if (is_first && call.state == CallState::kSent && !table[call.link].link.is_inline) {
+        MaybeProbe(call);
+      }
+    }
+    return absl::OkStatus();
+  }
+  if (call.state != CallState::kSent) {
+    return absl::OkStatus();
+  }
+  for (Attempt& attempt : call.live) {
+    if (attempt.slot != nullptr) {
+      CONCLAVE_RETURN_IF_ERROR(PollAttempt(call, attempt, has_moved));
+      if (call.state != CallState::kSent) {
+        return absl::OkStatus();
+      }
+    }
+  }
+  if (call.num_live() == 0) {
+    // Its link was lost while another call was looked at.
+    has_moved = true;
+    return SendElsewhere(call, Verdict::kElsewhere,
+                         Error(absl::StatusCode::kUnavailable, "link_lost", "the link is gone"));
+  }
+  if (!is_caller_away) {
+    MaybeHedge(call, has_moved);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace conclave::frontend

@@ -1,0 +1,180 @@
+// The parts of a running layer that dispatcher.cc, dispatch_calls.cc and dispatch_attempts.cc
+// share.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "conclave/frontend/dispatcher.h"
+#include "conclave/tensor/aligned_buffer.h"
+#include "link_table.h"
+
+namespace conclave::frontend {
+
+// One waits, one overtakes it.
+constexpr int kLiveMax = 2;
+
+struct Pair {
+  uint16_t expert;
+  uint16_t row;  // of the call
+  float weight;
+};
+
+struct Attempt {
+  size_t link = 0;
+  transport::ExpertChannel* channel = nullptr;
+  transport::CallSlot* slot = nullptr;  // null: not live
+  MonotonicTime sent_at;
+  MonotonicTime deadline;
+  MonotonicTime hedge_at;
+  bool is_hedge = false;
+};
+
+enum class CallState : uint8_t {
+  kToSend,    // has a link, waits for a slot of it
+  kUnserved,  // no replica is up: waits for a link or a placement
+  kSent,
+  kDone,
+};
+
+struct Call {
+  CallState state = CallState::kToSend;
+  bool is_prefill = false;
+  uint16_t image_rows = 0;
+  uint16_t num_experts = 0;
+  size_t first_row = 0;  // into State::call_rows
+  size_t num_rows = 0;
+  size_t first_pair = 0;  // into State::call_pairs
+  size_t num_pairs = 0;
+  size_t link = 0;  // to send to
+  int num_attempts = 0;
+  MonotonicTime not_before;   // of the next attempt
+  MonotonicTime give_up_at;   // all attempts together
+  MonotonicTime unserved_at;  // since when, in kUnserved
+  bool needs_token = false;   // of the retry budget, for the next attempt
+  Attempt live[kLiveMax];
+  LinkSet tried;
+  LinkSet refused;  // workers that do not hold an expert of it, under the placement of now
+
+  int num_live() const {
+    return (live[0].slot != nullptr ? 1 : 0) + (live[1].slot != nullptr ? 1 : 0);
+  }
+};
+
+// A copy of a call to a worker that is not trusted: whether it answers is all that is wanted of it.
+// It outlives the layer that it was sent for.
+struct Probe {
+  Attempt attempt;
+  int num_rows = 0;
+};
+
+// What a failed attempt means for its call.
+enum class Verdict : uint8_t {
+  kFatal,      // the same everywhere: the step fails
+  kElsewhere,  // proof that this worker will not answer it: free to send again
+  kAgain,      // may have been chance: costs a token of the retry budget
+};
+
+// Bumped by the dispatcher's thread, read by any.
+struct Counter {
+  std::atomic<uint64_t> value{0};
+  void Add(uint64_t n) { value.store(get() + n, std::memory_order_relaxed); }
+  void operator++() { Add(1); }
+  uint64_t get() const { return value.load(std::memory_order_relaxed); }
+};
+
+struct Dispatcher::State {
+  State(const DispatcherOptions& dispatcher_options, LinkSource& link_source)
+      : options(dispatcher_options),
+        source(link_source),
+        table(options.link, options.expert_us, options.row_us, options.frontend),
+        budget(options.retries, options.clock->Now()) {}
+
+  const DispatcherOptions options;
+  std::unique_ptr<LinkSource> own_source;
+  LinkSource& source;
+  LinkSource::Update update;
+  std::shared_ptr<const placement::Placement> placement;
+  LinkTable table;
+  RetryBudget budget;
+  TimerLateness lateness;
+
+  AlignedBuffer wire_rows;          // [max_rows, io_dim] in the wire dtype
+  std::vector<int32_t> pair_link;   // [max_rows · top_k] index into table, of the layer's choice
+  std::vector<int32_t> link_of;     // [experts] of the phase being assigned, -1: not yet
+  std::vector<int32_t> rows_of;     // [experts] rows of the phase
+  std::vector<int32_t> order;       // experts of the phase, most rows first
+  std::vector<int> rows_elsewhere;  // [links]
+  std::vector<LinkTable::Part> parts;  // of the expert being assigned
+  std::vector<int32_t> call_rows;      // step rows of all calls of the layer, call after call
+  std::vector<Pair> call_pairs;        // likewise
+  std::vector<Call> calls;             // of the layer, oldest first
+  std::vector<Probe> probes;           // under way
+  std::vector<uint8_t> terms_seen;     // per step row
+  size_t row_bytes = 0;
+  size_t num_open = 0;
+  // The link to options.rescue, and what that holds: empty while workers serve everything.
+  std::optional<size_t> rescue_link;
+  std::vector<placement::ExpertUnit> rescued;
+  absl::Status rescue_status;  // of the last load
+  bool is_running = false;     // between Begin and the status
+  absl::Status early_status;   // what went wrong before Finish
+  // The caller computes between two looks, so an answer may have lain there for a while.
+  bool is_caller_away = false;
+
+  Counter first_attempts, retries, hedges, hedges_won, timeouts, link_losses, refusals, waits,
+      rescues, tokens;
+
+  // Of the layer that runs.
+  int32_t layer = 0;
+  std::span<const model::StepRow> rows;
+  const model::GateChoice* choice = nullptr;
+  MatView<float> out;
+
+  MonotonicTime Now() const { return options.clock->Now(); }
+  void TakeUpdate();
+  void AssignPhase(bool is_prefill);
+  int32_t LinkOfOther(size_t r, int32_t expert) const;
+  // Sets pair_link of the rows of `expert`: all to `link`, or divided among `parts`.
+  void AssignRows(int32_t expert, bool is_prefill, int32_t link);
+  void BuildCalls(bool is_prefill);
+  void AppendCall(size_t link, bool is_prefill, size_t first_row, size_t num_rows);
+  absl::Status Serve();
+  absl::Status CheckPatience(const Call& call) const;
+  absl::Status SendFirst();
+  absl::Status Advance(Call& call, bool& has_moved);
+  // How long the attempt that was answered now took.
+  Microseconds RoundTripOf(const Attempt& attempt, MonotonicTime now) const;
+  absl::Status Send(Call& call, size_t link, bool is_hedge, bool& has_moved);
+  void Fill(const Call& call, transport::CallSlot& slot);
+  absl::Status PollAttempt(Call& call, Attempt& attempt, bool& has_moved);
+  absl::Status OnFailure(Call& call, Attempt& attempt, const absl::Status& status);
+  absl::Status SendElsewhere(Call& call, Verdict verdict, const absl::Status& why);
+  void Split(size_t call_index);
+  void Unserve(Call& call);
+  // Loads what nobody serves of an unserved call, when it has waited long enough. Whether it did.
+  bool Rescue(const Call& call);
+  // Whether a link is up to a worker that holds it; links of `excluded` do not count.
+  bool IsServed(placement::ExpertUnit unit, const LinkSet& excluded) const;
+  // Lets go of rescued experts that workers serve again. Between layers.
+  void EndRescues();
+  bool HoldsAll(const LinkEntry& entry, const Call& call) const;
+  void MaybeHedge(Call& call, bool& has_moved);
+  void MaybeProbe(const Call& call);
+  void PollProbes();
+  bool SpendToken(MonotonicTime now);
+  void Drop(Attempt& attempt);
+  void LoseLink(size_t link);
+  void Combine(const Call& call, const transport::CallSlot& slot);
+  MonotonicTime NextTimer() const;
+  void AbandonAll();
+  void Reserve(size_t links);
+};
+
+}  // namespace conclave::frontend

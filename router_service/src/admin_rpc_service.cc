@@ -1,0 +1,225 @@
+#include <string>
+#include <utility>
+
+#include "admin_rpc.h"
+#include "cluster.grpc.pb.h"
+#include "conclave/base/clock.h"
+#include "conclave/base/status.h"
+#include "conclave/transport/grpc_support.h"
+#include "wire.h"
+
+namespace conclave::router_service {
+namespace {
+
+using Reactor = grpc::ServerUnaryReactor;
+
+class Admin final : public v1::AdminService::CallbackService {
+ public:
+  Admin(CoreSlot& core, AdminReplies& replies) : core_(core), replies_(replies) {}
+
+  Reactor* GetStatus(grpc::CallbackServerContext* context, const v1::GetStatusRequest* request,
+                     v1::GetStatusResponse* response) override;
+  Reactor* DrainWorker(grpc::CallbackServerContext* context, const v1::DrainWorkerRequest* request,
+                       v1::DrainWorkerResponse* response) override;
+  Reactor* UndrainWorker(grpc::CallbackServerContext* context,
+                         const v1::UndrainWorkerRequest* request,
+                         v1::UndrainWorkerResponse* response) override;
+  Reactor* PinExpert(grpc::CallbackServerContext* context, const v1::PinExpertRequest* request,
+                     v1::PinExpertResponse* response) override;
+  Reactor* ReplicateExpert(grpc::CallbackServerContext* context,
+                           const v1::ReplicateExpertRequest* request,
+                           v1::ReplicateExpertResponse* response) override;
+  Reactor* Rebalance(grpc::CallbackServerContext* context, const v1::RebalanceRequest* request,
+                     v1::RebalanceResponse* response) override;
+  Reactor* CheckKillSafe(grpc::CallbackServerContext* context,
+                         const v1::CheckKillSafeRequest* request,
+                         v1::CheckKillSafeResponse* response) override;
+
+ private:
+  // Answers at once with an error, or lets the loop do it.
+  using Question = std::function<absl::Status(const RouterCore& core)>;
+  Reactor* Ask(grpc::CallbackServerContext* context, absl::Status checked, Question question);
+  using Command = decltype(AdminEvent::command);
+  Reactor* Change(grpc::CallbackServerContext* context, absl::Status checked, Command command,
+                  AdminReplies::Waiter fill);
+  // Ends the call unless `checked` is OK, which gets the peer's role too.
+  static Reactor* Begin(grpc::CallbackServerContext* context, absl::Status& checked);
+
+  CoreSlot& core_;
+  AdminReplies& replies_;
+};
+
+Reactor* Admin::Begin(grpc::CallbackServerContext* context, absl::Status& checked) {
+  Reactor* reactor = context->DefaultReactor();
+  const absl::Status allowed = CheckRole(*context, "operator");
+  checked = allowed.ok() ? checked : allowed;
+  if (!checked.ok()) {
+    reactor->Finish(transport::ToGrpc(checked));
+  }
+  return reactor;
+}
+
+Reactor* Admin::Ask(grpc::CallbackServerContext* context, absl::Status checked, Question question) {
+  Reactor* reactor = Begin(context, checked);
+  if (!checked.ok()) {
+    return reactor;
+  }
+  const bool is_asked =
+      core_.Ask([reactor, question = std::move(question)](const RouterCore& core) {
+        reactor->Finish(transport::ToGrpc(question(core)));
+      });
+  if (!is_asked) {
+    reactor->Finish(transport::ToGrpc(core_.refusal()));
+  }
+  return reactor;
+}
+
+Reactor* Admin::Change(grpc::CallbackServerContext* context, absl::Status checked, Command command,
+                       AdminReplies::Waiter fill) {
+  Reactor* reactor = Begin(context, checked);
+  if (!checked.ok()) {
+    return reactor;
+  }
+  AdminEvent event;
+  event.command = std::move(command);
+  event.request = replies_.Add([reactor, fill = std::move(fill)](const AdminReply& reply) {
+    if (reply.status.ok()) {
+      fill(reply);
+    }
+    reactor->Finish(transport::ToGrpc(reply.status));
+  });
+  AdminReply refused;
+  refused.request = event.request;
+  refused.status = core_.refusal();
+  if (!core_.Post(std::move(event))) {
+    replies_.Answer(refused);
+  }
+  return reactor;
+}
+
+absl::Status CheckName(const std::string& name) {
+  return IsName(name)
+             ? absl::OkStatus()
+             : InvalidArgument("message_field", "name: expected 1 to 64 letters, digits or ._-");
+}
+
+Reactor* Admin::GetStatus(grpc::CallbackServerContext* context,
+                          const v1::GetStatusRequest* /*request*/,
+                          v1::GetStatusResponse* response) {
+  return Ask(context, absl::OkStatus(), [response](const RouterCore& core) {
+    ToWire(core.Status(Clock::Real().Now()), *response);
+    return absl::OkStatus();
+  });
+}
+
+Reactor* Admin::DrainWorker(grpc::CallbackServerContext* context,
+                            const v1::DrainWorkerRequest* request,
+                            v1::DrainWorkerResponse* response) {
+  return Change(
+      context, CheckName(request->name()), DrainCommand{request->name(), false},
+      [response](const AdminReply& reply) { response->set_is_drained(reply.is_drained); });
+}
+
+Reactor* Admin::UndrainWorker(grpc::CallbackServerContext* context,
+                              const v1::UndrainWorkerRequest* request,
+                              v1::UndrainWorkerResponse* /*response*/) {
+  return Change(context, CheckName(request->name()), DrainCommand{request->name(), true},
+                [](const AdminReply& /*reply*/) {});
+}
+
+Reactor* Admin::PinExpert(grpc::CallbackServerContext* context, const v1::PinExpertRequest* request,
+                          v1::PinExpertResponse* response) {
+  const absl::StatusOr<ExpertUnit> unit = FromWire(request->expert());
+  const absl::Status checked = unit.ok() ? CheckName(request->worker()) : unit.status();
+  return Change(context, checked,
+                PinCommand{unit.value_or(ExpertUnit{}), request->worker(), request->unpin()},
+                [response](const AdminReply& reply) { response->set_epoch(reply.epoch.value()); });
+}
+
+Reactor* Admin::ReplicateExpert(grpc::CallbackServerContext* context,
+                                const v1::ReplicateExpertRequest* request,
+                                v1::ReplicateExpertResponse* response) {
+  const absl::StatusOr<ExpertUnit> unit = FromWire(request->expert());
+  return Change(context, unit.status(),
+                ReplicateCommand{unit.value_or(ExpertUnit{}), request->replicas()},
+                [response](const AdminReply& reply) { response->set_epoch(reply.epoch.value()); });
+}
+
+Reactor* Admin::Rebalance(grpc::CallbackServerContext* context, const v1::RebalanceRequest* request,
+                          v1::RebalanceResponse* response) {
+  const bool is_full = request->full();
+  if (!request->dry_run()) {
+    return Change(context, absl::OkStatus(), RebalanceCommand{is_full},
+                  [response](const AdminReply& reply) { ToWire(reply.rebalance, *response); });
+  }
+  return Ask(context, absl::OkStatus(),
+             [response, is_full](const RouterCore& core) -> absl::Status {
+               CONCLAVE_ASSIGN_OR_RETURN(const RebalancePlan plan, core.TryRebalance(is_full));
+               ToWire(plan, *response);
+               return absl::OkStatus();
+             });
+}
+
+Reactor* Admin::CheckKillSafe(grpc::CallbackServerContext* context,
+                              const v1::CheckKillSafeRequest* request,
+                              v1::CheckKillSafeResponse* response) {
+  return Ask(context, CheckName(request->name()),
+             [response, name = request->name()](const RouterCore& core) -> absl::Status {
+               CONCLAVE_ASSIGN_OR_RETURN(const std::vector<ExpertUnit> at_risk,
+                                         core.AtRiskWithout(name));
+               response->set_is_safe(at_risk.empty());
+               for (const ExpertUnit unit : at_risk) {
+                 ToWire(unit, *response->add_at_risk());
+               }
+               return absl::OkStatus();
+             });
+}
+
+}  // namespace
+
+uint64_t AdminReplies::Add(Waiter waiter) {
+  MutexLock lock(mu_);
+  waiters_[next_] = std::move(waiter);
+  return next_++;
+}
+
+void AdminReplies::Answer(const AdminReply& reply) {
+  Waiter waiter;
+  {
+    MutexLock lock(mu_);
+    const auto it = waiters_.find(reply.request);
+    if (it == waiters_.end()) {
+      return;
+    }
+    waiter = std::move(it->second);
+    waiters_.erase(it);
+  }
+  waiter(reply);
+}
+
+void AdminReplies::AnswerAll(const AdminReply& reply) {
+  std::map<uint64_t, Waiter> waiters;
+  {
+    MutexLock lock(mu_);
+    waiters.swap(waiters_);
+  }
+  for (const auto& [request, waiter] : waiters) {
+    waiter(reply);
+  }
+}
+
+std::unique_ptr<grpc::Service> MakeAdminService(CoreSlot& core, AdminReplies& replies) {
+  return std::make_unique<Admin>(core, replies);
+}
+
+absl::Status CheckRole(const grpc::CallbackServerContext& context, const char* role) {
+  CONCLAVE_ASSIGN_OR_RETURN(const std::string found,
+                            transport::RoleOfPeer(*context.auth_context()));
+  if (found.empty() || found == role) {
+    return absl::OkStatus();
+  }
+  return Error(absl::StatusCode::kPermissionDenied, "peer_role",
+               std::string("expected a certificate of role ") + role + ", found " + found);
+}
+
+}  // namespace conclave::router_service
