@@ -2,9 +2,11 @@
 # Builds the tests and runs them: unit, component, golden, bad inputs, end to end with the official OpenAI client, the
 # parsers under AddressSanitizer and UndefinedBehaviorSanitizer and under libFuzzer, and clang-tidy over what changed last.
 #
-#   tools/test.sh                  all but the long suites; each fuzz target replays its corpus and runs for 10 s
+#   tools/test.sh                  all but the long suites; each fuzz target replays its corpus and runs for 10 s, with the
+#                                  same new inputs every time; a test that fails is run once more, and both show
 #   tools/test.sh --long           also the long tests, all programs under AddressSanitizer, ThreadSanitizer, clang,
-#                                  clang-tidy over the whole tree, and 10 minutes of each fuzz target
+#                                  clang-tidy over the whole tree, and 10 minutes of each fuzz target with new inputs;
+#                                  nothing is run twice
 #   tools/test.sh [--long] -- ...  the rest goes to ctest, for example -- -L unit
 #
 # Everything runs as ctest tests, so the last lines are ctest's own summary.
@@ -24,7 +26,7 @@ while (($# > 0)); do
       break
       ;;
     -h | --help)
-      sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+      sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
       exit 0
       ;;
     *) die "test.sh: unknown argument '$1'; expected --long or -- followed by arguments for ctest" ;;
@@ -54,11 +56,16 @@ configure_and_build asan "sanitizer_programs$( ((long)) && echo _all || true)" f
 stage "release build, for the check that it has no failpoints"
 configure_and_build release conclave
 
+# A change must not fail for what it did not do (docs/decisions/0024-one-more-try.md).
 labels=(--label-exclude '^long$')
+repeat=(--repeat until-pass:2)
 fuzz_seconds=10
+fuzz_seed=1
 if ((long)); then
   labels=()
+  repeat=()
   fuzz_seconds=600
+  fuzz_seed=0
   for preset in tsan clang; do
     stage "preset $preset: build"
     configure_and_build "$preset" all
@@ -75,6 +82,6 @@ progress=()
 # These programs join the run only here, where they have just been built: elsewhere they may be stale.
 sanitizer_all=$( ((long)) && echo 1 || true)
 CONCLAVE_SANITIZER_BUILD=$root/build/asan CONCLAVE_SANITIZER_ALL=$sanitizer_all \
-CONCLAVE_FUZZ_BUILD=$root/build/asan CONCLAVE_FUZZ_SECONDS=$fuzz_seconds \
+CONCLAVE_FUZZ_BUILD=$root/build/asan CONCLAVE_FUZZ_SECONDS=$fuzz_seconds CONCLAVE_FUZZ_SEED=$fuzz_seed \
   ctest --preset dev --parallel "$(jobs)" --no-tests=error --no-label-summary \
-  "${progress[@]}" "${labels[@]}" "${ctest_args[@]}"
+  "${progress[@]}" "${repeat[@]}" "${labels[@]}" "${ctest_args[@]}"

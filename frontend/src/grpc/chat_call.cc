@@ -108,8 +108,8 @@ void ChatCall::Serve(const grpc::ByteBuffer& request) {
     if (chat->deadline.count() > 0) {
       deadline_ = start_ + chat->deadline;
     }
-    // The loop may have been poked before there was anything to find.
-    ended = Advance();
+    // The loop may have been poked before there was anything to find, for the last time.
+    ended = LookAtStream();
   }
   if (chat->deadline.count() > 0) {
     shared_.loop.Wake();  // it sleeps by the deadlines that it knows
@@ -119,11 +119,14 @@ void ChatCall::Serve(const grpc::ByteBuffer& request) {
 void ChatCall::Pump() {
   Ended ended;
   MutexLock lock(mu_);
+  ended = LookAtStream();
+}
+
+ChatCall::Ended ChatCall::LookAtStream() {
   if (stream_ != nullptr && stream_->has_overflowed()) {
-    ended = End(SlowReader(shared_.state.limits().pending_bytes_max));
-  } else {
-    ended = Advance();
+    return End(SlowReader(shared_.state.limits().pending_bytes_max));
   }
+  return Advance();
 }
 
 std::optional<MonotonicTime> ChatCall::Check(MonotonicTime now) {

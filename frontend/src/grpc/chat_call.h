@@ -63,6 +63,8 @@ class ChatCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   std::optional<HttpError> Admit();
   // The call ends with `error` as soon as no write is under way. The first end counts.
   Ended End(const HttpError& error) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // What the stream has to say: more than a slow client may leave lying, or something to send.
+  Ended LookAtStream() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Starts the next write, or ends the call.
   Ended Advance() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void FinishWith(const HttpError& error) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

@@ -40,6 +40,13 @@ absl::StatusOr<std::vector<Merge>> ParseMerges(const std::string& file, std::str
   return merges;
 }
 
+// What stands where an id belongs, as a message may show it.
+std::string Shown(const json::value& value) {
+  if (const json::string* text = value.if_string()) return Quote(*text);
+  const std::string text = json::serialize(value);
+  return value.is_structured() ? Quote(text) : text;
+}
+
 }  // namespace
 
 absl::StatusOr<std::vector<std::string>> TokensOf(const std::string& where,
@@ -53,7 +60,7 @@ absl::StatusOr<std::vector<std::string>> TokensOf(const std::string& where,
     if (id < 0 || static_cast<size_t>(id) >= vocab.size()) {
       return InvalidTokenizer(where, "token " + Quote(content) + ": expected each id of 0 to " +
                                          std::to_string(vocab.size() - 1) + " once, found " +
-                                         json::serialize(entry.value()).substr(0, 32));
+                                         Shown(entry.value()));
     }
     if (is_seen[static_cast<size_t>(id)]) {
       return InvalidTokenizer(where, "token " + Quote(content) + ": its id " + std::to_string(id) +

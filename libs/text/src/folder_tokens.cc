@@ -54,7 +54,7 @@ absl::StatusOr<AddedToken> ReadAdded(const std::string& file, std::string_view k
   AddedToken token;
   const auto [end, error] = std::from_chars(key.data(), key.data() + key.size(), token.id);
   const json::object* object = value.if_object();
-  const std::string where = file + ": added_tokens_decoder." + std::string(key.substr(0, 32));
+  const std::string where = file + ": added_tokens_decoder: " + Quote(key);
   if (error != std::errc() || end != key.data() + key.size() || token.id < 0 ||
       token.id >= kIdsMax || object == nullptr || TextAt(*object, "content").empty()) {
     return InvalidTokenizer(

@@ -320,6 +320,22 @@ TEST_F(InferenceServerTest, ASlowReaderLosesItsSequenceAndIsToldWhy) {
   EXPECT_EQ(WaitForObserved(), "Chat RESOURCE_EXHAUSTED");
 }
 
+TEST_F(InferenceServerTest, AnEngineFasterThanTheStartOfTheCallIsNotForgotten) {
+  InferenceServerOptions options;
+  options.limits.pending_bytes_max = 128 << 10;
+  Start(options);
+  // All of it comes before the call knows what the backend calls it.
+  backend_.script = [](const SubmittedChat& chat) {
+    for (int i = 0; i < kDeltasMax; ++i) {
+      chat.Delta(std::string(kDeltaBytes, 'x'));
+    }
+  };
+  const Answer answer = Ask(Question());
+  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(answer.reason(), "slow_reader");
+  EXPECT_EQ(WaitForObserved(), "Chat RESOURCE_EXHAUSTED");
+}
+
 TEST_F(InferenceServerTest, AClientThatTakesNothingForTooLongHasGone) {
   InferenceServerOptions options;
   options.limits.pending_bytes_max = 64 << 20;
