@@ -143,17 +143,68 @@ double DecodeBytes(const cli::Assembly& model, DType dtype) {
   return static_cast<double>(model.decoder->weight_bytes()) - embedding + expert_share;
 }
 
-int Run(const Options& options) {
-  double bandwidth = 0;
-  {
-    ThreadPool reading(options.threads);
-    bandwidth =
-        cli::MeasureReadBandwidth(reading, int64_t{1} << 30, std::chrono::milliseconds(1500));
+void EncodeImages(const cli::Assembly& model) {
+  std::vector<float> rows;
+  const auto size = static_cast<size_t>(model.desc().vision.image_size);
+  const std::vector<float> pixels(3 * size * size, 0.1f);
+  for (int round = 0; round < 2; ++round) {
+    const auto before = std::chrono::steady_clock::now();
+    model.tower->Encode(pixels, rows, nullptr);
+    std::printf("image encode %d: %.0f ms\n", round + 1,
+                Seconds(std::chrono::steady_clock::now() - before).count() * 1e3);
   }
-  const double peak = Bf16PeakGflops(options.threads);
-  std::printf("machine, %d threads: read %.1f GB/s, bf16 peak %.0f GFLOP/s\n", options.threads,
-              bandwidth / 1e9, peak);
+}
 
+// Whether the request was answered.
+bool Generate(const Options& options, const cli::Assembly& model, double bandwidth, int round,
+              frontend::Engine& engine) {
+  frontend::SequenceRequest request;
+  for (int i = 0; i < options.prompt; ++i) {
+    // A different prompt each round, so that none is taken from kept blocks.
+    request.tokens.push_back((i * 7 + round * 13 + 5) % model.tokenizer->size());
+  }
+  request.max_tokens = options.generate;
+  const auto sink = std::make_shared<Times>();
+  const auto before = std::chrono::steady_clock::now();
+  (void)engine.Submit(std::move(request), sink);
+  while (engine.Step()) {
+  }
+  if (!sink->status.ok() || sink->at.empty()) {
+    std::fprintf(stderr, "error: %s\n", std::string(sink->status.message()).c_str());
+    return false;
+  }
+  const double prefill = Seconds(sink->at.front() - before).count();
+  const double per_token =
+      Seconds(sink->at.back() - sink->at.front()).count() / (options.generate - 1);
+  const double read = DecodeBytes(model, options.dtype) / per_token;
+  std::printf(
+      "round %d: prefill %d tokens %.1f t/s; decode %.2f t/s, %.1f GB/s = %.0f %% of read "
+      "bandwidth\n",
+      round + 1, options.prompt, options.prompt / prefill, 1.0 / per_token, read / 1e9,
+      100.0 * read / bandwidth);
+  return true;
+}
+
+double WeightBytes(const cli::Assembly& model) {
+  auto weights = static_cast<double>(model.decoder->weight_bytes());
+  for (const auto& worker : model.workers) {
+    weights += static_cast<double>(worker->weight_bytes());
+  }
+  return weights + (model.tower == nullptr ? 0 : static_cast<double>(model.tower->weight_bytes()));
+}
+
+// Bytes per second.
+double PrintMachine(int threads) {
+  ThreadPool reading(threads);
+  const double bandwidth =
+      cli::MeasureReadBandwidth(reading, int64_t{1} << 30, std::chrono::milliseconds(1500));
+  std::printf("machine, %d threads: read %.1f GB/s, bf16 peak %.0f GFLOP/s\n", threads,
+              bandwidth / 1e9, Bf16PeakGflops(threads));
+  return bandwidth;
+}
+
+int Run(const Options& options) {
+  const double bandwidth = PrintMachine(options.threads);
   ThreadPool pool(options.threads);
   const auto start = std::chrono::steady_clock::now();
   auto model = cli::Assembly::Open(options.folder, "");
@@ -176,51 +227,18 @@ int Run(const Options& options) {
     return 4;
   }
   const double load_seconds = Seconds(std::chrono::steady_clock::now() - start).count();
-  double weights = static_cast<double>((*model)->decoder->weight_bytes());
-  for (const auto& worker : (*model)->workers) {
-    weights += static_cast<double>(worker->weight_bytes());
-  }
   if ((*model)->tower != nullptr) {
-    weights += static_cast<double>((*model)->tower->weight_bytes());
-    std::vector<float> rows;
-    const auto size = static_cast<size_t>((*model)->desc().vision.image_size);
-    const std::vector<float> pixels(3 * size * size, 0.1f);
-    for (int round = 0; round < 2; ++round) {
-      const auto before = std::chrono::steady_clock::now();
-      (*model)->tower->Encode(pixels, rows, nullptr);
-      std::printf("image encode %d: %.0f ms\n", round + 1,
-                  Seconds(std::chrono::steady_clock::now() - before).count() * 1e3);
-    }
+    EncodeImages(**model);
   }
 
   frontend::Engine engine(engine_options, *(*model)->decoder, *(*model)->dispatcher,
                           (*model)->tokenizer->size(), Clock::Real(), nullptr);
   for (int round = 0; round < 2; ++round) {
-    frontend::SequenceRequest request;
-    for (int i = 0; i < options.prompt; ++i) {
-      // A different prompt each round, so that none is taken from kept blocks.
-      request.tokens.push_back((i * 7 + round * 13 + 5) % (*model)->tokenizer->size());
-    }
-    request.max_tokens = options.generate;
-    const auto sink = std::make_shared<Times>();
-    const auto before = std::chrono::steady_clock::now();
-    (void)engine.Submit(std::move(request), sink);
-    while (engine.Step()) {
-    }
-    if (!sink->status.ok() || sink->at.empty()) {
-      std::fprintf(stderr, "error: %s\n", std::string(sink->status.message()).c_str());
+    if (!Generate(options, **model, bandwidth, round, engine)) {
       return 70;
     }
-    const double prefill = Seconds(sink->at.front() - before).count();
-    const double per_token =
-        Seconds(sink->at.back() - sink->at.front()).count() / (options.generate - 1);
-    const double read = DecodeBytes(**model, options.dtype) / per_token;
-    std::printf(
-        "round %d: prefill %d tokens %.1f t/s; decode %.2f t/s, %.1f GB/s = %.0f %% of read "
-        "bandwidth\n",
-        round + 1, options.prompt, options.prompt / prefill, 1.0 / per_token, read / 1e9,
-        100.0 * read / bandwidth);
   }
+  const double weights = WeightBytes(**model);
   const auto kv = static_cast<double>(
       model::KvPool::BlockBytes((*model)->decoder->kv_layout(), (*model)->desc().num_layers) *
       static_cast<size_t>((engine_options.max_model_len + 31) / 32));

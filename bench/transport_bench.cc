@@ -76,7 +76,7 @@ template <typename T>
 T Must(absl::StatusOr<T> value) {
   if (!value.ok()) {
     std::fprintf(stderr, "transport_bench: %s\n", std::string(value.status().message()).c_str());
-    std::exit(1);
+    std::_Exit(1);
   }
   return *std::move(value);
 }
@@ -146,7 +146,7 @@ class RawUcx {
   const std::string& address() const { return worker_->address(); }
   void Connect(const std::string& peer) {
     endpoint_ = Must(worker_->Connect(
-        peer, [](void*, ucp_ep_h, ucs_status_t) { std::exit(0); }, nullptr));
+        peer, [](void*, ucp_ep_h, ucs_status_t) { std::_Exit(0); }, nullptr));
   }
   void Send(size_t frame_bytes) {
     is_sending_ = UcxWorker::Send(
@@ -208,7 +208,7 @@ void ReadFully(int fd, std::byte* out, size_t bytes) {
   while (bytes > 0) {
     const ssize_t got = ::recv(fd, out, bytes, MSG_DONTWAIT);
     if (got == 0) {
-      std::exit(0);
+      std::_Exit(0);
     }
     if (got > 0) {
       out += got;
@@ -348,7 +348,7 @@ void RoundTrip(ExpertChannel& channel, uint16_t rows) {
   }
   if (!status.ok()) {
     std::fprintf(stderr, "transport_bench: %s\n", std::string(status.message()).c_str());
-    std::exit(1);
+    std::_Exit(1);
   }
   channel.Release(slot);
 }
@@ -433,7 +433,7 @@ int Run(int repetitions) {
   const auto inproc = MakeInprocChannel(handler, inproc_options);
 
   // UCX's own variable chooses between shared memory and TCP.
-  ::unsetenv("UCX_TLS");
+  ::unsetenv("UCX_TLS");  // NOLINT(concurrency-mt-unsafe): UCX reads it, on this thread
   Child shm_worker("channels");
   Child raw_shm_peer("raw-ucx");
   const auto connect_ucx = [&bell](const Child& worker) {
@@ -446,7 +446,7 @@ int Run(int repetitions) {
   RawUcx raw_shm;
   raw_shm_peer.Tell(Hex(raw_shm.address()));
   raw_shm.Connect(FromHex(raw_shm_peer.line()));
-  ::setenv("UCX_TLS", "tcp", 1);
+  ::setenv("UCX_TLS", "tcp", 1);  // NOLINT(concurrency-mt-unsafe): likewise
   Child tcp_worker("channels");
   const auto tcp = connect_ucx(tcp_worker);
   Child raw_tcp_peer("raw-tcp");

@@ -17,7 +17,7 @@ absl::Status LocalRescue::Load(placement::ExpertUnit unit) {
   if (core_->Holds(unit)) {
     return absl::OkStatus();
   }
-  const absl::Status status = core_->LoadExpert(checkpoint_, unit, {}).status();
+  absl::Status status = core_->LoadExpert(checkpoint_, unit, {}).status();
   if (status.ok()) {
     observability::LogWarning("no worker serves an expert: computed here until one does",
                               {{"layer", unit.layer.value()}, {"expert", unit.expert.value()}});

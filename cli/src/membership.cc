@@ -41,9 +41,24 @@ absl::Status Membership::Join(EmbeddedOptions& options, observability::Metrics& 
   }
   const uint64_t incarnation = static_cast<uint64_t>(
       std::chrono::system_clock::now().time_since_epoch() / std::chrono::nanoseconds(1));
+  const transport::PairTerms terms = TermsOf(*checkpoint, options, incarnation);
+  StartLinks(terms);
+  StartClient(desc, terms, options);
+
+  options.links = links_.get();
+  options.rescue_bytes = settings_.rescue_memory.bytes;
+  options.cluster_readiness = [this] { return links_->Readiness(); };
+  AddMetrics(metrics);
+  return absl::OkStatus();
+}
+
+transport::PairTerms Membership::TermsOf(const checkpoint::Checkpoint& checkpoint,
+                                         const EmbeddedOptions& options,
+                                         uint64_t incarnation) const {
+  const checkpoint::ModelDesc& desc = checkpoint.desc();
   transport::PairTerms terms;
   terms.cluster_id = settings_.cluster_id;
-  terms.manifest_hash = checkpoint::ManifestHash(*checkpoint);
+  terms.manifest_hash = checkpoint::ManifestHash(checkpoint);
   terms.row_width = static_cast<uint16_t>(desc.moe.io_dim);
   terms.top_k = static_cast<uint16_t>(desc.moe.top_k);
   terms.dtype =
@@ -53,14 +68,14 @@ absl::Status Membership::Join(EmbeddedOptions& options, observability::Metrics& 
   terms.frontend_incarnation = incarnation;
   terms.num_layers = static_cast<uint16_t>(desc.num_layers);
   terms.has_payload_crc = settings_.has_payload_crc;
-  frontend::RouterClientOptions router;
   for (const checkpoint::MoeLayerSpec& layer : desc.moe.layers) {
     terms.num_experts_max =
         std::max(terms.num_experts_max, static_cast<uint16_t>(layer.num_experts));
-    for (int32_t e = 0; e < layer.num_experts; ++e) {
-      router.units.push_back({LayerId(layer.layer), ExpertId(e)});
-    }
   }
+  return terms;
+}
+
+void Membership::StartLinks(const transport::PairTerms& terms) {
   frontend::ClusterLinksOptions links;
   links.connect = [this, terms](uint32_t frontend_id, const frontend::ClusterMember& member,
                                 transport::Doorbell& bell) {
@@ -81,11 +96,20 @@ absl::Status Membership::Join(EmbeddedOptions& options, observability::Metrics& 
     client_->Report(worker, worker_incarnation, sighting);
   };
   links_ = std::make_unique<frontend::ClusterLinks>(std::move(links));
+}
 
+void Membership::StartClient(const checkpoint::ModelDesc& desc, const transport::PairTerms& terms,
+                             const EmbeddedOptions& options) {
+  frontend::RouterClientOptions router;
+  for (const checkpoint::MoeLayerSpec& layer : desc.moe.layers) {
+    for (int32_t e = 0; e < layer.num_experts; ++e) {
+      router.units.push_back({LayerId(layer.layer), ExpertId(e)});
+    }
+  }
   router.routers = service::ToStrings(settings_.router);
   router.cluster_id = settings_.cluster_id;
   router.name = settings_.name.empty() ? "frontend-" + std::to_string(::getpid()) : settings_.name;
-  router.incarnation = incarnation;
+  router.incarnation = terms.frontend_incarnation;
   router.manifest_hash = terms.manifest_hash;
   router.row_width = desc.moe.io_dim;
   router.top_k = desc.moe.top_k;
@@ -95,12 +119,6 @@ absl::Status Membership::Join(EmbeddedOptions& options, observability::Metrics& 
   router.on_view = [this](frontend::ClusterView view) { links_->Apply(std::move(view)); };
   client_ = std::make_unique<frontend::RouterClient>(std::move(router), tls_);
   client_->Start();
-
-  options.links = links_.get();
-  options.rescue_bytes = settings_.rescue_memory.bytes;
-  options.cluster_readiness = [this] { return links_->Readiness(); };
-  AddMetrics(metrics);
-  return absl::OkStatus();
 }
 
 absl::Status Membership::WaitForPlacement() {

@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "cluster_side.h"
+#include "conclave/checkpoint/checkpoint.h"
 #include "conclave/frontend/cluster_links.h"
 #include "conclave/frontend/router_client.h"
 #include "conclave/service/address.h"
@@ -39,6 +40,12 @@ class Membership final : public ClusterSide {
                        observability::Metrics& metrics) override;
 
  private:
+  // What every link of this frontend, in this run of it, agrees on with its worker.
+  transport::PairTerms TermsOf(const checkpoint::Checkpoint& checkpoint,
+                               const EmbeddedOptions& options, uint64_t incarnation) const;
+  void StartLinks(const transport::PairTerms& terms);
+  void StartClient(const checkpoint::ModelDesc& desc, const transport::PairTerms& terms,
+                   const EmbeddedOptions& options);
   void AddMetrics(observability::Metrics& metrics);
 
   const MembershipSettings settings_;

@@ -11,8 +11,8 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
-#include <cstring>
 #include <optional>
+#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -49,16 +49,20 @@ struct Child {
 absl::Status SpawnError(const std::string& what, const std::string& why) {
   return Error(absl::StatusCode::kInternal, "spawn", what + ": " + why);
 }
+absl::Status SpawnError(const std::string& what, int error) {
+  return SpawnError(what, std::generic_category().message(error));
+}
 
 // posix_spawn and not fork: threads of gRPC may be running when a worker is started again.
 absl::Status StartChild(const std::string& binary, Child& child) {
   int pipe_ends[2];
   if (::pipe2(pipe_ends, O_CLOEXEC) != 0) {
-    return SpawnError(child.what, std::strerror(errno));
+    return SpawnError(child.what, errno);
   }
   std::vector<std::string> words = {binary, "spawned", std::to_string(::getpid())};
   words.insert(words.end(), child.args.begin(), child.args.end());
   std::vector<char*> argv;
+  argv.reserve(words.size() + 1);
   for (std::string& word : words) {
     argv.push_back(word.data());
   }
@@ -82,7 +86,7 @@ absl::Status StartChild(const std::string& binary, Child& child) {
   if (result != 0) {
     child.pid = -1;
     ::close(pipe_ends[0]);
-    return SpawnError(child.what, std::strerror(result));
+    return SpawnError(child.what, result);
   }
   child.out = pipe_ends[0];
   return absl::OkStatus();
@@ -99,7 +103,7 @@ absl::StatusOr<std::string> ReadReadyLine(const Child& child) {
     }
     pollfd entry{child.out, POLLIN, 0};
     if (::poll(&entry, 1, static_cast<int>(left)) < 0 && errno != EINTR) {
-      return SpawnError(child.what, std::strerror(errno));
+      return SpawnError(child.what, errno);
     }
     if (entry.revents == 0) {
       continue;

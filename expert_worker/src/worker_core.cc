@@ -501,7 +501,8 @@ void WorkerCore::ExecuteMerged(std::span<MergedCall> calls) {
     const std::shared_ptr<const HeldSet> set = s.Snapshot();
     s.pieces.clear();
     size_t num_rows = 0;
-    for (uint16_t i = 0; i < calls.size(); ++i) {
+    const auto num_calls = static_cast<uint16_t>(calls.size());
+    for (uint16_t i = 0; i < num_calls; ++i) {
       MergedCall& merged = calls[i];
       CONCLAVE_CHECK(merged.call->layer == calls[0].call->layer);
       merged.status = s.Check(*merged.call, i, *set);
@@ -513,7 +514,7 @@ void WorkerCore::ExecuteMerged(std::span<MergedCall> calls) {
     if (!s.pieces.empty()) {
       CONCLAVE_CHECK(num_rows <= s.is_open.size());
       const absl::Status status = s.Compute(calls, *set);
-      for (uint16_t i = 0; i < calls.size(); ++i) {
+      for (uint16_t i = 0; i < num_calls; ++i) {
         if (calls[i].status.ok() && status.ok()) {
           s.Count(*calls[i].call, i);
         } else if (!status.ok()) {

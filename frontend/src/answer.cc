@@ -10,13 +10,13 @@ constexpr std::string_view kSpace = " \t\n\r\v\f";
 }  // namespace
 
 Answer::Answer(int32_t choice, const ChatRequest& request, const text::Tokenizer& tokenizer,
-               std::vector<std::string> stops, std::shared_ptr<ChatSink> sink,
+               const std::vector<std::string>& stops, std::shared_ptr<ChatSink> sink,
                std::function<void(const ChoiceEnd&, const SequenceStats&)> on_end)
     : choice_(choice),
       wants_ids_(request.return_token_ids),
       wants_logprobs_(request.sampling.num_top_logprobs >= 0),
       tokenizer_(tokenizer),
-      detokenizer_(tokenizer, std::move(stops)),
+      detokenizer_(tokenizer, stops),
       sink_(std::move(sink)),
       on_end_(std::move(on_end)) {}
 

@@ -19,7 +19,7 @@ class Answer : public SequenceSink {
  public:
   // `on_end(choice end, stats)` is called once, after the last delta.
   Answer(int32_t choice, const ChatRequest& request, const text::Tokenizer& tokenizer,
-         std::vector<std::string> stops, std::shared_ptr<ChatSink> sink,
+         const std::vector<std::string>& stops, std::shared_ptr<ChatSink> sink,
          std::function<void(const ChoiceEnd&, const SequenceStats&)> on_end);
 
   bool OnToken(const SequenceToken& token) override;

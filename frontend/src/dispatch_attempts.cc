@@ -160,56 +160,11 @@ absl::Status Dispatcher::State::PollAttempt(Call& call, Attempt& attempt, bool& 
       return absl::OkStatus();
     }
     has_moved = true;
-    ++timeouts;
-    health.OnTimeout(num_rows, now);
-    table[attempt.link].OnGivenUp(now);
-    attempt.channel->Cancel(attempt.slot);
-    if (!CONCLAVE_PLANTED_BUG("slot_leaked_on_timeout")) {
-      attempt.channel->Release(attempt.slot);
-    }
-    attempt.slot = nullptr;
-    const LinkEntry& entry = table[attempt.link];
-    source.Report(entry.link.worker, entry.link.incarnation, PeerSighting::kTimeout);
-    return OnFailure(call, attempt,
-                     Error(absl::StatusCode::kDeadlineExceeded, "call_deadline",
-                           "the worker did not answer in time"));
+    return OnTimeout(call, attempt, now);
   }
   has_moved = true;
   if (status->ok()) {
-    const bool was_trusted = health.is_trusted();
-    health.OnAnswer(num_rows, RoundTripOf(attempt, now), attempt.slot->reply.queue_us,
-                    attempt.slot->reply.service_us, now);
-    if (!was_trusted && health.is_trusted()) {
-      const LinkEntry& entry = table[attempt.link];
-      source.Report(entry.link.worker, entry.link.incarnation, PeerSighting::kRecovered);
-    }
-    (void)CONCLAVE_FAILPOINT("f.before_combine", {.layer = layer});
-    Combine(call, *attempt.slot);
-    attempt.channel->Release(attempt.slot);
-    attempt.slot = nullptr;
-    for (Attempt& other : call.live) {
-      if (other.slot == nullptr) {
-        continue;
-      }
-      if (CONCLAVE_PLANTED_BUG("both_hedged_replies_combined")) {
-        return absl::OkStatus();
-      }
-      // The one that was sent first and overtaken is slow; the other one never had a chance.
-      other.channel->Cancel(other.slot);
-      other.channel->Release(other.slot);
-      other.slot = nullptr;
-      if (attempt.is_hedge) {
-        ++hedges_won;
-        table[other.link].health.OnLostHedge(num_rows, now);
-      } else {
-        table[other.link].health.OnWithdrawn(num_rows);
-      }
-    }
-    call.state = CallState::kDone;
-    --num_open;
-    if (num_open > 0) {
-      (void)CONCLAVE_FAILPOINT("f.one_of_k", {.layer = layer});
-    }
+    OnAnswer(call, attempt, now);
     return absl::OkStatus();
   }
   const bool is_link_lost = !attempt.channel->LinkStatus().ok();
@@ -227,6 +182,61 @@ absl::Status Dispatcher::State::PollAttempt(Call& call, Attempt& attempt, bool& 
   attempt.channel->Release(attempt.slot);
   attempt.slot = nullptr;
   return OnFailure(call, attempt, *status);
+}
+
+absl::Status Dispatcher::State::OnTimeout(Call& call, Attempt& attempt, MonotonicTime now) {
+  ++timeouts;
+  table[attempt.link].health.OnTimeout(static_cast<int>(call.num_rows), now);
+  table[attempt.link].OnGivenUp(now);
+  attempt.channel->Cancel(attempt.slot);
+  if (!CONCLAVE_PLANTED_BUG("slot_leaked_on_timeout")) {
+    attempt.channel->Release(attempt.slot);
+  }
+  attempt.slot = nullptr;
+  const LinkEntry& entry = table[attempt.link];
+  source.Report(entry.link.worker, entry.link.incarnation, PeerSighting::kTimeout);
+  return OnFailure(call, attempt,
+                   Error(absl::StatusCode::kDeadlineExceeded, "call_deadline",
+                         "the worker did not answer in time"));
+}
+
+void Dispatcher::State::OnAnswer(Call& call, Attempt& attempt, MonotonicTime now) {
+  LinkHealth& health = table[attempt.link].health;
+  const auto num_rows = static_cast<int>(call.num_rows);
+  const bool was_trusted = health.is_trusted();
+  health.OnAnswer(num_rows, RoundTripOf(attempt, now), attempt.slot->reply.queue_us,
+                  attempt.slot->reply.service_us, now);
+  if (!was_trusted && health.is_trusted()) {
+    const LinkEntry& entry = table[attempt.link];
+    source.Report(entry.link.worker, entry.link.incarnation, PeerSighting::kRecovered);
+  }
+  (void)CONCLAVE_FAILPOINT("f.before_combine", {.layer = layer});
+  Combine(call, *attempt.slot);
+  attempt.channel->Release(attempt.slot);
+  attempt.slot = nullptr;
+  for (Attempt& other : call.live) {
+    if (other.slot == nullptr) {
+      continue;
+    }
+    if (CONCLAVE_PLANTED_BUG("both_hedged_replies_combined")) {
+      return;
+    }
+    // The one that was sent first and overtaken is slow; the other one never had a chance.
+    other.channel->Cancel(other.slot);
+    other.channel->Release(other.slot);
+    other.slot = nullptr;
+    if (attempt.is_hedge) {
+      ++hedges_won;
+      table[other.link].health.OnLostHedge(num_rows, now);
+    } else {
+      table[other.link].health.OnWithdrawn(num_rows);
+    }
+  }
+  call.state = CallState::kDone;
+  --num_open;
+  if (num_open > 0) {
+    (void)CONCLAVE_FAILPOINT("f.one_of_k", {.layer = layer});
+  }
 }
 
 absl::Status Dispatcher::State::OnFailure(Call& call, Attempt& attempt,

@@ -252,6 +252,40 @@ void Dispatcher::State::EndRescues() {
   }
 }
 
+// Finds a link for every expert of `call`, in link_of; none if one has no replica.
+std::optional<Dispatcher::State::ChosenLinks> Dispatcher::State::ChooseLinks(const Call& call,
+                                                                             bool avoids_tried,
+                                                                             MonotonicTime now) {
+  ChosenLinks chosen;
+  for (size_t i = 0; i < call.num_pairs;) {
+    const uint16_t expert = call_pairs[call.first_pair + i].expert;
+    size_t end = i;
+    while (end < call.num_pairs && call_pairs[call.first_pair + end].expert == expert) {
+      ++end;
+    }
+    LinkTable::Demand demand;
+    demand.rows = static_cast<int>(end - i);
+    demand.is_prefill = call.is_prefill;
+    demand.rows_elsewhere = rows_elsewhere;
+    std::optional<size_t> link =
+        table.Choose(*placement, {LayerId(layer), ExpertId(expert)}, demand,
+                     avoids_tried ? call.tried | call.refused : call.refused, now);
+    if (!link && rescue_link && options.rescue->Holds({LayerId(layer), ExpertId(expert)})) {
+      link = rescue_link;
+    }
+    if (!link) {
+      return std::nullopt;
+    }
+    if (i == 0) {
+      chosen.first_link = *link;
+    }
+    chosen.is_whole = chosen.is_whole && *link == chosen.first_link;
+    link_of[expert] = static_cast<int32_t>(*link);
+    i = end;
+  }
+  return chosen;
+}
+
 // Finds links for a call that has none, as one call or as one per link.
 void Dispatcher::State::Split(size_t call_index) {
   const MonotonicTime now = Now();
@@ -268,54 +302,27 @@ void Dispatcher::State::Split(size_t call_index) {
   table.BeginChoice();
   std::fill(rows_elsewhere.begin(), rows_elsewhere.end(), 0);
   std::fill(link_of.begin(), link_of.end(), -1);
-  bool is_whole = true;
-  size_t first_link = 0;
-  for (const bool avoids_tried : {true, false}) {
-    is_whole = true;
-    bool is_served = true;
-    for (size_t i = 0; i < call.num_pairs;) {
-      const uint16_t expert = call_pairs[call.first_pair + i].expert;
-      size_t end = i;
-      while (end < call.num_pairs && call_pairs[call.first_pair + end].expert == expert) {
-        ++end;
-      }
-      LinkTable::Demand demand;
-      demand.rows = static_cast<int>(end - i);
-      demand.is_prefill = call.is_prefill;
-      demand.rows_elsewhere = rows_elsewhere;
-      std::optional<size_t> link =
-          table.Choose(*placement, {LayerId(layer), ExpertId(expert)}, demand,
-                       avoids_tried ? call.tried | call.refused : call.refused, now);
-      if (!link && rescue_link && options.rescue->Holds({LayerId(layer), ExpertId(expert)})) {
-        link = rescue_link;
-      }
-      if (!link) {
-        is_served = false;
-        break;
-      }
-      if (i == 0) {
-        first_link = *link;
-      }
-      is_whole = is_whole && *link == first_link;
-      link_of[expert] = static_cast<int32_t>(*link);
-      i = end;
-    }
-    if (is_served) {
-      break;
-    }
-    if (!avoids_tried) {
-      return;  // it goes on waiting
-    }
+  std::optional<ChosenLinks> chosen = ChooseLinks(call, true, now);
+  if (!chosen) {
+    chosen = ChooseLinks(call, false, now);
   }
-  const bool fits = is_whole && call.num_rows <= table[first_link].link.channel->limits().max_rows;
-  if (fits) {
+  if (!chosen) {
+    return;  // it goes on waiting
+  }
+  const size_t first_link = chosen->first_link;
+  if (chosen->is_whole && call.num_rows <= table[first_link].link.channel->limits().max_rows) {
     calls[call_index].link = first_link;
     calls[call_index].state = CallState::kToSend;
     return;
   }
-  // Every pair goes to a new call: by link, in the order of rows, cut at what the link takes.
   calls[call_index].state = CallState::kDone;
   --num_open;
+  Divide(call);
+}
+
+// Every pair of `call` goes to a new call: by link, in the order of rows, cut at what the link
+// takes.
+void Dispatcher::State::Divide(const Call& call) {
   for (size_t link = 0; link < table.size(); ++link) {
     const size_t most = table[link].is_up() ? table[link].link.channel->limits().max_rows : 1;
     size_t row = 0;

@@ -154,9 +154,17 @@ struct Dispatcher::State {
   absl::Status Send(Call& call, size_t link, bool is_hedge, bool& has_moved);
   void Fill(const Call& call, transport::CallSlot& slot);
   absl::Status PollAttempt(Call& call, Attempt& attempt, bool& has_moved);
+  absl::Status OnTimeout(Call& call, Attempt& attempt, MonotonicTime now);
+  void OnAnswer(Call& call, Attempt& attempt, MonotonicTime now);
   absl::Status OnFailure(Call& call, Attempt& attempt, const absl::Status& status);
   absl::Status SendElsewhere(Call& call, Verdict verdict, const absl::Status& why);
+  struct ChosenLinks {
+    size_t first_link = 0;
+    bool is_whole = true;  // every expert has that link
+  };
+  std::optional<ChosenLinks> ChooseLinks(const Call& call, bool avoids_tried, MonotonicTime now);
   void Split(size_t call_index);
+  void Divide(const Call& call);
   void Unserve(Call& call);
   // Loads what nobody serves of an unserved call, when it has waited long enough. Whether it did.
   bool Rescue(const Call& call);

@@ -256,7 +256,7 @@ Worker& RouterCore::Impl::Enter(const WorkerRegisterEvent& event) {
   fresh.registration.moe_layers.clear();
   fresh.registration.last_router = {};
   fresh.session = event.session;
-  fresh.last_heard = leases_.Now();
+  fresh.last_heard = leases_.At(now_);
   fresh.heard_at = now_;
   worker = std::move(fresh);
   worker_sessions_[event.session] = worker.id;
@@ -342,11 +342,11 @@ void RouterCore::Impl::Lose(Worker& worker, bool is_hard, const std::string& why
 void RouterCore::Impl::CheckLeases(bool is_after_pause) {
   for (auto& [id, worker] : workers_) {
     if (is_after_pause && !CONCLAVE_PLANTED_BUG("pause_counts_for_leases")) {
-      worker.last_heard = leases_.Now();
+      worker.last_heard = leases_.At(now_);
     }
     if (worker.state == Worker::State::kExpected) {
       // It holds what the kept placement says, until it had its time to come back.
-      if (leases_.Now() - worker.last_heard >= options_.recover && IsCommanding()) {
+      if (leases_.At(now_) - worker.last_heard >= options_.recover && IsCommanding()) {
         Lose(worker, false, "did not come back after the router's restart");
       }
       continue;
@@ -354,7 +354,7 @@ void RouterCore::Impl::CheckLeases(bool is_after_pause) {
     if (worker.state != Worker::State::kMember) {
       continue;
     }
-    const std::chrono::nanoseconds silence = leases_.Now() - worker.last_heard;
+    const std::chrono::nanoseconds silence = leases_.At(now_) - worker.last_heard;
     if (silence >= options_.dead_after) {
       (void)CONCLAVE_FAILPOINT("r.lease_expire", {});
       const SessionId session = worker.session.value_or(0);

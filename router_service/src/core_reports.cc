@@ -32,7 +32,7 @@ void RouterCore::Impl::On(const HeartbeatEvent& event) {
     return;
   }
   worker->heartbeat_seq = event.seq;
-  worker->last_heard = leases_.Now();
+  worker->last_heard = leases_.At(now_);
   worker->heard_at = now_;
   worker->busy_ratio = event.busy_ratio;
   worker->queued_rows = event.queued_rows;

@@ -2,6 +2,7 @@
 // swapped out or starved for seconds has not listened, so nobody's silence counts for that time.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 
 #include "conclave/base/clock.h"
@@ -27,8 +28,10 @@ class LeaseClock {
     return gap > pause_;
   }
 
-  // As of the last tick.
-  std::chrono::nanoseconds Now() const { return passed_; }
+  // At `now`, between two ticks: what was heard then was not heard at the tick before.
+  std::chrono::nanoseconds At(MonotonicTime now) const {
+    return passed_ + std::min<std::chrono::nanoseconds>(now - last_tick_, credit_);
+  }
 
  private:
   std::chrono::milliseconds credit_;

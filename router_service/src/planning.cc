@@ -312,7 +312,7 @@ PlanOutcome MakeGoal(const PlanInput& input, PlanPurpose purpose) {
 
 std::vector<ReplicaMove> MovesBetween(const ReplicaMap& from, const ReplicaMap& to) {
   std::vector<ReplicaMove> moves;
-  static const std::vector<WorkerId> kNone;
+  const std::vector<WorkerId> none;
   const auto add = [&](ExpertUnit unit, const std::vector<WorkerId>& old_workers,
                        const std::vector<WorkerId>& new_workers) {
     std::vector<WorkerId> dropped;
@@ -330,11 +330,11 @@ std::vector<ReplicaMove> MovesBetween(const ReplicaMap& from, const ReplicaMap& 
   };
   for (const auto& [unit, workers] : to) {
     const auto it = from.find(unit);
-    add(unit, it == from.end() ? kNone : it->second, workers);
+    add(unit, it == from.end() ? none : it->second, workers);
   }
   for (const auto& [unit, workers] : from) {
     if (!to.contains(unit)) {
-      add(unit, workers, kNone);
+      add(unit, workers, none);
     }
   }
   return moves;

@@ -92,7 +92,7 @@ void RouterCore::Impl::Begin() {
     TakeOver();
   } else {
     Log(Severity::kInfo, "no state: learning from registrations",
-        {{"seconds", std::to_string(options_.recover.count() / 1000.0)}});
+        {{"seconds", std::to_string(std::chrono::duration<double>(options_.recover).count())}});
   }
 }
 
@@ -115,7 +115,7 @@ void RouterCore::Impl::TakeOver() {
     worker.key = state_.names[registration.name].key;
     worker.state = Worker::State::kExpected;
     worker.has_durable_id = true;
-    worker.last_heard = leases_.Now();
+    worker.last_heard = leases_.At(now_);
     worker.heard_at = now_;
   }
   goal_ = state_.placement;
@@ -306,7 +306,7 @@ void RouterCore::Impl::Run(const Admission& admission) {
   Worker& worker = it->second;
   worker.state = Worker::State::kMember;
   worker.has_durable_id = true;
-  worker.last_heard = leases_.Now();
+  worker.last_heard = leases_.At(now_);
   worker.heard_at = now_;
   Emit(SendRegistered{admission.session, worker.id, worker.key});
   if (IsDraining(worker)) {

@@ -63,7 +63,7 @@ constexpr size_t kQueuedMax = 20'000;
 
 [[noreturn]] void Die(const std::string& why) {
   std::fprintf(stderr, "error: netemu: %s\n", why.c_str());
-  std::exit(1);
+  std::_Exit(1);  // other threads may be running
 }
 
 [[noreturn]] void DieOfErrno(const std::string& what) {

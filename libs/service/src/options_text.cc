@@ -103,7 +103,7 @@ std::string OptionSet::State::PrintConfig() const {
   std::string out = "# " + command + " " + version + "\n";
   for (auto& [left, origin] : lines) {
     left.resize(width, ' ');
-    out += left + "  # " + origin + "\n";
+    out.append(left).append("  # ").append(origin).append("\n");
   }
   return out;
 }

@@ -167,7 +167,7 @@ bool ChaosChannel::IsDue(const Hold& hold, const Lane& lane) const {
 }
 
 absl::Status ChaosChannel::Send(Call& call) {
-  const absl::Status status = inner_->Dispatch(call.slot);
+  absl::Status status = inner_->Dispatch(call.slot);
   if (status.ok()) {
     call.stage = Stage::kSent;
     ++calls_lane_.num_passed;

@@ -68,6 +68,23 @@ TEST(CoreMembershipTest, ASilentWorkerIsSuspectAndThenDead) {
   EXPECT_EQ(ReasonOf(driver.workers["a"].end), "reregister");
 }
 
+TEST(CoreMembershipTest, ALeaseBeginsWithTheHeartbeatAndNotWithTheTickBefore) {
+  CoreDriver driver = Settled(1);
+  TestWorker& worker = driver.workers["a"];
+  worker.is_silent = true;
+  driver.Pause(milliseconds(30));
+  HeartbeatEvent beat;
+  beat.session = *worker.session;
+  beat.seq = ++worker.heartbeat_seq;
+  driver.Send(beat);
+  driver.Pause(milliseconds(20));
+  driver.Send(TickEvent{});
+  driver.Run(milliseconds(1450));
+  EXPECT_TRUE(IsMember(driver, "a")) << "1470 ms without a heartbeat";
+  driver.Run(milliseconds(50));
+  EXPECT_FALSE(IsMember(driver, "a"));
+}
+
 TEST(CoreMembershipTest, AHeartbeatEndsSuspicion) {
   CoreDriver driver = Settled(1);
   driver.workers["a"].is_silent = true;

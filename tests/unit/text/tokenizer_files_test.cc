@@ -216,7 +216,10 @@ std::vector<Row> VocabRows() {
       {"T14_IdBeyond64Bits", WithAdded("99999999999999999999", R"({"content": "x"})"),
        "expected an id below"},
       {"T14_NoContent", WithAdded("300", "{}"), "expected an id below"},
-      {"T14_IdNotAscii", WithAdded("\xC4\x94" "6", R"({"content": "x"})"),
+      {"T14_IdNotAscii",
+       WithAdded("\xC4\x94"
+                 "6",
+                 R"({"content": "x"})"),
        R"(added_tokens_decoder: "\xC4\x946": expected an id below)"},
       {"T14_LongToken",
        WithAdded("300", ("{\"content\": \"" + std::string(2000, 'x') + "\"}").c_str()),

@@ -46,7 +46,7 @@ struct CoreOptions {
   // Longer: a slower repair. Shorter: workers on loaded machines die falsely, and weights move.
   milliseconds dead_after{1500};
   // Unanswered ticks of at most this length count as time for leases: the rest was a pause of ours.
-  milliseconds tick_credit{250};
+  milliseconds tick_credit{100};
   // A gap between ticks above this restarts all leases.
   milliseconds pause_after{2000};
   // How long a router without state listens, and how long one with state waits for its members.
