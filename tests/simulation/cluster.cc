@@ -133,21 +133,9 @@ void Cluster::Apply(const Fault& fault) {
     case FaultKind::kWrongWeights:
       Worker(fault.a).wrong_weights_until = until;
       break;
-    case FaultKind::kCanary: {
-      WorkerNode& worker = Worker(fault.a);
-      if (!kernel_.IsRunning(fault.a) || worker.memory.empty()) {
-        break;
-      }
-      const ExpertUnit unit =
-          std::next(worker.memory.begin(),
-                    static_cast<std::ptrdiff_t>(fault.salt % worker.memory.size()))
-              ->first;
-      worker.changed_at = kernel_.now();
-      StepWorker(worker, [&](ew::WorkerActions* out) {
-        worker.control->OnCanaryFailed(kernel_.LocalNow(fault.a), unit, out);
-      });
+    case FaultKind::kCanary:
+      FailCanary(Worker(fault.a), fault.salt);
       break;
-    }
     case FaultKind::kDiskError:
       routers_[static_cast<size_t>(fault.a)].disk.fails_until = until;
       break;
@@ -161,16 +149,9 @@ void Cluster::Apply(const Fault& fault) {
       router_of_[static_cast<size_t>(fault.a)] = 1 - router_of_[static_cast<size_t>(fault.a)];
       kernel_.ResetStreams(fault.a, 1 - router_of_[static_cast<size_t>(fault.a)]);
       break;
-    case FaultKind::kLeave: {
-      WorkerNode& worker = Worker(fault.a);
-      if (kernel_.IsRunning(fault.a)) {
-        worker.is_leaving = true;
-        StepWorker(worker, [&](ew::WorkerActions* out) {
-          worker.control->OnDrainWish(kernel_.LocalNow(fault.a), out);
-        });
-      }
+    case FaultKind::kLeave:
+      Leave(Worker(fault.a));
       break;
-    }
     case FaultKind::kDrain:
     case FaultKind::kPin:
     case FaultKind::kReplicate:
@@ -181,6 +162,28 @@ void Cluster::Apply(const Fault& fault) {
       ApplyToLinks(fault);
       break;
   }
+}
+
+void Cluster::FailCanary(WorkerNode& worker, uint64_t salt) {
+  if (!kernel_.IsRunning(worker.node) || worker.memory.empty()) {
+    return;
+  }
+  const auto which = static_cast<std::ptrdiff_t>(salt % worker.memory.size());
+  const ExpertUnit unit = std::next(worker.memory.begin(), which)->first;
+  worker.changed_at = kernel_.now();
+  StepWorker(worker, [&](ew::WorkerActions* out) {
+    worker.control->OnCanaryFailed(kernel_.LocalNow(worker.node), unit, out);
+  });
+}
+
+void Cluster::Leave(WorkerNode& worker) {
+  if (!kernel_.IsRunning(worker.node)) {
+    return;
+  }
+  worker.is_leaving = true;
+  StepWorker(worker, [&](ew::WorkerActions* out) {
+    worker.control->OnDrainWish(kernel_.LocalNow(worker.node), out);
+  });
 }
 
 void Cluster::ApplyToLinks(const Fault& fault) {

@@ -209,6 +209,8 @@ class Cluster {
   // ---- Phases and faults (cluster.cc) ----
   void Begin(int node);
   void Apply(const Fault& fault);
+  void FailCanary(WorkerNode& worker, uint64_t salt);
+  void Leave(WorkerNode& worker);
   void ApplyToLinks(const Fault& fault);
   void AskRouter(const Fault& fault);
   void Crash(int node, Micros restart_after);
@@ -238,7 +240,11 @@ class Cluster {
   void SendPlacementTo(RouterNode& router, const router_service::SendPlacement& send);
   void SendToWorker(RouterNode& router, uint64_t session, expert_worker::RouterCommand command);
   void WriteState(RouterNode& router, const router_service::PersistState& state);
+  void End(RouterNode& router, const router_service::Event& cause,
+           const router_service::EndSession& end);
+  void CheckAnswer(RouterNode& router, const router_service::AdminReply& reply);
   void CheckPublication(RouterNode& router, const router_service::PlacementView& view);
+  void CheckReplicas(RouterNode& router, const router_service::PlacementView& view);
   void CheckNotDraining(RouterNode& router, uint64_t session);
   bool IsDrainAsked(const RouterNode& router, const router_service::MemberView& member) const;
   int PossibleReplicas(const RouterNode& router) const;
@@ -252,6 +258,9 @@ class Cluster {
   void StepWorker(WorkerNode& worker,
                   const std::function<void(expert_worker::WorkerActions*)>& what);
   void Do(WorkerNode& worker, const expert_worker::WorkerAction& action);
+  void SendLoads(WorkerNode& worker, uint64_t seq);
+  void SendPrepareResult(WorkerNode& worker,
+                         const expert_worker::action::SendPrepareResult& result);
   void ConnectWorker(WorkerNode& worker);
   void OnCommand(WorkerNode& worker, const StreamPtr& stream,
                  const expert_worker::RouterCommand& command);

@@ -213,36 +213,9 @@ void Cluster::Do(RouterNode& router, const rs::Event& cause, const rs::Action& a
   } else if (const auto* placement = std::get_if<rs::SendPlacement>(&action)) {
     SendPlacementTo(router, *placement);
   } else if (const auto* end = std::get_if<rs::EndSession>(&action)) {
-    const auto member = router.members.find(end->session);
-    if (std::holds_alternative<rs::TickEvent>(cause) && member != router.members.end() &&
-        member->second.is_worker && ReasonOf(end->status) == "reregister") {
-      // A tick late, and the router's clock may be two hundredths fast.
-      constexpr Micros kDeadAfter = 1'500'000;
-      constexpr Micros kSlack = 350'000;
-      const Micros silence = kernel_.UnpausedTime(router.node) - member->second.heard_at;
-      if (silence < kDeadAfter - kSlack) {
-        kernel_.Violate("INV15", "declared dead after " + std::to_string(silence) +
-                                     " us of the router's own time without a heartbeat");
-      }
-    }
-    if (const auto it = router.sessions.find(end->session); it != router.sessions.end()) {
-      kernel_.Close(it->second, 1, end->status);
-      router.sessions.erase(it);
-      router.members.erase(end->session);
-      router.changed_at = kernel_.now();
-    }
+    End(router, cause, *end);
   } else if (const auto* reply = std::get_if<rs::AdminReply>(&action)) {
-    const auto it = router.drains_asked.find(reply->request);
-    if (it != router.drains_asked.end() && reply->status.ok() && router.disk.durable.has_value()) {
-      const auto known = router.disk.durable->names.find(it->second.first);
-      const bool is_later =
-          std::any_of(std::next(it), router.drains_asked.end(),
-                      [&](const auto& other) { return other.second.first == it->second.first; });
-      if (!is_later && known != router.disk.durable->names.end() &&
-          known->second.is_draining == it->second.second) {
-        kernel_.Violate("INV6", "an operator was answered before the command was durable");
-      }
-    }
+    CheckAnswer(router, *reply);
   } else if (const auto* log = std::get_if<rs::LogAction>(&action);
              log != nullptr && kernel_.is_traced()) {
     std::string text = log->message;
@@ -250,6 +223,42 @@ void Cluster::Do(RouterNode& router, const rs::Event& cause, const rs::Action& a
       text += " " + key + "=" + value;
     }
     kernel_.Say(text, router.node);
+  }
+}
+
+void Cluster::End(RouterNode& router, const rs::Event& cause, const rs::EndSession& end) {
+  const auto member = router.members.find(end.session);
+  if (std::holds_alternative<rs::TickEvent>(cause) && member != router.members.end() &&
+      member->second.is_worker && ReasonOf(end.status) == "reregister") {
+    // A tick late, two pauses that count for two ticks each, and a clock two hundredths fast.
+    constexpr Micros kDeadAfter = 1'500'000;
+    constexpr Micros kSlack = 350'000;
+    const Micros silence = kernel_.UnpausedTime(router.node) - member->second.heard_at;
+    if (silence < kDeadAfter - kSlack) {
+      kernel_.Violate("INV15", "declared dead after " + std::to_string(silence) +
+                                   " us of the router's own time without a heartbeat");
+    }
+  }
+  if (const auto it = router.sessions.find(end.session); it != router.sessions.end()) {
+    kernel_.Close(it->second, 1, end.status);
+    router.sessions.erase(it);
+    router.members.erase(end.session);
+    router.changed_at = kernel_.now();
+  }
+}
+
+void Cluster::CheckAnswer(RouterNode& router, const rs::AdminReply& reply) {
+  const auto it = router.drains_asked.find(reply.request);
+  if (it == router.drains_asked.end() || !reply.status.ok() || !router.disk.durable.has_value()) {
+    return;
+  }
+  const auto known = router.disk.durable->names.find(it->second.first);
+  const bool is_later =
+      std::any_of(std::next(it), router.drains_asked.end(),
+                  [&](const auto& other) { return other.second.first == it->second.first; });
+  if (!is_later && known != router.disk.durable->names.end() &&
+      known->second.is_draining == it->second.second) {
+    kernel_.Violate("INV6", "an operator was answered before the command was durable");
   }
 }
 
@@ -308,10 +317,10 @@ void Cluster::SendPlacementTo(RouterNode& router, const rs::SendPlacement& send)
     FrontendNode& front = Front(member->second.node);
     const StreamPtr stream = it->second;
     kernel_.Send(stream, 1, [this, &front, stream, from, view = send.view, id = send.frontend_id] {
-      static const rs::PlacementView kNothing{
+      const rs::PlacementView nothing{
           {}, Epoch(), {}, std::make_shared<const std::vector<rs::UnitReplicas>>()};
       OnUpdate(front, stream, view, from == nullptr ? Epoch() : from->epoch,
-               rs::Diff(from == nullptr ? kNothing : *from, *view), id);
+               rs::Diff(from == nullptr ? nothing : *from, *view), id);
     });
     return;
   }
@@ -330,7 +339,7 @@ void Cluster::SendPlacementTo(RouterNode& router, const rs::SendPlacement& send)
   SendToWorker(router, send.session, {{}, std::move(command)});
 }
 
-// INV4, INV6 and INV7 of what is about to be seen.
+// INV4 and INV6 of what is about to be seen, and whether INV7 can be judged.
 void Cluster::CheckPublication(RouterNode& router, const rs::PlacementView& view) {
   const auto& durable = router.disk.durable;
   if (!durable.has_value() || view.epoch > rs::MakeEpoch(durable->term, durable->epoch_n)) {
@@ -364,9 +373,13 @@ void Cluster::CheckPublication(RouterNode& router, const rs::PlacementView& view
         return worker.changed_at >= router.disk.decided_after ||
                !kernel_.process(worker.node).is_up;
       });
-  if (router.published == nullptr || has_changed) {
-    return;
+  if (router.published != nullptr && !has_changed) {
+    CheckReplicas(router, view);
   }
+}
+
+// INV7 of what is about to be seen.
+void Cluster::CheckReplicas(RouterNode& router, const rs::PlacementView& view) {
   const int possible = PossibleReplicas(router);
   for (const rs::UnitReplicas& unit : *router.published->experts) {
     const std::vector<WorkerId> now = WorkersIn(view, unit.unit);

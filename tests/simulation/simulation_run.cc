@@ -29,15 +29,13 @@ bool Parse(int argc, char** argv, Arguments& arguments) {
       arguments.options.prints_trace = true;
     } else if (flag == "--shrink") {
       arguments.shrinks = true;
-    } else if (value == nullptr) {
-      return false;
-    } else if (flag == "--seed") {
+    } else if (value != nullptr && flag == "--seed") {
       arguments.first = std::strtoull(value, nullptr, 10);
       ++i;
-    } else if (flag == "--seeds") {
+    } else if (value != nullptr && flag == "--seeds") {
       arguments.count = std::strtoull(value, nullptr, 10);
       ++i;
-    } else if (flag == "--bug") {
+    } else if (value != nullptr && flag == "--bug") {
       arguments.options.bug = value;
       ++i;
     } else {

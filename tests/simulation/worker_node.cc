@@ -205,6 +205,38 @@ void Cluster::ConnectWorker(WorkerNode& worker) {
   });
 }
 
+void Cluster::SendLoads(WorkerNode& worker, uint64_t seq) {
+  std::vector<ew::UnitRows> cumulative;
+  for (const auto& [unit, rows] : worker.rows) {
+    cumulative.push_back(rows);
+  }
+  rs::LoadEvent event;
+  event.seq = seq;
+  for (const ew::UnitRows& rows : worker.control->LoadDeltas(cumulative)) {
+    event.experts.push_back({rows.unit, {rows.rows[0], rows.rows[1], rows.rows[2], rows.rows[3]}});
+  }
+  ToRouter(worker, [event](uint64_t session) {
+    rs::LoadEvent out = event;
+    out.session = session;
+    return out;
+  });
+}
+
+void Cluster::SendPrepareResult(WorkerNode& worker, const action::SendPrepareResult& result) {
+  rs::PrepareResultEvent event;
+  event.plan_id = result.plan_id;
+  for (const ew::HeldExpert& held : result.ready) {
+    event.ready.push_back(ToRouterHeld(held));
+  }
+  event.failed = result.failed;
+  event.error = result.error;
+  ToRouter(worker, [event](uint64_t session) {
+    rs::PrepareResultEvent out = event;
+    out.session = session;
+    return out;
+  });
+}
+
 void Cluster::Do(WorkerNode& worker, const ew::WorkerAction& what) {
   const MonotonicTime now = kernel_.LocalNow(worker.node);
   const auto check_lease = [&](const char* change) {
@@ -236,23 +268,7 @@ void Cluster::Do(WorkerNode& worker, const ew::WorkerAction& what) {
               return event;
             });
           },
-          [&](const action::SendLoads& loads) {
-            std::vector<ew::UnitRows> cumulative;
-            for (const auto& [unit, rows] : worker.rows) {
-              cumulative.push_back(rows);
-            }
-            rs::LoadEvent event;
-            event.seq = loads.seq;
-            for (const ew::UnitRows& rows : worker.control->LoadDeltas(cumulative)) {
-              event.experts.push_back(
-                  {rows.unit, {rows.rows[0], rows.rows[1], rows.rows[2], rows.rows[3]}});
-            }
-            ToRouter(worker, [event](uint64_t session) {
-              rs::LoadEvent out = event;
-              out.session = session;
-              return out;
-            });
-          },
+          [&](const action::SendLoads& loads) { SendLoads(worker, loads.seq); },
           [&](const action::LoadExpert& load) {
             check_lease("a load");
             WorkerNode::Task task;
@@ -272,20 +288,7 @@ void Cluster::Do(WorkerNode& worker, const ew::WorkerAction& what) {
             worker.tasks.push_back(std::move(task));
             NextTask(worker);
           },
-          [&](const action::SendPrepareResult& result) {
-            rs::PrepareResultEvent event;
-            event.plan_id = result.plan_id;
-            for (const ew::HeldExpert& held : result.ready) {
-              event.ready.push_back(ToRouterHeld(held));
-            }
-            event.failed = result.failed;
-            event.error = result.error;
-            ToRouter(worker, [event](uint64_t session) {
-              rs::PrepareResultEvent out = event;
-              out.session = session;
-              return out;
-            });
-          },
+          [&](const action::SendPrepareResult& result) { SendPrepareResult(worker, result); },
           [&](const action::SendRetireResult& result) {
             ToRouter(worker, [id = result.plan_id](uint64_t session) {
               return rs::RetireResultEvent{session, id};
