@@ -136,6 +136,7 @@ void SetNumber(v1::ChatRequest& request, void (v1::SamplingParams::*set)(float),
   (request.mutable_sampling()->*set)(value);
 }
 
+// NOLINTNEXTLINE(readability-function-size): a table.
 std::vector<BadRow> BadRows() {
   constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
   using R = v1::ChatRequest;
