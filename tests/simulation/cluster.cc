@@ -466,6 +466,10 @@ bool Cluster::IsIdle() const {
 // Quiescence: nothing is under way, nothing was left behind.
 void Cluster::CheckRest() {
   for (FrontendNode& front : frontends_) {
+    if (front.dispatcher != nullptr) {
+      // A probe outlives its layer until somebody looks, as the next layer would.
+      front.dispatcher->OnWoken(kernel_.LocalNow(front.node), true);
+    }
     if (front.run.has_value()) {
       kernel_.Violate("INV12", "a layer that never ends");
     } else if (front.links != nullptr && front.links->num_held_slots() > 0) {
