@@ -5,7 +5,6 @@
 #include <charconv>
 #include <cmath>
 #include <map>
-#include <optional>
 #include <unordered_map>
 
 #include "conclave/base/status.h"
@@ -98,13 +97,13 @@ absl::Status CheckNormalizer(const std::string& where, std::string_view bytes) {
   return absl::OkStatus();
 }
 
-// "<0x0A>" -> 10.
-std::optional<uint8_t> ByteOf(std::string_view piece) {
-  if (piece.size() != 6 || !piece.starts_with("<0x") || piece[5] != '>') return std::nullopt;
+// "<0x0A>" -> 10; -1: no byte.
+int32_t ByteOf(std::string_view piece) {
+  if (piece.size() != 6 || !piece.starts_with("<0x") || piece[5] != '>') return -1;
   uint32_t value = 0;
   const auto [end, error] = std::from_chars(piece.data() + 3, piece.data() + 5, value, 16);
-  if (error != std::errc() || end != piece.data() + 5) return std::nullopt;
-  return static_cast<uint8_t>(value);
+  if (error != std::errc() || end != piece.data() + 5) return -1;
+  return static_cast<int32_t>(value);
 }
 
 std::string WithSpaces(std::string_view spelled) {
@@ -166,13 +165,16 @@ absl::Status ApplySpelledTokens(const std::string& where, const std::vector<std:
   std::unordered_map<std::string_view, int32_t> id_of;
   for (size_t i = 0; i < tokens.size(); ++i) {
     const auto id = static_cast<int32_t>(i);
-    const std::optional<uint8_t> byte = is_merged[i] ? std::nullopt : ByteOf(tokens[i]);
+    const int32_t byte = is_merged[i] ? -1 : ByteOf(tokens[i]);
     if (!id_of.emplace(tokens[i], id).second)
       return InvalidTokenizer(where, "piece " + Quote(tokens[i]) + " is there twice");
-    if (byte.has_value()) spec.id_of_byte[*byte] = id;
-    spec.token_bytes.push_back(byte.has_value() ? std::string(1, static_cast<char>(*byte))
-                               : is_merged[i]   ? WithSpaces(tokens[i])
-                                                : std::string());
+    std::string& bytes = spec.token_bytes.emplace_back();
+    if (byte >= 0) {
+      spec.id_of_byte[static_cast<size_t>(byte)] = id;
+      bytes = static_cast<char>(byte);
+    } else if (is_merged[i]) {
+      bytes = WithSpaces(tokens[i]);
+    }
     uint32_t length = 0;
     for (size_t pos = 0; pos < tokens[i].size(); pos += DecodeUtf8(tokens[i], pos).num_bytes)
       ++length;

@@ -277,8 +277,7 @@ Bytes DeflatedMegabytes(int num_megabytes) {
     stream.avail_out = static_cast<uInt>(out.size());
     EXPECT_NE(deflate(&stream, flush), Z_STREAM_ERROR);
     EXPECT_GT(stream.avail_out, 0U);
-    out.resize(out.size() - stream.avail_out);
-    return out;
+    return Bytes(out.data(), stream.next_out);
   };
   Bytes all = run(zeros.size(), Z_FULL_FLUSH);  // with the head of the stream
   const Bytes again = run(zeros.size(), Z_FULL_FLUSH);
