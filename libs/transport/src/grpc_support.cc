@@ -131,7 +131,9 @@ grpc::ChannelArguments ClientArguments(int max_message_bytes) {
   arguments.SetInt(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
-  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
+  // How long one attempt may take, whatever its name says: a busy peer needs its time for the
+  // handshake, and behind a partition the next attempt should not wait for this one for long.
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 500);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2000);
   // One policy of retries, ours: gRPC's own would count against no budget.
   arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
