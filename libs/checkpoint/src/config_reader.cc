@@ -15,11 +15,6 @@ std::string Bounds(const std::string& min, const std::string& max) {
 
 }  // namespace
 
-std::string Shown(const boost::json::value& value) {
-  std::string text = boost::json::serialize(value);
-  return text.size() <= 64 ? text : text.substr(0, 61) + "...";
-}
-
 std::string Shown(double value) {
   std::string text = Pretty(value);
   text.pop_back();

@@ -80,8 +80,7 @@ class ConfigReader {
 // Parses a config file: strict JSON, an object. Everything wrong with it is "config_key".
 absl::StatusOr<boost::json::value> ParseConfig(const std::string& file, std::string_view text);
 
-// `value` as in messages: at most 64 bytes.
-std::string Shown(const boost::json::value& value);
+// `value` as in messages, beside Shown of json.h.
 std::string Shown(double value);
 
 }  // namespace conclave::checkpoint

@@ -167,4 +167,9 @@ std::string Pretty(const boost::json::value& value) {
   return out;
 }
 
+std::string Shown(const boost::json::value& value) {
+  std::string text = boost::json::serialize(value);
+  return text.size() <= 64 ? text : text.substr(0, 61) + "...";
+}
+
 }  // namespace conclave::checkpoint

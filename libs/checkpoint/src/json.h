@@ -27,4 +27,7 @@ absl::StatusOr<boost::json::value> ParseStrict(std::string_view text, const Json
 // back the same.
 std::string Pretty(const boost::json::value& value);
 
+// `value` as in messages: at most 64 bytes.
+std::string Shown(const boost::json::value& value);
+
 }  // namespace conclave::checkpoint

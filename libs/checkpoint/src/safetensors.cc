@@ -41,11 +41,6 @@ struct Place {
   }
 };
 
-std::string Brief(const boost::json::value& value) {
-  std::string text = boost::json::serialize(value);
-  return text.size() <= 64 ? text : text.substr(0, 61) + "...";
-}
-
 // A JSON integer in [0, INT64_MAX].
 std::optional<int64_t> Natural(const boost::json::value& value) {
   if (!value.is_int64() || value.get_int64() < 0) {
@@ -66,7 +61,7 @@ absl::StatusOr<DType> ReadDType(const Place& place, const boost::json::object& e
   return place.Bad(
       "tensor_dtype",
       "unknown dtype; expected one of F32, BF16, F16, F64, I8, U8, I16, I32, I64, BOOL, found " +
-          (word == nullptr ? "none" : Brief(*word)));
+          (word == nullptr ? "none" : Shown(*word)));
 }
 
 // Fills shape and size_bytes; the product cannot overflow.
@@ -85,12 +80,12 @@ absl::Status ReadShape(const Place& place, const boost::json::object& entry, Sto
     const std::optional<int64_t> size = Natural(item);
     if (!size.has_value()) {
       return place.Bad("tensor_shape",
-                       "bad shape; expected whole numbers from 0, found " + Brief(*shape));
+                       "bad shape; expected whole numbers from 0, found " + Shown(*shape));
     }
     if (__builtin_mul_overflow(bytes, *size, &bytes)) {
       return place.Bad(
           "tensor_shape",
-          "the shape overflows; expected less than 2^63 bytes, found " + Brief(*shape));
+          "the shape overflows; expected less than 2^63 bytes, found " + Shown(*shape));
     }
     tensor.shape.push_back(*size);
   }
@@ -110,12 +105,12 @@ absl::Status ReadOffsets(const Place& place, const boost::json::object& entry, i
   }
   if (!begin.has_value() || !end.has_value()) {
     return place.Bad("tensor_offsets", "bad data_offsets; expected [begin, end], found " +
-                                           (offsets == nullptr ? "none" : Brief(*offsets)));
+                                           (offsets == nullptr ? "none" : Shown(*offsets)));
   }
   const int64_t data_bytes = file_bytes - data_start;
   if (*end < *begin) {
     return place.Bad("tensor_offsets",
-                     "data_offsets end before they begin; found " + Brief(*offsets));
+                     "data_offsets end before they begin; found " + Shown(*offsets));
   }
   if (*end > data_bytes) {
     return place.Bad("tensor_offsets", "data_offsets pass the end of the file; expected at most " +
@@ -196,7 +191,7 @@ absl::StatusOr<boost::json::value> ReadHeaderJson(const OpenedFile& file, int64_
   }
   if (!header->is_object() || text.front() != '{') {
     return InvalidArgument("safetensors_header_json",
-                           file.name + ": header: expected a JSON object, found " + Brief(*header));
+                           file.name + ": header: expected a JSON object, found " + Shown(*header));
   }
   return header;
 }
@@ -212,7 +207,7 @@ absl::Status CheckMetadata(const OpenedFile& file, const boost::json::value& met
                  : InvalidArgument(
                        "safetensors_header_json",
                        file.name + ": header: __metadata__: expected an object of strings, found " +
-                           Brief(metadata));
+                           Shown(metadata));
 }
 
 }  // namespace
@@ -242,7 +237,7 @@ absl::StatusOr<std::vector<StoredTensor>> ReadSafetensorsHeader(const OpenedFile
     const Place place{file.name, tensor.name};
     if (!member.value().is_object()) {
       return place.Bad("safetensors_header_json",
-                       "expected an object, found " + Brief(member.value()));
+                       "expected an object, found " + Shown(member.value()));
     }
     const boost::json::object& entry = member.value().get_object();
     CONCLAVE_ASSIGN_OR_RETURN(tensor.dtype, ReadDType(place, entry));
