@@ -190,7 +190,7 @@ absl::Status CheckTogether(const service::OptionSet& set, const AskSettings& set
   }
   for (const char* name :
        {"model", "vision-tower", "workers", "threads", "dtype", "isa", "kv-memory", "max-num-seqs",
-        "max-model-len", "prefill-chunk", "inproc-frames"}) {
+        "max-model-len", "prefill-chunk", "micro-batches", "inproc-frames"}) {
     if (set.OriginOf(name) == service::Origin::kFlag) {
       return InvalidArgument("usage", "--url and --" + std::string(name) +
                                           " contradict: the server has its own engine");

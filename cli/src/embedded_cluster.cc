@@ -54,6 +54,7 @@ class MetricsBridge : public frontend::EngineObserver, public frontend::ChatObse
     metrics_.kv_cache_usage.Set(step.kv_used);
     if (const int32_t rows = step.decode_rows + step.prefill_rows; rows > 0) {
       metrics_.iteration_tokens.Observe(rows);
+      metrics_.steps[step.is_divided ? 1 : 0].Add();
     }
   }
   void OnTokenGap(std::chrono::nanoseconds since_last_token) override {
@@ -153,6 +154,10 @@ absl::Status EmbeddedCluster::State::Plan() {
   engine_options.prefill_chunk = options.prefill_chunk;
   engine_options.prefill_chunk_mixed = std::max(1, options.prefill_chunk / 4);
   engine_options.embedding_scaling = options.embedding_scaling;
+  engine_options.micro_batches =
+      options.links == nullptr && options.micro_batches == frontend::MicroBatching::kAuto
+          ? frontend::MicroBatching::kOne
+          : options.micro_batches;
   engine_options.max_model_len =
       options.max_model_len > 0 ? options.max_model_len : desc.max_positions;
   if (engine_options.max_model_len > desc.max_positions) {

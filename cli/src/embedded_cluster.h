@@ -33,6 +33,8 @@ struct EmbeddedOptions {
   int32_t max_num_seqs = 64;
   int32_t max_model_len = 0;  // tokens; 0: the model's own
   int32_t prefill_chunk = 256;
+  // kAuto is kOne where `links` is null.
+  frontend::MicroBatching micro_batches = frontend::MicroBatching::kAuto;
   frontend::EmbeddingScaling embedding_scaling = frontend::EmbeddingScaling::kReference;
   bool use_frames = false;
   // A frontend of a cluster: links to its workers, which outlive it, and whether they serve every

@@ -90,6 +90,11 @@ void AddEngineOptions(service::OptionSet& set, EngineSettings& settings, bool ha
            .help = "prompt tokens in one step; smaller ones keep running answers smoother",
            .group = "Engine"},
           &settings.prefill_chunk, {1, 8192});
+  set.AddChoice({.name = "micro-batches",
+                 .help = "parts of a step, of which one attends while the workers have the other; "
+                         "auto: 1 with in-process workers, else what was measured to be faster",
+                 .group = "Engine"},
+                &settings.micro_batches, {"auto", "1", "2"});
   set.AddChoice({.name = "embedding-scale",
                  .help = "MiniCPM only; reference: token embeddings are scaled where the original "
                          "does it; consistent: never beside images",
@@ -146,6 +151,9 @@ absl::StatusOr<EmbeddedOptions> ToEmbedded(const EngineSettings& settings,
   options.max_num_seqs = settings.max_num_seqs;
   options.max_model_len = settings.max_model_len;
   options.prefill_chunk = settings.prefill_chunk;
+  options.micro_batches = settings.micro_batches == "1"   ? frontend::MicroBatching::kOne
+                          : settings.micro_batches == "2" ? frontend::MicroBatching::kTwo
+                                                          : frontend::MicroBatching::kAuto;
   options.embedding_scaling = settings.embedding_scale == "consistent"
                                   ? frontend::EmbeddingScaling::kConsistent
                                   : frontend::EmbeddingScaling::kReference;

@@ -46,6 +46,7 @@ struct EngineSettings : ModelSettings, ComputeSettings {
   int32_t max_num_seqs = 64;
   int32_t max_model_len = 0;  // 0: the model's own
   int32_t prefill_chunk = 256;
+  std::string micro_batches = "auto";
   std::string embedding_scale = "reference";
   std::string inproc_frames = "auto";
 };

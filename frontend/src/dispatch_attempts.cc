@@ -42,8 +42,8 @@ Verdict VerdictOf(const absl::Status& status) {
 
 }  // namespace
 
-absl::Status Dispatcher::State::Send(Call& call, size_t link, bool is_hedge, bool& has_moved) {
-  LinkEntry& entry = table[link];
+absl::Status Dispatcher::MicroBatch::Send(Call& call, size_t link, bool is_hedge, bool& has_moved) {
+  LinkEntry& entry = s.table[link];
   ExpertChannel& channel = *entry.link.channel;
   CallSlot* slot = channel.Acquire();
   if (slot == nullptr) {
@@ -52,7 +52,7 @@ absl::Status Dispatcher::State::Send(Call& call, size_t link, bool is_hedge, boo
   has_moved = true;
   Fill(call, *slot);
   Attempt& attempt = call.live[call.live[0].slot == nullptr ? 0 : 1];
-  const MonotonicTime now = Now();
+  const MonotonicTime now = s.Now();
   entry.NoteLateAnswers(now);
   const auto num_rows = static_cast<int>(call.num_rows);
   attempt.link = link;
@@ -63,27 +63,27 @@ absl::Status Dispatcher::State::Send(Call& call, size_t link, bool is_hedge, boo
     attempt.deadline = MonotonicTime::max();
     attempt.hedge_at = MonotonicTime::max();
   } else {
-    const bool is_last = call.num_attempts + 1 >= options.attempts_max;
+    const bool is_last = call.num_attempts + 1 >= s.options.attempts_max;
     const Microseconds deadline =
-        entry.health.DeadlineFor(num_rows, call.num_experts, lateness.factor());
+        entry.health.DeadlineFor(num_rows, call.num_experts, s.lateness.factor());
     attempt.deadline = is_last ? call.give_up_at : std::min(call.give_up_at, now + deadline);
     attempt.hedge_at =
-        now + entry.health.HedgeDelayFor(num_rows, call.num_experts, lateness.factor());
+        now + entry.health.HedgeDelayFor(num_rows, call.num_experts, s.lateness.factor());
     const auto left = std::chrono::duration_cast<Microseconds>(attempt.deadline - now).count();
     slot->call.deadline_us = static_cast<uint32_t>(std::clamp<int64_t>(left, 1, UINT32_MAX));
   }
   attempt.slot = slot;
-  if (rescue_link && link == *rescue_link) {
-    ++rescues;
+  if (s.rescue_link && link == *s.rescue_link) {
+    ++s.rescues;
   }
   entry.health.OnSent(num_rows, now);
   call.state = CallState::kSent;
   call.tried.set(link);
   if (call.num_attempts++ == 0) {
-    ++first_attempts;
-    budget.OnFirstAttempt();
+    ++s.first_attempts;
+    s.budget.OnFirstAttempt();
   } else if (!is_hedge) {
-    ++retries;
+    ++s.retries;
   }
   if (const absl::Status status = channel.Dispatch(slot); !status.ok()) {
     channel.Release(slot);
@@ -118,11 +118,13 @@ void Dispatcher::State::Drop(Attempt& attempt) {
 // Gives the link back after every slot of it; its calls find themselves without an attempt.
 void Dispatcher::State::LoseLink(size_t index) {
   LinkEntry& entry = table[index];
-  for (Call& call : calls) {
-    for (Attempt& attempt : call.live) {
-      if (attempt.slot != nullptr && attempt.channel == entry.link.channel) {
-        Drop(attempt);
-        ++link_losses;
+  for (MicroBatch& batch : micro_batches) {
+    for (Call& call : batch.calls) {
+      for (Attempt& attempt : call.live) {
+        if (attempt.slot != nullptr && attempt.channel == entry.link.channel) {
+          Drop(attempt);
+          ++link_losses;
+        }
       }
     }
   }
@@ -148,15 +150,15 @@ Microseconds Dispatcher::State::RoundTripOf(const Attempt& attempt, MonotonicTim
                                         attempt.channel->ping_round_trip()));
 }
 
-absl::Status Dispatcher::State::PollAttempt(Call& call, Attempt& attempt, bool& has_moved) {
+absl::Status Dispatcher::MicroBatch::PollAttempt(Call& call, Attempt& attempt, bool& has_moved) {
   const std::optional<absl::Status> status = attempt.channel->Poll(attempt.slot);
-  LinkHealth& health = table[attempt.link].health;
+  LinkHealth& health = s.table[attempt.link].health;
   const auto num_rows = static_cast<int>(call.num_rows);
-  const MonotonicTime now = Now();
+  const MonotonicTime now = s.Now();
   if (!status) {
     // At the first look after the caller was away an answer may have come that the channel has yet
     // to fetch: only the next look judges.
-    if (now < attempt.deadline || is_caller_away) {
+    if (now < attempt.deadline || s.is_caller_away) {
       return absl::OkStatus();
     }
     has_moved = true;
@@ -170,13 +172,13 @@ absl::Status Dispatcher::State::PollAttempt(Call& call, Attempt& attempt, bool& 
   const bool is_link_lost = !attempt.channel->LinkStatus().ok();
   if (is_link_lost) {
     health.OnWithdrawn(num_rows);
-    ++link_losses;
+    ++s.link_losses;
   } else {
-    ++refusals;
+    ++s.refusals;
     health.OnError(num_rows, now);
     if (status->code() == absl::StatusCode::kInternal) {
-      const LinkEntry& entry = table[attempt.link];
-      source.Report(entry.link.worker, entry.link.incarnation, PeerSighting::kBadReply);
+      const LinkEntry& entry = s.table[attempt.link];
+      s.source.Report(entry.link.worker, entry.link.incarnation, PeerSighting::kBadReply);
     }
   }
   attempt.channel->Release(attempt.slot);
@@ -184,31 +186,31 @@ absl::Status Dispatcher::State::PollAttempt(Call& call, Attempt& attempt, bool& 
   return OnFailure(call, attempt, *status);
 }
 
-absl::Status Dispatcher::State::OnTimeout(Call& call, Attempt& attempt, MonotonicTime now) {
-  ++timeouts;
-  table[attempt.link].health.OnTimeout(static_cast<int>(call.num_rows), now);
-  table[attempt.link].OnGivenUp(now);
+absl::Status Dispatcher::MicroBatch::OnTimeout(Call& call, Attempt& attempt, MonotonicTime now) {
+  ++s.timeouts;
+  s.table[attempt.link].health.OnTimeout(static_cast<int>(call.num_rows), now);
+  s.table[attempt.link].OnGivenUp(now);
   attempt.channel->Cancel(attempt.slot);
   if (!CONCLAVE_PLANTED_BUG("slot_leaked_on_timeout")) {
     attempt.channel->Release(attempt.slot);
   }
   attempt.slot = nullptr;
-  const LinkEntry& entry = table[attempt.link];
-  source.Report(entry.link.worker, entry.link.incarnation, PeerSighting::kTimeout);
+  const LinkEntry& entry = s.table[attempt.link];
+  s.source.Report(entry.link.worker, entry.link.incarnation, PeerSighting::kTimeout);
   return OnFailure(call, attempt,
                    Error(absl::StatusCode::kDeadlineExceeded, "call_deadline",
                          "the worker did not answer in time"));
 }
 
-void Dispatcher::State::OnAnswer(Call& call, Attempt& attempt, MonotonicTime now) {
-  LinkHealth& health = table[attempt.link].health;
+void Dispatcher::MicroBatch::OnAnswer(Call& call, Attempt& attempt, MonotonicTime now) {
+  LinkHealth& health = s.table[attempt.link].health;
   const auto num_rows = static_cast<int>(call.num_rows);
   const bool was_trusted = health.is_trusted();
-  health.OnAnswer(num_rows, RoundTripOf(attempt, now), attempt.slot->reply.queue_us,
+  health.OnAnswer(num_rows, s.RoundTripOf(attempt, now), attempt.slot->reply.queue_us,
                   attempt.slot->reply.service_us, now);
   if (!was_trusted && health.is_trusted()) {
-    const LinkEntry& entry = table[attempt.link];
-    source.Report(entry.link.worker, entry.link.incarnation, PeerSighting::kRecovered);
+    const LinkEntry& entry = s.table[attempt.link];
+    s.source.Report(entry.link.worker, entry.link.incarnation, PeerSighting::kRecovered);
   }
   (void)CONCLAVE_FAILPOINT("f.before_combine", {.layer = layer});
   Combine(call, *attempt.slot);
@@ -226,10 +228,10 @@ void Dispatcher::State::OnAnswer(Call& call, Attempt& attempt, MonotonicTime now
     other.channel->Release(other.slot);
     other.slot = nullptr;
     if (attempt.is_hedge) {
-      ++hedges_won;
-      table[other.link].health.OnLostHedge(num_rows, now);
+      ++s.hedges_won;
+      s.table[other.link].health.OnLostHedge(num_rows, now);
     } else {
-      table[other.link].health.OnWithdrawn(num_rows);
+      s.table[other.link].health.OnWithdrawn(num_rows);
     }
   }
   call.state = CallState::kDone;
@@ -239,14 +241,14 @@ void Dispatcher::State::OnAnswer(Call& call, Attempt& attempt, MonotonicTime now
   }
 }
 
-absl::Status Dispatcher::State::OnFailure(Call& call, Attempt& attempt,
-                                          const absl::Status& status) {
-  LinkEntry& entry = table[attempt.link];
+absl::Status Dispatcher::MicroBatch::OnFailure(Call& call, Attempt& attempt,
+                                               const absl::Status& status) {
+  LinkEntry& entry = s.table[attempt.link];
   const WorkerId worker = entry.link.worker;
   if (entry.is_up() && entry.link.channel == attempt.channel &&
       !entry.link.channel->LinkStatus().ok()) {
-    source.Report(worker, entry.link.incarnation, PeerSighting::kLinkLost);
-    LoseLink(attempt.link);
+    s.source.Report(worker, entry.link.incarnation, PeerSighting::kLinkLost);
+    s.LoseLink(attempt.link);
   }
   const Verdict verdict = VerdictOf(status);
   const bool is_embedded = entry.link.is_inline;
@@ -262,9 +264,9 @@ absl::Status Dispatcher::State::OnFailure(Call& call, Attempt& attempt,
 }
 
 // Another attempt for a call without one: now, later, or never.
-absl::Status Dispatcher::State::SendElsewhere(Call& call, Verdict verdict,
-                                              const absl::Status& why) {
-  const MonotonicTime now = Now();
+absl::Status Dispatcher::MicroBatch::SendElsewhere(Call& call, Verdict verdict,
+                                                   const absl::Status& why) {
+  const MonotonicTime now = s.Now();
   if (now >= call.give_up_at && !CONCLAVE_PLANTED_BUG("call_deadline_ignored")) {
     return Annotate(Error(absl::StatusCode::kDeadlineExceeded, "call_deadline",
                           "no worker answered in time; last: " + MessageOf(why)),
@@ -285,25 +287,25 @@ absl::Status Dispatcher::State::SendElsewhere(Call& call, Verdict verdict,
   return absl::OkStatus();
 }
 
-bool Dispatcher::State::HoldsAll(const LinkEntry& entry, const Call& call) const {
+bool Dispatcher::MicroBatch::HoldsAll(const LinkEntry& entry, const Call& call) const {
   const auto begin = call_pairs.begin() + static_cast<std::ptrdiff_t>(call.first_pair);
   return std::all_of(
       begin, begin + static_cast<std::ptrdiff_t>(call.num_pairs), [&](const Pair& pair) {
-        const auto workers = placement->WorkersOf({LayerId(layer), ExpertId(pair.expert)});
+        const auto workers = s.placement->WorkersOf({LayerId(layer), ExpertId(pair.expert)});
         return std::find(workers.begin(), workers.end(), entry.link.worker) != workers.end();
       });
 }
 
 // Sends a slow call to a second worker that holds all of its experts and has nothing to do.
-void Dispatcher::State::MaybeHedge(Call& call, bool& has_moved) {
-  const MonotonicTime now = Now();
+void Dispatcher::MicroBatch::MaybeHedge(Call& call, bool& has_moved) {
+  const MonotonicTime now = s.Now();
   const Attempt& first = call.live[0].slot != nullptr ? call.live[0] : call.live[1];
-  if (!options.is_hedging || call.num_live() != 1 || now < first.hedge_at ||
-      call.num_attempts >= options.attempts_max) {
+  if (!s.options.is_hedging || call.num_live() != 1 || now < first.hedge_at ||
+      call.num_attempts >= s.options.attempts_max) {
     return;
   }
-  for (size_t link = 0; link < table.size(); ++link) {
-    LinkEntry& entry = table[link];
+  for (size_t link = 0; link < s.table.size(); ++link) {
+    LinkEntry& entry = s.table[link];
     if (!entry.is_up() || entry.link.is_inline ||
         (call.tried.test(link) && !CONCLAVE_PLANTED_BUG("hedge_to_same_worker")) ||
         (entry.health.outstanding_calls() > 0 && !CONCLAVE_PLANTED_BUG("hedge_to_same_worker")) ||
@@ -314,10 +316,10 @@ void Dispatcher::State::MaybeHedge(Call& call, bool& has_moved) {
     if (!HoldsAll(entry, call)) {
       continue;
     }
-    if (!SpendToken(now)) {
+    if (!s.SpendToken(now)) {
       return;
     }
-    ++hedges;
+    ++s.hedges;
     // A hedge that cannot be sent leaves the call as it was.
     (void)Send(call, link, true, has_moved);
     return;
@@ -326,16 +328,16 @@ void Dispatcher::State::MaybeHedge(Call& call, bool& has_moved) {
 
 // Gives a worker that is out of favour the chance to show that it answers again: without that, one
 // whose experts others hold too would never get another call.
-void Dispatcher::State::MaybeProbe(const Call& call) {
+void Dispatcher::MicroBatch::MaybeProbe(const Call& call) {
   constexpr size_t kProbeRowsMax = 16;
   if (call.num_rows > kProbeRowsMax) {
     return;
   }
-  const MonotonicTime now = Now();
-  for (size_t link = 0; link < table.size(); ++link) {
-    LinkEntry& entry = table[link];
+  const MonotonicTime now = s.Now();
+  for (size_t link = 0; link < s.table.size(); ++link) {
+    LinkEntry& entry = s.table[link];
     if (!entry.is_up() || entry.health.TrustAt(now) != LinkHealth::Trust::kProbe ||
-        !HoldsAll(entry, call) || !SpendToken(now)) {
+        !HoldsAll(entry, call) || !s.SpendToken(now)) {
       continue;
     }
     CallSlot* slot = entry.link.channel->Acquire();
@@ -348,14 +350,14 @@ void Dispatcher::State::MaybeProbe(const Call& call) {
     probe.attempt.link = link;
     probe.attempt.channel = entry.link.channel;
     probe.attempt.sent_at = now;
-    probe.attempt.deadline = now + options.link.eject_min;
+    probe.attempt.deadline = now + s.options.link.eject_min;
     probe.attempt.slot = slot;
     if (!entry.link.channel->Dispatch(slot).ok()) {
       entry.link.channel->Release(slot);
       continue;
     }
     entry.health.OnSent(probe.num_rows, now);
-    probes.push_back(probe);
+    s.probes.push_back(probe);
   }
 }
 
@@ -388,17 +390,17 @@ void Dispatcher::State::PollProbes() {
   std::erase_if(probes, [](const Probe& probe) { return probe.attempt.slot == nullptr; });
 }
 
-absl::Status Dispatcher::State::Advance(Call& call, bool& has_moved) {
+absl::Status Dispatcher::MicroBatch::Advance(Call& call, bool& has_moved) {
   if (call.state == CallState::kToSend) {
-    if (!table[call.link].is_up()) {
+    if (!s.table[call.link].is_up()) {
       Unserve(call);
       has_moved = true;
       return absl::OkStatus();
     }
-    if (Now() >= call.not_before) {
+    if (s.Now() >= call.not_before) {
       const bool is_first = call.num_attempts == 0;
       CONCLAVE_RETURN_IF_ERROR(Send(call, call.link, false, has_moved));
-      if (is_first && call.state == CallState::kSent && !table[call.link].link.is_inline) {
+      if (is_first && call.state == CallState::kSent && !s.table[call.link].link.is_inline) {
         MaybeProbe(call);
       }
     }
@@ -421,7 +423,7 @@ absl::Status Dispatcher::State::Advance(Call& call, bool& has_moved) {
     return SendElsewhere(call, Verdict::kElsewhere,
                          Error(absl::StatusCode::kUnavailable, "link_lost", "the link is gone"));
   }
-  if (!is_caller_away) {
+  if (!s.is_caller_away) {
     MaybeHedge(call, has_moved);
   }
   return absl::OkStatus();

@@ -2,6 +2,8 @@
 // share.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -48,9 +50,9 @@ struct Call {
   bool is_prefill = false;
   uint16_t image_rows = 0;
   uint16_t num_experts = 0;
-  size_t first_row = 0;  // into State::call_rows
+  size_t first_row = 0;  // into MicroBatch::call_rows
   size_t num_rows = 0;
-  size_t first_pair = 0;  // into State::call_pairs
+  size_t first_pair = 0;  // into MicroBatch::call_pairs
   size_t num_pairs = 0;
   size_t link = 0;  // to send to
   int num_attempts = 0;
@@ -89,47 +91,22 @@ struct Counter {
   uint64_t get() const { return value.load(std::memory_order_relaxed); }
 };
 
-struct Dispatcher::State {
-  State(const DispatcherOptions& dispatcher_options, LinkSource& link_source)
-      : options(dispatcher_options),
-        source(link_source),
-        table(options.link, options.expert_us, options.row_us, options.frontend),
-        budget(options.retries, options.clock->Now()) {}
+// What belongs to one layer of one micro-batch; everything else is the dispatcher's and shared.
+struct Dispatcher::MicroBatch {
+  MicroBatch(State& state, uint8_t micro_batch) : s(state), index(micro_batch) {}
 
-  const DispatcherOptions options;
-  std::unique_ptr<LinkSource> own_source;
-  LinkSource& source;
-  LinkSource::Update update;
-  std::shared_ptr<const placement::Placement> placement;
-  LinkTable table;
-  RetryBudget budget;
-  TimerLateness lateness;
+  State& s;
+  const uint8_t index;
+  bool is_running = false;    // between Begin and the status
+  absl::Status early_status;  // what went wrong before Finish
 
   AlignedBuffer wire_rows;          // [max_rows, io_dim] in the wire dtype
   std::vector<int32_t> pair_link;   // [max_rows · top_k] index into table, of the layer's choice
-  std::vector<int32_t> link_of;     // [experts] of the phase being assigned, -1: not yet
-  std::vector<int32_t> rows_of;     // [experts] rows of the phase
-  std::vector<int32_t> order;       // experts of the phase, most rows first
-  std::vector<int> rows_elsewhere;  // [links]
-  std::vector<LinkTable::Part> parts;  // of the expert being assigned
-  std::vector<int32_t> call_rows;      // step rows of all calls of the layer, call after call
-  std::vector<Pair> call_pairs;        // likewise
-  std::vector<Call> calls;             // of the layer, oldest first
-  std::vector<Probe> probes;           // under way
-  std::vector<uint8_t> terms_seen;     // per step row
-  size_t row_bytes = 0;
+  std::vector<int32_t> call_rows;   // rows of all calls of the layer, call after call
+  std::vector<Pair> call_pairs;     // likewise
+  std::vector<Call> calls;          // of the layer, oldest first
+  std::vector<uint8_t> terms_seen;  // per row
   size_t num_open = 0;
-  // The link to options.rescue, and what that holds: empty while workers serve everything.
-  std::optional<size_t> rescue_link;
-  std::vector<placement::ExpertUnit> rescued;
-  absl::Status rescue_status;  // of the last load
-  bool is_running = false;     // between Begin and the status
-  absl::Status early_status;   // what went wrong before Finish
-  // The caller computes between two looks, so an answer may have lain there for a while.
-  bool is_caller_away = false;
-
-  Counter first_attempts, retries, hedges, hedges_won, timeouts, link_losses, refusals, waits,
-      rescues, tokens;
 
   // Of the layer that runs.
   int32_t layer = 0;
@@ -137,20 +114,26 @@ struct Dispatcher::State {
   const model::GateChoice* choice = nullptr;
   MatView<float> out;
 
-  MonotonicTime Now() const { return options.clock->Now(); }
-  void TakeUpdate();
+  void Begin(int32_t moe_layer, MatView<const float> n, std::span<const model::StepRow> step_rows,
+             const model::GateChoice& gate_choice, MatView<float> sums);
   void AssignPhase(bool is_prefill);
   int32_t LinkOfOther(size_t r, int32_t expert) const;
   // Sets pair_link of the rows of `expert`: all to `link`, or divided among `parts`.
   void AssignRows(int32_t expert, bool is_prefill, int32_t link);
   void BuildCalls(bool is_prefill);
   void AppendCall(size_t link, bool is_prefill, size_t first_row, size_t num_rows);
+  // Everything that can be done now; calls are left open only when each of them waits for
+  // something.
   absl::Status Serve();
+  // Serve before Finish, as far as it has begun: what goes wrong is kept for that. `computes`: also
+  // where calls lie at inline channels, which compute when they are polled.
+  void ServeEarly(bool computes);
+  // OK while a call without a worker may wait on. An empty retry budget delays it and says nothing
+  // of its experts.
   absl::Status CheckPatience(const Call& call) const;
+  // The first attempts of all calls, as far as slots are free.
   absl::Status SendFirst();
   absl::Status Advance(Call& call, bool& has_moved);
-  // How long the attempt that was answered now took.
-  Microseconds RoundTripOf(const Attempt& attempt, MonotonicTime now) const;
   absl::Status Send(Call& call, size_t link, bool is_hedge, bool& has_moved);
   void Fill(const Call& call, transport::CallSlot& slot);
   absl::Status PollAttempt(Call& call, Attempt& attempt, bool& has_moved);
@@ -168,20 +151,69 @@ struct Dispatcher::State {
   void Unserve(Call& call);
   // Loads what nobody serves of an unserved call, when it has waited long enough. Whether it did.
   bool Rescue(const Call& call);
+  bool HoldsAll(const LinkEntry& entry, const Call& call) const;
+  void MaybeHedge(Call& call, bool& has_moved);
+  void MaybeProbe(const Call& call);
+  void Combine(const Call& call, const transport::CallSlot& slot);
+  bool IsInline() const;
+  void AbandonAll();
+};
+
+struct Dispatcher::State {
+  State(const DispatcherOptions& dispatcher_options, LinkSource& link_source)
+      : options(dispatcher_options),
+        source(link_source),
+        table(options.link, options.expert_us, options.row_us, options.frontend),
+        budget(options.retries, options.clock->Now()),
+        micro_batches{MicroBatch(*this, 0), MicroBatch(*this, 1)} {}
+
+  const DispatcherOptions options;
+  std::unique_ptr<LinkSource> own_source;
+  LinkSource& source;
+  LinkSource::Update update;
+  std::shared_ptr<const placement::Placement> placement;
+  LinkTable table;
+  RetryBudget budget;
+  TimerLateness lateness;
+  std::array<MicroBatch, model::kMicroBatches> micro_batches;
+
+  std::vector<int32_t> link_of;        // [experts] of the phase being assigned, -1: not yet
+  std::vector<int32_t> rows_of;        // [experts] rows of the phase
+  std::vector<int32_t> order;          // experts of the phase, most rows first
+  std::vector<int> rows_elsewhere;     // [links]
+  std::vector<LinkTable::Part> parts;  // of the expert being assigned
+  std::vector<Probe> probes;           // under way
+  size_t row_bytes = 0;
+  // The link to options.rescue, and what that holds: empty while workers serve everything.
+  std::optional<size_t> rescue_link;
+  std::vector<placement::ExpertUnit> rescued;
+  absl::Status rescue_status;  // of the last load
+  // The caller computes between two looks, so an answer may have lain there for a while.
+  bool is_caller_away = false;
+
+  Counter first_attempts, retries, hedges, hedges_won, timeouts, link_losses, refusals, waits,
+      rescues, tokens;
+
+  MonotonicTime Now() const { return options.clock->Now(); }
+  bool IsRunning() const {
+    return std::any_of(micro_batches.begin(), micro_batches.end(),
+                       [](const MicroBatch& batch) { return batch.is_running; });
+  }
+  void TakeUpdate();
+  // Begins a layer's work: enters the source unless another micro-batch has.
+  void Enter();
+  std::optional<absl::Status> Advance(MicroBatch& batch);
+  // How long the attempt that was answered now took.
+  Microseconds RoundTripOf(const Attempt& attempt, MonotonicTime now) const;
   // Whether a link is up to a worker that holds it; links of `excluded` do not count.
   bool IsServed(placement::ExpertUnit unit, const LinkSet& excluded) const;
   // Lets go of rescued experts that workers serve again. Between layers.
   void EndRescues();
-  bool HoldsAll(const LinkEntry& entry, const Call& call) const;
-  void MaybeHedge(Call& call, bool& has_moved);
-  void MaybeProbe(const Call& call);
   void PollProbes();
   bool SpendToken(MonotonicTime now);
   void Drop(Attempt& attempt);
   void LoseLink(size_t link);
-  void Combine(const Call& call, const transport::CallSlot& slot);
   MonotonicTime NextTimer() const;
-  void AbandonAll();
   void Reserve(size_t links);
 };
 

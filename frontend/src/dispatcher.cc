@@ -82,12 +82,14 @@ void Dispatcher::Prepare() {
   CONCLAVE_CHECK(options.top_k == 1 || options.top_k == 2);
   State& s = *state_;
   s.row_bytes = static_cast<size_t>(options.io_dim) * transport::SizeOf(options.wire);
-  s.wire_rows = AlignedBuffer(s.row_bytes * static_cast<size_t>(options.max_rows));
   const auto max_pairs = static_cast<size_t>(options.max_rows) * static_cast<size_t>(options.top_k);
-  s.pair_link.resize(max_pairs);
-  s.call_rows.reserve(max_pairs);
-  s.call_pairs.reserve(max_pairs);
-  s.terms_seen.resize(static_cast<size_t>(options.max_rows));
+  for (MicroBatch& batch : s.micro_batches) {
+    batch.wire_rows = AlignedBuffer(s.row_bytes * static_cast<size_t>(options.max_rows));
+    batch.pair_link.resize(max_pairs);
+    batch.call_rows.reserve(max_pairs);
+    batch.call_pairs.reserve(max_pairs);
+    batch.terms_seen.resize(static_cast<size_t>(options.max_rows));
+  }
   if (options.rescue != nullptr) {
     s.rescue_link = s.table.AddUnlisted({WorkerId(-1), 0, &options.rescue->channel(), true});
     s.Reserve(s.table.size());
@@ -112,7 +114,9 @@ void Dispatcher::State::Reserve(size_t links) {
   // Per link and phase the calls of all rows, cut at a channel's rows, of which 1 is the least.
   rows_elsewhere.resize(links);
   parts.reserve(links);
-  calls.reserve(2 * links + static_cast<size_t>(options.max_rows));
+  for (MicroBatch& batch : micro_batches) {
+    batch.calls.reserve(2 * links + static_cast<size_t>(options.max_rows));
+  }
 }
 
 void Dispatcher::State::TakeUpdate() {
@@ -131,8 +135,10 @@ void Dispatcher::State::TakeUpdate() {
     rows_of.resize(static_cast<size_t>(most));
     order.reserve(static_cast<size_t>(most));
     // What a worker refused under the old placement it may hold under this one.
-    for (Call& call : calls) {
-      call.refused.reset();
+    for (MicroBatch& batch : micro_batches) {
+      for (Call& call : batch.calls) {
+        call.refused.reset();
+      }
     }
   }
   for (const WorkerId worker : update.removed) {
@@ -161,18 +167,20 @@ void Dispatcher::State::TakeUpdate() {
 MonotonicTime Dispatcher::State::NextTimer() const {
   const MonotonicTime now = Now();
   MonotonicTime next = now + kLongestSleep;
-  for (const Call& call : calls) {
-    if (call.state == CallState::kToSend && call.not_before > now) {
-      next = std::min(next, call.not_before);
-    }
-    if (call.state == CallState::kUnserved) {
-      next = std::min(next, std::max(call.not_before, now + std::chrono::milliseconds(1)));
-    }
-    for (const Attempt& attempt : call.live) {
-      if (call.state == CallState::kSent && attempt.slot != nullptr) {
-        next = std::min(next, attempt.deadline);
-        if (attempt.hedge_at > now) {
-          next = std::min(next, attempt.hedge_at);
+  for (const MicroBatch& batch : micro_batches) {
+    for (const Call& call : batch.calls) {
+      if (call.state == CallState::kToSend && call.not_before > now) {
+        next = std::min(next, call.not_before);
+      }
+      if (call.state == CallState::kUnserved) {
+        next = std::min(next, std::max(call.not_before, now + std::chrono::milliseconds(1)));
+      }
+      for (const Attempt& attempt : call.live) {
+        if (call.state == CallState::kSent && attempt.slot != nullptr) {
+          next = std::min(next, attempt.deadline);
+          if (attempt.hedge_at > now) {
+            next = std::min(next, attempt.hedge_at);
+          }
         }
       }
     }
@@ -180,32 +188,29 @@ MonotonicTime Dispatcher::State::NextTimer() const {
   return next;
 }
 
-// OK while a call without a worker may wait on. An empty retry budget delays it and says nothing of
-// its experts.
-absl::Status Dispatcher::State::CheckPatience(const Call& call) const {
-  const MonotonicTime now = Now();
+absl::Status Dispatcher::MicroBatch::CheckPatience(const Call& call) const {
+  const MonotonicTime now = s.Now();
   if (call.needs_token && !CONCLAVE_PLANTED_BUG("empty_budget_fails_calls")) {
     return now < call.give_up_at
                ? absl::OkStatus()
                : Error(absl::StatusCode::kDeadlineExceeded, "call_deadline",
                        "layer " + std::to_string(layer) + ": no worker answered in time");
   }
-  return now - call.unserved_at < options.expert_wait
+  return now - call.unserved_at < s.options.expert_wait
              ? absl::OkStatus()
              : Error(absl::StatusCode::kUnavailable, "expert_unserved",
                      "layer " + std::to_string(layer) + ": an expert has had no worker for " +
-                         std::to_string(options.expert_wait.count()) +
+                         std::to_string(s.options.expert_wait.count()) +
                          " ms; expected at least one replica" +
-                         (rescue_status.ok() ? "" : "; " + MessageOf(rescue_status)));
+                         (s.rescue_status.ok() ? "" : "; " + MessageOf(s.rescue_status)));
 }
 
-// Everything that can be done now; calls are left open only when each of them waits for something.
-absl::Status Dispatcher::State::Serve() {
+absl::Status Dispatcher::MicroBatch::Serve() {
   bool has_moved = true;
   while (has_moved && num_open > 0) {
     has_moved = false;
     for (size_t i = 0; i < calls.size(); ++i) {
-      if (calls[i].state == CallState::kUnserved && Now() >= calls[i].not_before) {
+      if (calls[i].state == CallState::kUnserved && s.Now() >= calls[i].not_before) {
         Split(i);
         if (calls[i].state == CallState::kUnserved && Rescue(calls[i])) {
           Split(i);
@@ -221,11 +226,11 @@ absl::Status Dispatcher::State::Serve() {
   return absl::OkStatus();
 }
 
-void Dispatcher::State::AbandonAll() {
+void Dispatcher::MicroBatch::AbandonAll() {
   for (Call& call : calls) {
     for (Attempt& attempt : call.live) {
       if (attempt.slot != nullptr) {
-        Drop(attempt);
+        s.Drop(attempt);
       }
     }
   }
@@ -233,8 +238,7 @@ void Dispatcher::State::AbandonAll() {
   num_open = 0;
 }
 
-// The first attempts of all calls, as far as slots are free.
-absl::Status Dispatcher::State::SendFirst() {
+absl::Status Dispatcher::MicroBatch::SendFirst() {
   for (size_t i = 0; i < calls.size(); ++i) {
     if (calls[i].state == CallState::kToSend) {
       bool has_moved = false;
@@ -244,101 +248,135 @@ absl::Status Dispatcher::State::SendFirst() {
   return absl::OkStatus();
 }
 
-void Dispatcher::Start(int32_t layer, MatView<const float> n, std::span<const StepRow> rows,
-                       const GateChoice& choice, MatView<float> out) {
+void Dispatcher::MicroBatch::ServeEarly(bool computes) {
+  if (is_running && early_status.ok() && s.placement != nullptr && num_open > 0 &&
+      (computes || !IsInline())) {
+    early_status = Serve();
+  }
+}
+
+bool Dispatcher::MicroBatch::IsInline() const {
+  return std::any_of(calls.begin(), calls.end(), [&](const Call& call) {
+    return call.state == CallState::kSent && call.num_live() > 0 &&
+           s.table[call.live[call.live[0].slot != nullptr ? 0 : 1].link].link.is_inline;
+  });
+}
+
+void Dispatcher::Start(int32_t micro_batch, int32_t layer, MatView<const float> n,
+                       std::span<const StepRow> rows, const GateChoice& choice,
+                       MatView<float> out) {
   State& s = *state_;
-  Begin(layer, n, rows, choice, out);
-  s.early_status = s.SendFirst();
+  MicroBatch& batch = s.micro_batches[static_cast<size_t>(micro_batch)];
+  batch.Begin(layer, n, rows, choice, out);
+  batch.early_status = batch.SendFirst();
   s.is_caller_away = true;
 }
 
 void Dispatcher::Poll() {
-  State& s = *state_;
-  CONCLAVE_CHECK(s.is_running);
-  // Inline channels would compute here, which is no use before Finish and delays the caller.
-  const bool is_inline = std::any_of(s.calls.begin(), s.calls.end(), [&](const Call& call) {
-    return call.state == CallState::kSent && call.num_live() > 0 &&
-           s.table[call.live[call.live[0].slot != nullptr ? 0 : 1].link].link.is_inline;
-  });
-  if (s.early_status.ok() && s.placement != nullptr && s.num_open > 0 && !is_inline) {
-    s.early_status = s.Serve();
+  CONCLAVE_CHECK(state_->IsRunning());
+  for (MicroBatch& batch : state_->micro_batches) {
+    // Inline channels would compute here, which is no use before Finish and delays the caller.
+    batch.ServeEarly(false);
   }
 }
 
-absl::Status Dispatcher::Finish() {
+absl::Status Dispatcher::Finish(int32_t micro_batch) {
   State& s = *state_;
-  std::optional<absl::Status> status = Advance();
+  MicroBatch& batch = s.micro_batches[static_cast<size_t>(micro_batch)];
+  MicroBatch& other = s.micro_batches[static_cast<size_t>(1 - micro_batch)];
+  std::optional<absl::Status> status = s.Advance(batch);
+  other.ServeEarly(false);
   s.is_caller_away = false;
   if (!status) {
-    status = Advance();  // what came late meanwhile is judged now, before any sleep
+    status = s.Advance(batch);  // what came late meanwhile is judged now, before any sleep
   }
   while (!status) {
     const MonotonicTime until = NextTimer();
     const bool is_rung = s.source.WaitUntil(until);
     OnWoken(until, is_rung);
-    status = Advance();
+    status = s.Advance(batch);
+    // It may hold the slots that this one waits for.
+    other.ServeEarly(!status);
   }
+  // The caller goes on with its own work, which the other's answers may wait for.
+  s.is_caller_away = other.is_running;
   return *std::move(status);
 }
 
 void Dispatcher::Begin(int32_t layer, MatView<const float> n, std::span<const StepRow> rows,
                        const GateChoice& choice, MatView<float> out) {
-  State& s = *state_;
-  const auto num_rows = static_cast<int64_t>(rows.size());
-  CONCLAVE_CHECK(!s.is_running && num_rows <= s.options.max_rows && n.rows == num_rows &&
+  state_->micro_batches[0].Begin(layer, n, rows, choice, out);
+}
+
+void Dispatcher::State::Enter() {
+  if (!IsRunning()) {
+    source.Enter();
+  }
+  TakeUpdate();
+  if (!probes.empty()) {
+    PollProbes();
+  }
+  // What a rescued call is under way for stays.
+  if (!rescued.empty() && !IsRunning()) {
+    EndRescues();
+  }
+}
+
+void Dispatcher::MicroBatch::Begin(int32_t moe_layer, MatView<const float> n,
+                                   std::span<const StepRow> step_rows,
+                                   const GateChoice& gate_choice, MatView<float> sums) {
+  const auto num_rows = static_cast<int64_t>(step_rows.size());
+  CONCLAVE_CHECK(!is_running && num_rows <= s.options.max_rows && n.rows == num_rows &&
                  n.cols == s.options.io_dim);
-  s.is_running = true;
-  s.early_status = absl::OkStatus();
-  s.source.Enter();
-  s.TakeUpdate();
-  if (!s.probes.empty()) {
-    s.PollProbes();
-  }
-  if (!s.rescued.empty()) {
-    s.EndRescues();
-  }
+  s.Enter();
+  is_running = true;
+  early_status = absl::OkStatus();
+  layer = moe_layer;
   if (s.placement == nullptr) {
     return;
   }
   if (s.options.wire == WireDtype::kBf16) {
     kernels::RoundToBf16(s.options.compute, n,
-                         MatView<Bf16>(s.wire_rows.As<Bf16>(), num_rows, n.cols, n.cols));
+                         MatView<Bf16>(wire_rows.As<Bf16>(), num_rows, n.cols, n.cols));
   } else {
     for (int64_t r = 0; r < num_rows; ++r) {
-      std::copy_n(n.Row(r), n.cols, s.wire_rows.As<float>() + r * n.cols);
+      std::copy_n(n.Row(r), n.cols, wire_rows.As<float>() + r * n.cols);
     }
   }
-  std::fill_n(s.terms_seen.begin(), rows.size(), uint8_t{0});
-  s.layer = layer;
-  s.rows = rows;
-  s.choice = &choice;
-  s.out = out;
-  s.call_rows.clear();
-  s.call_pairs.clear();
+  std::fill_n(terms_seen.begin(), step_rows.size(), uint8_t{0});
+  rows = step_rows;
+  choice = &gate_choice;
+  out = sums;
+  call_rows.clear();
+  call_pairs.clear();
   // Decode calls first: they are short and somebody waits for each of their rows.
   for (const bool is_prefill : {false, true}) {
-    s.AssignPhase(is_prefill);
-    s.BuildCalls(is_prefill);
+    AssignPhase(is_prefill);
+    BuildCalls(is_prefill);
   }
   (void)CONCLAVE_FAILPOINT("f.routed", {.layer = layer});
 }
 
 std::optional<absl::Status> Dispatcher::Advance() {
-  State& s = *state_;
-  absl::Status status = s.early_status;
+  return state_->Advance(state_->micro_batches[0]);
+}
+
+std::optional<absl::Status> Dispatcher::State::Advance(MicroBatch& batch) {
+  absl::Status status = batch.early_status;
   if (status.ok()) {
-    status = s.placement == nullptr
-                 ? Error(absl::StatusCode::kUnavailable, "expert_unserved",
-                         "no placement is known yet; expected one from the router")
-                 : s.Serve();
+    status = placement == nullptr ? Error(absl::StatusCode::kUnavailable, "expert_unserved",
+                                          "no placement is known yet; expected one from the router")
+                                  : batch.Serve();
   }
-  if (status.ok() && s.num_open > 0) {
+  if (status.ok() && batch.num_open > 0) {
     return std::nullopt;
   }
-  (void)CONCLAVE_FAILPOINT("f.after_combine", {.layer = s.layer});
-  s.AbandonAll();
-  s.is_running = false;
-  s.source.Leave();
+  (void)CONCLAVE_FAILPOINT("f.after_combine", {.layer = batch.layer});
+  batch.AbandonAll();
+  batch.is_running = false;
+  if (!IsRunning()) {
+    source.Leave();
+  }
   return status;
 }
 

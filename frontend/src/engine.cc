@@ -15,6 +15,7 @@
 #include "conclave/base/mutex.h"
 #include "conclave/base/status.h"
 #include "conclave/text/prompt_template.h"
+#include "micro_batch_policy.h"
 #include "sequence.h"
 
 namespace conclave::frontend {
@@ -29,6 +30,14 @@ int32_t NumKvBlocks(const EngineOptions& options, const model::Decoder& decoder)
   const int64_t least = (options.max_model_len + kBlockTokens - 1) / kBlockTokens;
   // Fewer blocks than one sequence may need would let it wait for itself for ever.
   return static_cast<int32_t>(std::max(wanted, least));
+}
+
+int32_t MostExperts(const checkpoint::ModelDesc& desc) {
+  int32_t most = 1;
+  for (const checkpoint::MoeLayerSpec& layer : desc.moe.layers) {
+    most = std::max(most, layer.num_experts);
+  }
+  return most;
 }
 
 bool IsFinite(std::span<const float> values) {
@@ -65,7 +74,8 @@ struct Engine::State : public model::StepObserver {
   void AddRow(Sequence& sequence, int32_t position, bool is_prefill);
   // Embeddings and image features of the planned rows.
   void FillInput();
-  void Run();
+  // Whether it was divided into micro-batches.
+  bool Run();
   void Advance();
   void PublishBlocks(Sequence& sequence);
   // Samples the next token of a sequence whose last position was computed; `logits` is its row.
@@ -86,6 +96,7 @@ struct Engine::State : public model::StepObserver {
   const Clock& clock;
   EngineObserver* const observer;
   model::KvPool kv;
+  MicroBatchPolicy micro_batches;
 
   // The engine thread's own state. Running: in order of arrival; the youngest is preempted first.
   std::deque<std::unique_ptr<Sequence>> waiting;
@@ -119,7 +130,9 @@ Engine::State::State(const EngineOptions& engine_options, model::Decoder& model,
       vocab_size(vocab),
       clock(time),
       observer(engine_observer),
-      kv(decoder.kv_layout(), decoder.desc().num_layers, NumKvBlocks(options, decoder)) {
+      kv(decoder.kv_layout(), decoder.desc().num_layers, NumKvBlocks(options, decoder)),
+      micro_batches(decoder.desc().moe.layers.empty() ? MicroBatching::kOne : options.micro_batches,
+                    MostExperts(decoder.desc()), decoder.desc().moe.top_k) {
   CONCLAVE_CHECK(options.max_num_seqs >= 1 && options.prefill_chunk >= 1 &&
                  options.prefill_chunk_mixed >= 1);
   CONCLAVE_CHECK(options.max_model_len >= 1 &&
@@ -349,7 +362,7 @@ void Engine::State::OnGate(int32_t layer, MatView<const float> /*logits*/,
   }
 }
 
-void Engine::State::Run() {
+bool Engine::State::Run() {
   logit_rows.clear();
   wants_gates = false;
   for (size_t r = 0; r < rows.size(); ++r) {
@@ -361,8 +374,12 @@ void Engine::State::Run() {
     }
   }
   FillInput();
+  // A request that wants to see the gates sees whole steps.
+  const int32_t num_first =
+      wants_gates ? 0 : micro_batches.Choose(static_cast<int32_t>(rows.size()));
+  const MonotonicTime start = clock.Now();
   const absl::StatusOr<MatView<const float>> logits =
-      decoder.Step(rows, logit_rows, kv, experts, wants_gates ? this : nullptr);
+      decoder.Step(rows, logit_rows, kv, experts, wants_gates ? this : nullptr, num_first);
   if (!logits.ok()) {
     // Nothing of the step may be used. Sequences outside it go on.
     for (Sequence* sequence : row_sequence) {
@@ -373,7 +390,10 @@ void Engine::State::Run() {
         running.erase(it);
       }
     }
-    return;
+    return num_first > 0;
+  }
+  if (!wants_gates) {
+    micro_batches.Observe(static_cast<int32_t>(rows.size()), num_first > 0, clock.Now() - start);
   }
   Advance();
   for (size_t i = 0; i < logit_rows.size(); ++i) {
@@ -382,6 +402,7 @@ void Engine::State::Run() {
   }
   std::erase_if(
       running, [](const std::unique_ptr<Sequence>& sequence) { return sequence->sink == nullptr; });
+  return num_first > 0;
 }
 
 void Engine::State::Advance() {
@@ -483,7 +504,7 @@ bool Engine::State::Step() {
       rows.begin(), rows.end(), [](const model::StepRow& row) { return !row.is_prefill; }));
   step.prefill_rows = static_cast<int32_t>(rows.size()) - step.decode_rows;
   if (!rows.empty()) {
-    Run();
+    step.is_divided = Run();
   }
   step.duration = clock.Now() - start;
   Report(step);

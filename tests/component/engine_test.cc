@@ -56,12 +56,13 @@ class StepLog : public frontend::EngineObserver {
 class FaultyExperts : public model::MoeExecutor {
  public:
   explicit FaultyExperts(model::MoeExecutor& inner) : inner_(inner) {}
-  void Start(int32_t layer, MatView<const float> n, std::span<const model::StepRow> rows,
-             const model::GateChoice& choice, MatView<float> out) override {
-    inner_.Start(layer, n, rows, choice, out);
+  void Start(int32_t micro_batch, int32_t layer, MatView<const float> n,
+             std::span<const model::StepRow> rows, const model::GateChoice& choice,
+             MatView<float> out) override {
+    inner_.Start(micro_batch, layer, n, rows, choice, out);
   }
-  absl::Status Finish() override {
-    const absl::Status status = inner_.Finish();
+  absl::Status Finish(int32_t micro_batch) override {
+    const absl::Status status = inner_.Finish(micro_batch);
     return fails ? absl::UnavailableError("worker 1 is gone") : status;
   }
 

@@ -17,6 +17,7 @@ class Recorder : public frontend::EngineObserver {
  public:
   void OnStep(const Step& step) override {
     mixed_steps += step.decode_rows > 0 && step.prefill_rows > 0 ? 1 : 0;
+    divided_steps += step.is_divided ? 1 : 0;
   }
   void OnTokenGap(std::chrono::nanoseconds /*gap*/) override {}
   void OnSequenceEnd(frontend::FinishReason /*reason*/,
@@ -30,6 +31,7 @@ class Recorder : public frontend::EngineObserver {
 
   std::map<uint64_t, std::vector<std::vector<float>>> logits;
   int mixed_steps = 0;
+  int divided_steps = 0;
   int cached_rows = 0;
 };
 
@@ -71,12 +73,13 @@ void RunAll(const std::vector<frontend::SequenceRequest>& requests, frontend::En
 std::string Describe(const Config& c) {
   return std::to_string(kWorkers[c[0]]) + " workers, " + std::to_string(kThreads[c[1]]) +
          " threads, " + std::to_string(kTogether[c[2]]) + " together, chunk " +
-         std::to_string(kChunks[c[3]]) + (kFrames[c[4]] ? ", frames" : ", no frames");
+         std::to_string(kChunks[c[3]]) + (kFrames[c[4]] ? ", frames" : ", no frames") +
+         (c[5] == 1 ? ", two micro-batches" : "");
 }
 
 // Greedy choice from the full product.
 std::vector<Config> CoveringConfigs() {
-  const Config sizes = {3, 2, 3, 3, 2};
+  const Config sizes = {3, 2, 3, 3, 2, 2};
   std::vector<Config> all;
   Config c{};
   for (c[0] = 0; c[0] < sizes[0]; ++c[0]) {
@@ -84,7 +87,9 @@ std::vector<Config> CoveringConfigs() {
       for (c[2] = 0; c[2] < sizes[2]; ++c[2]) {
         for (c[3] = 0; c[3] < sizes[3]; ++c[3]) {
           for (c[4] = 0; c[4] < sizes[4]; ++c[4]) {
-            all.push_back(c);
+            for (c[5] = 0; c[5] < sizes[5]; ++c[5]) {
+              all.push_back(c);
+            }
           }
         }
       }
@@ -92,8 +97,8 @@ std::vector<Config> CoveringConfigs() {
   }
   const auto pairs_of = [](const Config& config) {
     std::set<std::array<int, 4>> pairs;
-    for (int a = 0; a < 5; ++a) {
-      for (int b = a + 1; b < 5; ++b) {
+    for (int a = 0; a < 6; ++a) {
+      for (int b = a + 1; b < 6; ++b) {
         pairs.insert({a, config[static_cast<size_t>(a)], b, config[static_cast<size_t>(b)]});
       }
     }
@@ -136,6 +141,7 @@ Served Serve(const ServeOptions& options, const RequestsOf& requests_of) {
   engine_options.prefill_chunk_mixed = kChunks[config[3]];
   engine_options.max_model_len = std::min((*model)->desc().max_positions, 512);
   engine_options.kv_bytes = int64_t{32} << 20;
+  engine_options.micro_batches = kMicroBatching[config[5]];
   cli::AssemblyOptions load;
   load.dtype = options.dtype;
   load.compute = kernels::Context(options.isa, pool);
@@ -162,6 +168,7 @@ Served Serve(const ServeOptions& options, const RequestsOf& requests_of) {
   if (kTogether[config[2]] > 1) {
     EXPECT_GT(recorder.mixed_steps, 0) << "no step mixed prefill and decode";
   }
+  EXPECT_EQ(recorder.divided_steps > 0, config[5] == 1);
   for (auto& [id, rows] : recorder.logits) {
     served.num_tokens += static_cast<int>(rows.size());
     served.logits.push_back(std::move(rows));

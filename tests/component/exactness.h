@@ -18,9 +18,11 @@ inline constexpr int kThreads[] = {1, 2};
 inline constexpr int kTogether[] = {1, 3, 8};
 inline constexpr int kChunks[] = {512, 64, 16};
 inline constexpr bool kFrames[] = {false, true};
+inline constexpr frontend::MicroBatching kMicroBatching[] = {frontend::MicroBatching::kOne,
+                                                             frontend::MicroBatching::kTwo};
 
-// Indices into the axes above: workers, threads, sequences at once, chunk, frames.
-using Config = std::array<int, 5>;
+// Indices into the axes above: workers, threads, sequences at once, chunk, frames, micro-batches.
+using Config = std::array<int, 6>;
 
 std::string Describe(const Config& config);
 

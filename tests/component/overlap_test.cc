@@ -1,5 +1,6 @@
 // Goal: in a parallel block the experts are asked before attention runs and awaited after it; in a
-// sequential block, whose experts need attention's result, nothing comes between.
+// sequential block, whose experts need attention's result, nothing comes between, unless a step is
+// divided: then each micro-batch attends while the experts have the other.
 // Method: a synthetic model of each kind; an executor that notes when it is started, polled and
 // finished, around the real one.
 #include <gtest/gtest.h>
@@ -19,18 +20,19 @@ namespace {
 class NotingExperts : public model::MoeExecutor {
  public:
   explicit NotingExperts(model::MoeExecutor& inner) : inner_(inner) {}
-  void Start(int32_t layer, MatView<const float> n, std::span<const model::StepRow> rows,
-             const model::GateChoice& choice, MatView<float> out) override {
-    notes += 's';
-    inner_.Start(layer, n, rows, choice, out);
+  void Start(int32_t micro_batch, int32_t layer, MatView<const float> n,
+             std::span<const model::StepRow> rows, const model::GateChoice& choice,
+             MatView<float> out) override {
+    notes += micro_batch == 0 ? 's' : 'S';
+    inner_.Start(micro_batch, layer, n, rows, choice, out);
   }
   void Poll() override {
     notes += 'p';
     inner_.Poll();
   }
-  absl::Status Finish() override {
-    notes += 'f';
-    return inner_.Finish();
+  absl::Status Finish(int32_t micro_batch) override {
+    notes += micro_batch == 0 ? 'f' : 'F';
+    return inner_.Finish(micro_batch);
   }
 
   std::string notes;
@@ -50,8 +52,10 @@ class Ended : public frontend::SequenceSink {
   absl::Status status = absl::UnknownError("not ended");
 };
 
-// What the executor noted in the one step of a prompt.
-std::string NotesOf(const std::string& like, bool has_residual) {
+// What the executor noted in the one step of a prompt: s, f start and end of the first micro-batch,
+// S, F of the second, p a look between.
+std::string NotesOf(const std::string& like, bool has_residual,
+                    frontend::MicroBatching micro_batches) {
   testing::TempFolder temp;
   ThreadPool pool(1);
   checkpoint::SynthOptions options;
@@ -65,6 +69,7 @@ std::string NotesOf(const std::string& like, bool has_residual) {
   engine_options.max_num_seqs = 1;
   engine_options.max_model_len = 64;
   engine_options.kv_bytes = int64_t{8} << 20;
+  engine_options.micro_batches = micro_batches;
   cli::AssemblyOptions load;
   load.compute = kernels::Context(kernels::SupportedIsas().back(), pool);
   load.max_rows = frontend::MaxStepRows(engine_options);
@@ -81,21 +86,27 @@ std::string NotesOf(const std::string& like, bool has_residual) {
   while (engine.Step()) {
   }
   EXPECT_TRUE(ended->status.ok()) << ended->status;
-  std::string expected;
-  for (size_t l = 0; l < (*model)->desc().moe.layers.size(); ++l) {
-    expected += like == "tiny-phi" ? "sppf" : "sf";
-  }
-  EXPECT_EQ(experts.notes, expected) << like;
   return experts.notes;
 }
 
+// What every MoE layer of the model adds to the notes.
+std::string FourTimes(const std::string& notes) { return notes + notes + notes + notes; }
+
 TEST(OverlapTest, AParallelBlockAttendsWhileExpertsCompute) {
-  EXPECT_FALSE(NotesOf("tiny-phi", false).empty());
+  EXPECT_EQ(NotesOf("tiny-phi", false, frontend::MicroBatching::kOne), FourTimes("sppf"));
 }
 
 TEST(OverlapTest, ASequentialBlockWaitsAtOnce) {
-  EXPECT_FALSE(NotesOf("tiny-qwen", false).empty());
-  EXPECT_FALSE(NotesOf("tiny", true).empty());
+  EXPECT_EQ(NotesOf("tiny-qwen", false, frontend::MicroBatching::kOne), FourTimes("sf"));
+  EXPECT_EQ(NotesOf("tiny", true, frontend::MicroBatching::kOne), FourTimes("sf"));
+}
+
+TEST(OverlapTest, OneMicroBatchAttendsWhileExpertsHaveTheOther) {
+  // A dense layer follows every MoE layer: the first micro-batch attends in it while the second is
+  // still away.
+  EXPECT_EQ(NotesOf("tiny-qwen", false, frontend::MicroBatching::kTwo), FourTimes("sppSfppF"));
+  EXPECT_EQ(NotesOf("tiny", true, frontend::MicroBatching::kTwo), FourTimes("sppSfppF"));
+  EXPECT_EQ(NotesOf("tiny-phi", false, frontend::MicroBatching::kTwo), FourTimes("sppSppfppF"));
 }
 
 }  // namespace

@@ -8,7 +8,7 @@
 namespace conclave::checkpoint {
 namespace {
 
-void ReadFfn(ConfigReader& config, ModelDesc& desc) {
+void ReadPhiFfn(ConfigReader& config, ModelDesc& desc) {
   desc.ffn = {.is_gated = false,
               .has_bias = true,
               .activation = ActivationKind::kGeluTanh,
@@ -32,7 +32,7 @@ void ReadPhi(ConfigReader& config, ModelDesc& desc) {
   desc.norm = {.kind = NormKind::kLayerNorm,
                .eps = static_cast<float>(config.Number("layer_norm_eps", 1e-12, 0.1)),
                .has_bias = true};
-  ReadFfn(config, desc);
+  ReadPhiFfn(config, desc);
   RefuseTrue(config, {"qk_layernorm"});
   ReadHeads(config, "num_attention_heads", desc);
   desc.attention.has_qkv_bias = true;

@@ -8,7 +8,7 @@
 namespace conclave::checkpoint {
 namespace {
 
-void ReadFfn(ConfigReader& config, ModelDesc& desc) {
+void ReadQwenFfn(ConfigReader& config, ModelDesc& desc) {
   // The config counts both halves of the gated layer.
   const int32_t both = config.Int("intermediate_size", 2, 2 * kInnerMax);
   if (both % 2 != 0) {
@@ -58,7 +58,7 @@ void ReadQwen(ConfigReader& config, ModelDesc& desc) {
   desc.norm = {.kind = NormKind::kRmsNorm,
                .eps = static_cast<float>(config.Number("layer_norm_epsilon", 1e-12, 0.1)),
                .has_bias = false};
-  ReadFfn(config, desc);
+  ReadQwenFfn(config, desc);
   ReadAttention(config, desc);
   if (!config.BoolOr("no_bias", true)) {
     desc.attention.has_output_bias = true;

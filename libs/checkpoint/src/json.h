@@ -27,6 +27,11 @@ absl::StatusOr<boost::json::value> ParseStrict(std::string_view text, const Json
 // back the same.
 std::string Pretty(const boost::json::value& value);
 
+// `text` as Boost.JSON keeps it: it takes no std::string.
+inline boost::json::string Word(std::string_view text) {
+  return boost::json::string(text.data(), text.size());
+}
+
 // `value` as in messages: at most 64 bytes.
 std::string Shown(const boost::json::value& value);
 

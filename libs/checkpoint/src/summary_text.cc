@@ -31,10 +31,6 @@ std::string Size(int64_t bytes) {
   return text;
 }
 
-boost::json::string Word(const std::string& text) {
-  return boost::json::string(text.data(), text.size());
-}
-
 // Null when the folder has no tokenizer file.
 boost::json::value TokenizerValue(const TokenizerSpec& tokenizer) {
   return tokenizer.file.empty() ? boost::json::value(nullptr)

@@ -16,8 +16,6 @@ using enum SynthFamily;
 
 constexpr std::string_view kEndOfText = "<|endoftext|>";
 
-json::string Word(std::string_view text) { return json::string(text.data(), text.size()); }
-
 // A token besides the tokenizer's own entries.
 struct AddedToken {
   int32_t id = 0;

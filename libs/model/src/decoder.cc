@@ -1,6 +1,7 @@
 #include "conclave/model/decoder.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <utility>
 
@@ -20,7 +21,14 @@ class Matrix {
       : cols_(cols),
         buffer_(static_cast<size_t>(std::max<int64_t>(rows * cols, 1)) * sizeof(float)) {}
 
-  MatView<float> Rows(int64_t rows) { return {data(), rows, cols_, cols_}; }
+  MatView<float> Rows(int64_t rows) { return RowsFrom(0, rows); }
+  MatView<float> RowsFrom(int64_t first, int64_t rows) {
+    return {data() + first * cols_, rows, cols_, cols_};
+  }
+  // The memory of the same rows with fewer columns, close together.
+  MatView<float> Narrow(int64_t first, int64_t rows, int64_t cols) {
+    return {data() + first * cols_, rows, cols, cols};
+  }
   float* data() { return buffer_.As<float>(); }
 
  private:
@@ -50,6 +58,19 @@ int64_t MaxExperts(const checkpoint::ModelDesc& desc) {
   return most;
 }
 
+// A part of a step's rows that goes through the layers together. Of every buffer that must last
+// while another part computes, its rows are its own.
+struct MicroBatch {
+  int32_t index = 0;
+  int64_t first_row = 0;  // of the step
+  std::span<const StepRow> rows;
+  // Of the layer that is under way.
+  bool is_away = false;  // experts have its rows
+  GateChoice choice;
+
+  int64_t size() const { return static_cast<int64_t>(rows.size()); }
+};
+
 }  // namespace
 
 void StepObserver::OnHidden(int32_t /*layer*/, MatView<const float> /*hidden*/) {}
@@ -63,21 +84,28 @@ struct Decoder::State {
 
   // qkv of `normed`, rotated, stored, attended: out = attention output projection, [rows, hidden].
   // `away`: experts that compute meanwhile and are looked after between the parts; may be null.
-  void Attend(int32_t layer, std::span<const StepRow> rows, MatView<const float> normed, KvPool& kv,
+  void Attend(int32_t layer, const MicroBatch& batch, MatView<const float> normed, KvPool& kv,
               MoeExecutor* away, MatView<float> out);
   // A dense layer's network, or the residual one, in the numeric mode's dtype.
   void RunFfn(const FfnWeights& ffn, MatView<const float> input, MatView<float> out);
   // The feed-forward part of a layer in two: StartFfn gates and sends the rows, or computes a dense
-  // network at once; FinishFfn completes `out`. Returns whether experts are under way.
-  bool StartFfn(int32_t layer, std::span<const StepRow> rows, MatView<const float> normed,
-                MoeExecutor& experts, StepObserver* observer, MatView<float> out);
-  absl::Status FinishFfn(int32_t layer, bool is_away, MatView<const float> normed,
+  // network at once; FinishFfn completes `out`. In between batch.is_away tells whether experts are
+  // under way.
+  void StartFfn(int32_t layer, MicroBatch& batch, MatView<const float> normed, MoeExecutor& experts,
+                StepObserver* observer, MatView<float> out);
+  absl::Status FinishFfn(int32_t layer, MicroBatch& batch, MatView<const float> normed,
                          MoeExecutor& experts, MatView<float> out);
   // out = c0 · out + c1 · beside with c = softmax(W input + b): residual MoE (spec 4.3).
   void MixResidual(const LayerWeights& w, MatView<const float> input, MatView<const float> beside,
-                   MatView<float> out);
-  absl::Status Layer(int32_t layer, std::span<const StepRow> rows, KvPool& kv, MoeExecutor& experts,
-                     StepObserver* observer);
+                   MatView<float> mix, MatView<float> out);
+  // A layer in two, between which another micro-batch may do either. `is_any_away`: experts of
+  // another one are under way.
+  void BeginLayer(int32_t layer, MicroBatch& batch, bool is_any_away, KvPool& kv,
+                  MoeExecutor& experts, StepObserver* observer);
+  absl::Status EndLayer(int32_t layer, MicroBatch& batch, MoeExecutor& experts,
+                        StepObserver* observer);
+  absl::Status Layers(std::span<MicroBatch> batches, KvPool& kv, MoeExecutor& experts,
+                      StepObserver* observer);
   void BuildRopeTable(int32_t table);
   void BuildLogn();
   // Queries of `rows` times the log-n factor of their position.
@@ -192,11 +220,11 @@ void Decoder::State::ScaleQueries(std::span<const StepRow> rows, MatView<float> 
   }
 }
 
-void Decoder::State::Attend(int32_t layer, std::span<const StepRow> rows,
-                            MatView<const float> input, KvPool& kv, MoeExecutor* away,
-                            MatView<float> out) {
+void Decoder::State::Attend(int32_t layer, const MicroBatch& batch, MatView<const float> input,
+                            KvPool& kv, MoeExecutor* away, MatView<float> out) {
   const kernels::Context& compute = options.compute;
-  const auto num_rows = static_cast<int64_t>(rows.size());
+  const std::span<const StepRow> rows = batch.rows;
+  const int64_t num_rows = batch.size();
   const LayerWeights& w = weights.layers[static_cast<size_t>(layer)];
   const checkpoint::AttentionSpec& spec = desc.attention;
   const MatView<float> fused = qkv.Rows(num_rows);
@@ -211,7 +239,8 @@ void Decoder::State::Attend(int32_t layer, std::span<const StepRow> rows,
     const int64_t table_rows = num_rope_tables * int64_t{desc.max_positions};
     const MatView<const float> cos(rope_cos.data(), table_rows, half, half);
     const MatView<const float> sin(rope_sin.data(), table_rows, half, half);
-    const std::span<const int32_t> at(rope_rows.data(), rows.size());
+    const auto at = std::span<const int32_t>(rope_rows).subspan(
+        static_cast<size_t>(batch.first_row), rows.size());
     kernels::RotateHalfSplit(compute, cos, sin, at, spec.num_heads, spec.head_dim, q);
     kernels::RotateHalfSplit(compute, cos, sin, at, spec.num_kv_heads, spec.head_dim, k);
   }
@@ -248,56 +277,58 @@ void Decoder::State::RunFfn(const FfnWeights& ffn, MatView<const float> input, M
   }
 }
 
-bool Decoder::State::StartFfn(int32_t layer, std::span<const StepRow> rows,
-                              MatView<const float> input, MoeExecutor& experts,
-                              StepObserver* observer, MatView<float> out) {
+void Decoder::State::StartFfn(int32_t layer, MicroBatch& batch, MatView<const float> input,
+                              MoeExecutor& experts, StepObserver* observer, MatView<float> out) {
   const kernels::Context& compute = options.compute;
   const LayerWeights& w = weights.layers[static_cast<size_t>(layer)];
   const checkpoint::MoeLayerSpec* moe = desc.FindMoe(layer);
   if (moe == nullptr) {
     RunFfn(*w.ffn, input, out);
-    return false;
+    return;
   }
   const int64_t num_experts = moe->num_experts;
-  const MatView<float> gate(gate_logits.data(), input.rows, num_experts, num_experts);
-  const MatView<float> probabilities(gate_probabilities.data(), input.rows, num_experts,
-                                     num_experts);
+  const MatView<float> gate = gate_logits.Narrow(batch.first_row, input.rows, num_experts);
+  const MatView<float> probabilities =
+      gate_probabilities.Narrow(batch.first_row, input.rows, num_experts);
   const MatView<const float> gate_weight(w.gate.data(), num_experts, input.cols, input.cols);
   kernels::DotRows(compute, input, gate_weight, gate);
   std::copy_n(gate.data, input.rows * num_experts, probabilities.data);
   const int64_t top_k = desc.moe.top_k;
-  const MatView<int32_t> chosen(gate_experts.data(), input.rows, top_k, top_k);
-  const MatView<float> chosen_weights(gate_weights.data(), input.rows, top_k, top_k);
+  const MatView<int32_t> chosen(gate_experts.data() + batch.first_row * top_k, input.rows, top_k,
+                                top_k);
+  const MatView<float> chosen_weights = gate_weights.Narrow(batch.first_row, input.rows, top_k);
   ChooseExperts(compute, desc.moe, probabilities, chosen, chosen_weights);
-  const GateChoice choice{chosen, chosen_weights};
+  batch.choice = {chosen, chosen_weights};
   if (observer != nullptr) {
-    observer->OnGate(layer, gate, probabilities, choice);
+    observer->OnGate(layer, gate, probabilities, batch.choice);
   }
-  experts.Start(layer, input, rows, choice, out);
-  return true;
+  experts.Start(batch.index, layer, input, batch.rows, batch.choice, out);
+  batch.is_away = true;
 }
 
-absl::Status Decoder::State::FinishFfn(int32_t layer, bool is_away, MatView<const float> input,
+absl::Status Decoder::State::FinishFfn(int32_t layer, MicroBatch& batch, MatView<const float> input,
                                        MoeExecutor& experts, MatView<float> out) {
-  if (!is_away) {
+  if (!batch.is_away) {
     return absl::OkStatus();
   }
   if (!desc.moe.use_residual) {
-    return experts.Finish();
+    batch.is_away = false;
+    return experts.Finish(batch.index);
   }
   // While the experts compute.
   const LayerWeights& w = weights.layers[static_cast<size_t>(layer)];
   const MatView<float> beside = residual_out.Rows(input.rows);
   RunFfn(*w.residual_ffn, input, beside);
-  CONCLAVE_RETURN_IF_ERROR(experts.Finish());
-  MixResidual(w, input, beside, out);
+  batch.is_away = false;
+  CONCLAVE_RETURN_IF_ERROR(experts.Finish(batch.index));
+  MixResidual(w, input, beside, residual_mix.Rows(input.rows), out);
   return absl::OkStatus();
 }
 
 void Decoder::State::MixResidual(const LayerWeights& w, MatView<const float> input,
-                                 MatView<const float> beside, MatView<float> out) {
+                                 MatView<const float> beside, MatView<float> mix,
+                                 MatView<float> out) {
   const kernels::Context& compute = options.compute;
-  const MatView<float> mix = residual_mix.Rows(input.rows);
   kernels::DotRows(compute, input, {w.coefficient.data(), 2, input.cols, input.cols}, mix);
   for (int64_t r = 0; r < mix.rows; ++r) {
     mix.Row(r)[0] += w.coefficient_bias[0];
@@ -314,34 +345,70 @@ void Decoder::State::MixResidual(const LayerWeights& w, MatView<const float> inp
   });
 }
 
-absl::Status Decoder::State::Layer(int32_t layer, std::span<const StepRow> rows, KvPool& kv,
-                                   MoeExecutor& experts, StepObserver* observer) {
+void Decoder::State::BeginLayer(int32_t layer, MicroBatch& batch, bool is_any_away, KvPool& kv,
+                                MoeExecutor& experts, StepObserver* observer) {
   const kernels::Context& compute = options.compute;
-  const auto num_rows = static_cast<int64_t>(rows.size());
   const LayerWeights& w = weights.layers[static_cast<size_t>(layer)];
-  const MatView<float> x = hidden.Rows(num_rows);
-  const MatView<float> n = normed.Rows(num_rows);
-  const MatView<float> attention_out = projected.Rows(num_rows);
-  const MatView<float> feed_forward_out = ffn_out.Rows(num_rows);
+  const MatView<float> x = hidden.RowsFrom(batch.first_row, batch.size());
+  const MatView<float> n = normed.RowsFrom(batch.first_row, batch.size());
+  const MatView<float> attention_out = projected.RowsFrom(batch.first_row, batch.size());
+  const MatView<float> feed_forward_out = ffn_out.RowsFrom(batch.first_row, batch.size());
   w.norm1.Apply(compute, x, n);
   if (desc.topology == checkpoint::BlockTopology::kSequential) {
-    Attend(layer, rows, n, kv, nullptr, attention_out);
+    Attend(layer, batch, n, kv, is_any_away ? &experts : nullptr, attention_out);
     kernels::AddScaled(compute, attention_out, desc.residual_scale, x);
     w.norm2->Apply(compute, x, n);
-    const bool is_away = StartFfn(layer, rows, n, experts, observer, feed_forward_out);
-    CONCLAVE_RETURN_IF_ERROR(FinishFfn(layer, is_away, n, experts, feed_forward_out));
+    StartFfn(layer, batch, n, experts, observer, feed_forward_out);
   } else {
     // Attention and experts read the same rows, so the workers compute while this thread attends.
-    const bool is_away = StartFfn(layer, rows, n, experts, observer, feed_forward_out);
-    Attend(layer, rows, n, kv, is_away ? &experts : nullptr, attention_out);
-    CONCLAVE_RETURN_IF_ERROR(FinishFfn(layer, is_away, n, experts, feed_forward_out));
-    kernels::AddScaled(compute, attention_out, desc.residual_scale, x);
+    StartFfn(layer, batch, n, experts, observer, feed_forward_out);
+    Attend(layer, batch, n, kv, is_any_away || batch.is_away ? &experts : nullptr, attention_out);
+  }
+}
+
+absl::Status Decoder::State::EndLayer(int32_t layer, MicroBatch& batch, MoeExecutor& experts,
+                                      StepObserver* observer) {
+  const kernels::Context& compute = options.compute;
+  const MatView<float> x = hidden.RowsFrom(batch.first_row, batch.size());
+  const MatView<float> feed_forward_out = ffn_out.RowsFrom(batch.first_row, batch.size());
+  CONCLAVE_RETURN_IF_ERROR(FinishFfn(layer, batch, normed.RowsFrom(batch.first_row, batch.size()),
+                                     experts, feed_forward_out));
+  if (desc.topology != checkpoint::BlockTopology::kSequential) {
+    kernels::AddScaled(compute, projected.RowsFrom(batch.first_row, batch.size()),
+                       desc.residual_scale, x);
   }
   kernels::AddScaled(compute, feed_forward_out, desc.residual_scale, x);
   if (observer != nullptr) {
     observer->OnHidden(layer, x);
   }
   return absl::OkStatus();
+}
+
+// Each micro-batch ends a layer only when it is its turn to begin the next: until then its experts
+// compute beside what the other one does here. Rows of one sequence that fall into both stand in
+// the first with their lower positions, whose keys are stored before the second attends.
+absl::Status Decoder::State::Layers(std::span<MicroBatch> batches, KvPool& kv, MoeExecutor& experts,
+                                    StepObserver* observer) {
+  absl::Status status;
+  for (int32_t layer = 0; layer <= desc.num_layers && status.ok(); ++layer) {
+    for (MicroBatch& batch : batches) {
+      if (layer > 0 && status.ok()) {
+        status = EndLayer(layer - 1, batch, experts, observer);
+      }
+      if (layer < desc.num_layers && status.ok()) {
+        const bool is_any_away = std::any_of(batches.begin(), batches.end(),
+                                             [](const MicroBatch& b) { return b.is_away; });
+        BeginLayer(layer, batch, is_any_away, kv, experts, observer);
+      }
+    }
+  }
+  for (MicroBatch& batch : batches) {
+    if (batch.is_away) {
+      // The step has failed already; what is under way is of no use but has to end.
+      experts.Finish(batch.index).IgnoreError();
+    }
+  }
+  return status;
 }
 
 Decoder::Decoder(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -396,7 +463,8 @@ void Decoder::Embed(int32_t token, bool is_scaled, std::span<float> out) const {
 
 absl::StatusOr<MatView<const float>> Decoder::Step(std::span<const StepRow> rows,
                                                    std::span<const int32_t> logit_rows, KvPool& kv,
-                                                   MoeExecutor& experts, StepObserver* observer) {
+                                                   MoeExecutor& experts, StepObserver* observer,
+                                                   int32_t num_first) {
   // The few scalar loops between kernels run under the kernels' own rounding of denormals.
   const DenormalsOff denormals_off;
   State& s = *state_;
@@ -407,9 +475,15 @@ absl::StatusOr<MatView<const float>> Decoder::Step(std::span<const StepRow> rows
     CONCLAVE_CHECK(rows[r].rope_table >= 0 && rows[r].rope_table < s.num_rope_tables);
     s.rope_rows[r] = rows[r].rope_table * s.desc.max_positions + rows[r].position;
   }
-  for (int32_t layer = 0; layer < s.desc.num_layers; ++layer) {
-    CONCLAVE_RETURN_IF_ERROR(s.Layer(layer, rows, kv, experts, observer));
-  }
+  CONCLAVE_CHECK(num_first >= 0 && num_first <= static_cast<int32_t>(rows.size()));
+  std::array<MicroBatch, kMicroBatches> batches;
+  const bool is_divided =
+      observer == nullptr && num_first > 0 && num_first < static_cast<int32_t>(rows.size());
+  const size_t first = is_divided ? static_cast<size_t>(num_first) : rows.size();
+  batches[0].rows = rows.first(first);
+  batches[1] = {1, static_cast<int64_t>(first), rows.subspan(first), false, {}};
+  CONCLAVE_RETURN_IF_ERROR(
+      s.Layers(std::span(batches).first(is_divided ? 2 : 1), kv, experts, observer));
   const auto num_logits = static_cast<int64_t>(logit_rows.size());
   const MatView<float> x = s.hidden.Rows(static_cast<int64_t>(rows.size()));
   const MatView<float> head_input = s.head_input.Rows(num_logits);

@@ -107,6 +107,11 @@ EngineMetrics::EngineMetrics(Metrics& metrics, const std::string& model_name,
   image_cache_queries = counter("conclave_mm_cache_queries_total", "Images looked up by digest.");
   image_cache_hits = counter("conclave_mm_cache_hits_total", "Images found by digest.");
   num_preemptions = counter("conclave_num_preemptions_total", "Sequences set back to waiting.");
+  for (int i = 0; i < 2; ++i) {
+    Labels divided = labels;
+    divided["micro_batches"] = std::to_string(i + 1);
+    steps[i] = metrics.AddCounter("conclave_steps_total", "Engine steps.", divided);
+  }
   for (int i = 0; i < kNumFinished; ++i) {
     Labels finished = labels;
     finished["finished_reason"] = std::string(NameOf(static_cast<Finished>(i)));

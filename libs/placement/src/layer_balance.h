@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/container/inlined_vector.h"
+#include "parts.h"
 
 namespace conclave::placement {
 
@@ -78,7 +79,6 @@ class LayerBalance {
   void Apply(const Change& change);
 
  private:
-  static size_t Index(int32_t i) { return static_cast<size_t>(i); }
   // Per bin: 0, 1, 2 pinned.
   const uint8_t* HeldBy(int32_t expert) const {
     return is_held_.data() + Index(expert) * bins_.size();

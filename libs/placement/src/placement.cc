@@ -6,14 +6,10 @@
 
 #include "conclave/base/check.h"
 #include "conclave/base/status.h"
+#include "parts.h"
 
 namespace conclave::placement {
 namespace {
-
-std::string Describe(ExpertUnit unit) {
-  return "layer " + std::to_string(unit.layer.value()) + " expert " +
-         std::to_string(unit.expert.value());
-}
 
 // Index of `unit` in the ascending `units`, or units.size().
 size_t IndexOf(std::span<const ExpertUnit> units, ExpertUnit unit) {

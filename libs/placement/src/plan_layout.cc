@@ -6,6 +6,7 @@
 #include <string>
 
 #include "conclave/base/status.h"
+#include "parts.h"
 
 namespace conclave::placement {
 namespace {
@@ -13,13 +14,6 @@ namespace {
 // Loads below this part of the layer's mean count as this part: an expert that nobody asked for yet
 // still has a place.
 constexpr double kLoadFloor = 1e-3;
-
-std::string Describe(ExpertUnit unit) {
-  return "layer " + std::to_string(unit.layer.value()) + " expert " +
-         std::to_string(unit.expert.value());
-}
-
-size_t Index(int32_t i) { return static_cast<size_t>(i); }
 
 }  // namespace
 

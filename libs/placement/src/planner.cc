@@ -9,6 +9,7 @@
 
 #include "conclave/base/status.h"
 #include "layer_balance.h"
+#include "parts.h"
 #include "plan_layout.h"
 
 namespace conclave::placement {
@@ -20,8 +21,6 @@ constexpr double kLeastGain = 0.002;
 // the loads are known.
 constexpr double kLevelEnough = 1.005;
 constexpr int kPolishMax = 24;
-
-size_t Index(int32_t i) { return static_cast<size_t>(i); }
 
 class Planner {
  public:

@@ -239,6 +239,48 @@ class ScriptedLinks final : public LinkSource {
   std::map<MonotonicTime, std::function<void()>> events_;
 };
 
+// Rows whose experts go round, and their sums.
+class LayerRows {
+ public:
+  LayerRows(int num_rows, bool is_prefill)
+      : num_rows_(num_rows), n_(static_cast<size_t>(num_rows * kWidth)), out_(n_.size(), -1.0f) {
+    for (int32_t r = 0; r < num_rows; ++r) {
+      std::fill_n(n_.begin() + r * kWidth, kWidth, static_cast<float>(r + 1));
+      experts_.push_back(r % kExperts);
+      experts_.push_back((r + 1) % kExperts);
+      weights_.push_back(0.5f);
+      weights_.push_back(0.25f);
+      step_.push_back({r, nullptr, r % 3 == 0, is_prefill});
+    }
+    choice_ = {{experts_.data(), num_rows_, 2}, {weights_.data(), num_rows_, 2}};
+  }
+
+  void Start(Dispatcher& dispatcher, int32_t micro_batch) {
+    dispatcher.Start(micro_batch, kLayer, {n_.data(), num_rows_, kWidth}, step_, choice_,
+                     {out_.data(), num_rows_, kWidth});
+  }
+  // Checks the sums when it succeeds.
+  absl::Status Finish(Dispatcher& dispatcher, int32_t micro_batch) {
+    const absl::Status status = dispatcher.Finish(micro_batch);
+    for (int32_t r = 0; status.ok() && r < num_rows_; ++r) {
+      const float expected =
+          static_cast<float>(r + 1) * (0.5f * static_cast<float>(r % kExperts + 1) +
+                                       0.25f * static_cast<float>((r + 1) % kExperts + 1));
+      for (int32_t c = 0; c < kWidth; ++c) {
+        EXPECT_EQ(out_[static_cast<size_t>(r * kWidth + c)], expected) << "row " << r;
+      }
+    }
+    return status;
+  }
+
+ private:
+  const int64_t num_rows_;
+  std::vector<float> n_, out_, weights_;
+  std::vector<int32_t> experts_;
+  std::vector<model::StepRow> step_;
+  model::GateChoice choice_;
+};
+
 class DispatcherFailoverTest : public ::testing::Test {
  protected:
   DispatcherFailoverTest() : links_(clock_) {
@@ -274,22 +316,9 @@ class DispatcherFailoverTest : public ::testing::Test {
 
   // One layer over `num_rows` rows whose experts go round; checks the sums when it succeeds.
   absl::Status Run(int num_rows, bool is_prefill = false) {
-    const auto count = static_cast<int64_t>(num_rows);
-    std::vector<float> n(static_cast<size_t>(count * kWidth)), out(n.size(), -1.0f), weights;
-    std::vector<int32_t> experts;
-    std::vector<model::StepRow> step;
-    for (int32_t r = 0; r < num_rows; ++r) {
-      std::fill_n(n.begin() + r * kWidth, kWidth, static_cast<float>(r + 1));
-      experts.push_back(r % kExperts);
-      experts.push_back((r + 1) % kExperts);
-      weights.push_back(0.5f);
-      weights.push_back(0.25f);
-      step.push_back({r, nullptr, r % 3 == 0, is_prefill});
-    }
-    const model::GateChoice choice{{experts.data(), count, 2}, {weights.data(), count, 2}};
+    LayerRows layer(num_rows, is_prefill);
     const MonotonicTime start = clock_.Now();
-    dispatcher_->Start(kLayer, {n.data(), count, kWidth}, step, choice,
-                       {out.data(), count, kWidth});
+    layer.Start(*dispatcher_, 0);
     if (busy_ > microseconds(0)) {
       clock_.Advance(busy_ / 2);
       if (polls_) {
@@ -297,18 +326,8 @@ class DispatcherFailoverTest : public ::testing::Test {
       }
       clock_.Advance(busy_ - busy_ / 2);
     }
-    const absl::Status status = dispatcher_->Finish();
+    const absl::Status status = layer.Finish(*dispatcher_, 0);
     took_ = std::chrono::duration_cast<microseconds>(clock_.Now() - start);
-    if (status.ok()) {
-      for (int32_t r = 0; r < num_rows; ++r) {
-        const float expected =
-            static_cast<float>(r + 1) * (0.5f * static_cast<float>(r % kExperts + 1) +
-                                         0.25f * static_cast<float>((r + 1) % kExperts + 1));
-        for (int32_t c = 0; c < kWidth; ++c) {
-          EXPECT_EQ(out[static_cast<size_t>(r * kWidth + c)], expected) << "row " << r;
-        }
-      }
-    }
     return status;
   }
 

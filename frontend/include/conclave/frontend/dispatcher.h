@@ -89,12 +89,13 @@ class Dispatcher : public model::MoeExecutor {
   // expert_wait and could not be rescued, kDeadlineExceeded "call_deadline" when a call was not
   // answered in time by anybody.
   // What Start and Poll run into is said by Finish. Inline channels compute in Finish.
-  void Start(int32_t layer, MatView<const float> n, std::span<const model::StepRow> rows,
-             const model::GateChoice& choice, MatView<float> out) override;
+  void Start(int32_t micro_batch, int32_t layer, MatView<const float> n,
+             std::span<const model::StepRow> rows, const model::GateChoice& choice,
+             MatView<float> out) override;
   void Poll() override;
-  absl::Status Finish() override;
+  absl::Status Finish(int32_t micro_batch) override;
 
-  // The same in smaller pieces, for a caller that must not be blocked (a simulation drives many
+  // Micro-batch 0 in smaller pieces, for a caller that must not be blocked (a simulation has many
   // dispatchers on one thread). Begin; then Advance until it gives the layer's status. Where it
   // gives none, the caller waits until NextTimer, an update of the source or an answer, and says
   // with OnWoken which it was before it advances again. What Begin is given must live until the
@@ -109,6 +110,7 @@ class Dispatcher : public model::MoeExecutor {
   DispatchStats Stats() const;
 
  private:
+  struct MicroBatch;
   struct State;
   Dispatcher(const DispatcherOptions& options, std::unique_ptr<LinkSource> source);
   void Prepare();

@@ -79,6 +79,14 @@ enum class EmbeddingScaling {
   kConsistent,  // never, where the model has a vision tower: what the checkpoint was trained with
 };
 
+// Into how many micro-batches a step is divided: with two, the experts of one compute while the
+// frontend attends with the other (data-plane.md section 9). No bit depends on it.
+enum class MicroBatching : uint8_t {
+  kOne,   // never: right where frontend and experts share one set of threads
+  kTwo,   // every step of two rows or more
+  kAuto,  // where it was measured to be faster
+};
+
 struct EngineOptions {
   int32_t max_num_seqs = 64;    // sequences that run at once
   int32_t max_queued = 512;     // sequences that wait; more are refused
@@ -89,6 +97,7 @@ struct EngineOptions {
   int32_t max_model_len = 0;  // positions of one sequence
   int64_t kv_bytes = 0;       // at least one sequence of max_model_len fits
   EmbeddingScaling embedding_scaling = EmbeddingScaling::kReference;
+  MicroBatching micro_batches = MicroBatching::kOne;
 };
 
 // Rows that a step may have under `options`: DecoderOptions::max_rows.
@@ -103,7 +112,8 @@ class EngineObserver {
     int32_t prefill_rows = 0;
     int32_t running = 0;
     int32_t waiting = 0;
-    double kv_used = 0;  // 0..1
+    double kv_used = 0;       // 0..1
+    bool is_divided = false;  // into two micro-batches
     std::chrono::nanoseconds duration{0};
   };
   // After every step, and once without rows when the engine has nothing more to do.

@@ -38,8 +38,11 @@ struct GateChoice {
   MatView<const float> weights;    // [rows, top_k]
 };
 
-// Runs the experts of one MoE layer: the frontend's dispatcher. One layer at a time; the step's
-// thread.
+// Into how many micro-batches a step may be divided.
+inline constexpr int32_t kMicroBatches = 2;
+
+// Runs the experts of one MoE layer: the frontend's dispatcher. One layer at a time of each
+// micro-batch; the step's thread.
 class MoeExecutor {
  public:
   virtual ~MoeExecutor() = default;
@@ -51,20 +54,22 @@ class MoeExecutor {
   // Start sends the rows as far as that needs no waiting, and Finish waits for what has to come
   // back: between the two the caller computes what needs nothing of the experts. Every Start has
   // its Finish. Until that returns, what Start was given, and what it views, stays where and as it
-  // is; `out` may be written at any time.
-  virtual void Start(int32_t layer, MatView<const float> n, std::span<const StepRow> rows,
-                     const GateChoice& choice, MatView<float> out) = 0;
+  // is; `out` may be written at any time. `micro_batch`, in [0, kMicroBatches), tells apart what is
+  // under way at once; each is started and finished for itself.
+  virtual void Start(int32_t micro_batch, int32_t layer, MatView<const float> n,
+                     std::span<const StepRow> rows, const GateChoice& choice,
+                     MatView<float> out) = 0;
   // Between Start and Finish, now and then: takes up what has come and sends what waited for it.
   // Does not wait.
   virtual void Poll() {}
   // An error fails the whole step; nothing of it may be used.
-  virtual absl::Status Finish() = 0;
+  virtual absl::Status Finish(int32_t micro_batch) = 0;
 
   // Start and Finish, for a caller that has nothing to do meanwhile.
   absl::Status Run(int32_t layer, MatView<const float> n, std::span<const StepRow> rows,
                    const GateChoice& choice, MatView<float> out) {
-    Start(layer, n, rows, choice, out);
-    return Finish();
+    Start(0, layer, n, rows, choice, out);
+    return Finish(0);
   }
 };
 
@@ -126,11 +131,15 @@ class Decoder {
   //   in the pool or in
   //               this step
   //   logit_rows  indices of rows whose logits are wanted
+  //   num_first   0, or the rows of the first of two micro-batches: while the experts of one are
+  //   away, this thread attends with the other. A row's bits are the same either way, whatever the
+  //   cut. An observer sees whole steps: with one the step is not divided
   // Returns logits [logit_rows, vocab_rows], f32, valid until the next step. `observer` may be
   // null. No allocation.
   absl::StatusOr<MatView<const float>> Step(std::span<const StepRow> rows,
                                             std::span<const int32_t> logit_rows, KvPool& kv,
-                                            MoeExecutor& experts, StepObserver* observer);
+                                            MoeExecutor& experts, StepObserver* observer,
+                                            int32_t num_first = 0);
 
  private:
   struct State;

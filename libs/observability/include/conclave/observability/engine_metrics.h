@@ -36,6 +36,7 @@ struct EngineMetrics {
   Counter prefix_cache_queries, prefix_cache_hits;  // tokens
   Counter image_cache_queries, image_cache_hits;    // images
   Counter num_preemptions;
+  Counter steps[2];                       // by the number of micro-batches, less one
   Counter request_success[kNumFinished];  // by Finished
 
   Histogram time_to_first_token;    // seconds, from submission
