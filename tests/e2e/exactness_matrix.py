@@ -1,7 +1,7 @@
 """Goal: the same request gives the same bits, wherever and beside whatever it is computed.
 
 Method: the axes of target C6 in docs/design/data-plane.md: number of worker processes, channel, size of the batch, what
-happens meanwhile. A row of the matrix is one cluster that answers a batch of requests at once; every answer's tokens and the
+happens meanwhile; and whether steps are divided into micro-batches. A row of the matrix is one cluster that answers a batch of requests at once; every answer's tokens and the
 bits of the log probabilities of the twenty most likely tokens at each step must be those that one process gave to the same
 request alone. Rows cover every pair of values of two axes; --all is the full product. Embedded rows (`conclave serve` with
 its experts split over workers in the process) belong to the matrix too.
@@ -14,6 +14,7 @@ import itertools
 import json
 import pathlib
 import random
+import re
 import sys
 import tempfile
 import threading
@@ -27,6 +28,7 @@ CHANNELS = {"grpc": (["--channel", "grpc"], {}), "ucx-shm": (["--channel", "ucx"
             "ucx-tcp": (["--channel", "ucx"], {"UCX_TLS": "tcp"})}
 BATCHES = [1, 4, 16, 32]
 EVENTS = ["nothing", "kill", "hedge", "re-place"]
+MICRO_BATCHES = [1, 2]
 TOKENS = 40
 IMAGE = "four-large.jpg"
 
@@ -92,11 +94,12 @@ class Batch:
                 self.failures.append("a request hangs")
 
 
-def run_in_cluster(model_dir: pathlib.Path, workers: int, channel: str, size: int, event: str,
+def run_in_cluster(model_dir: pathlib.Path, workers: int, channel: str, size: int, event: str, parts: int,
                    indices: list[int]) -> tuple[Batch, dict]:
     args, env = CHANNELS[channel]
     more = {"env": env} if env else {}
-    with clusters.Cluster(workers=workers, frontends=1, model=model_dir, args=args, **more) as cluster:
+    with clusters.Cluster(workers=workers, frontends=1, model=model_dir, args=args,
+                          frontend_args=["--micro-batches", str(parts)], **more) as cluster:
         cluster.wait_for_replicas(min(workers, 2))
         # Hedges: now and then a call is late. The others: slow enough for the event to come in the middle.
         late = f"w.before_compute=sleep:40@prob=0.05,seed={size}" if event == "hedge" else "w.before_compute=sleep:4"
@@ -118,6 +121,9 @@ def run_in_cluster(model_dir: pathlib.Path, workers: int, channel: str, size: in
         page = conclave.http_request(cluster.frontends[0].ready["admin"], "GET", "/metrics").body.decode()
         counts = {line.split('"')[1]: float(line.split()[-1]) for line in page.splitlines()
                   if line.startswith("moe_dispatch_calls_total{")}
+        divided = re.search(r'^conclave_steps_total\{[^}]*micro_batches="2"[^}]*\} (\d+)', page, re.MULTILINE)
+        if (int(divided[1]) > 0) != (parts == 2):
+            batch.failures.append(f"{divided[1]} steps were divided")
         return batch, counts
 
 
@@ -134,7 +140,7 @@ def main() -> int:
         print("skipped: this build has no failpoints, which make calls late")
         return 77
     channels = args.channels.split(",")
-    axes = [WORKERS, channels, BATCHES, EVENTS]
+    axes = [WORKERS, channels, BATCHES, EVENTS, MICRO_BATCHES]
     rows = list(itertools.product(*axes)) if args.all else covering(axes, args.seed)
     embedded = list(itertools.product(WORKERS, BATCHES)) if args.all else [(1, 32), (2, 16), (4, 4)]
     rng = random.Random(args.seed)
@@ -162,9 +168,9 @@ def main() -> int:
                 batch = Batch(server, MODEL, rng.sample(range(len(reference)), size))
                 batch.wait()
             judge(f"embedded, {workers} workers, batch {size}", batch, size)
-        for workers, channel, size, event in rows:
-            name = f"{workers} workers, {channel}, batch {size}, {event}"
-            batch, counts = run_in_cluster(model_dir, workers, channel, size, event,
+        for workers, channel, size, event, parts in rows:
+            name = f"{workers} workers, {channel}, batch {size}, {event}, {parts} micro-batches"
+            batch, counts = run_in_cluster(model_dir, workers, channel, size, event, parts,
                                            rng.sample(range(len(reference)), size))
             judge(name, batch, size)
             for what, count in counts.items():
