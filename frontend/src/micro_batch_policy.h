@@ -9,8 +9,8 @@
 
 namespace conclave::frontend {
 
-// Dividing hides the time that rows are away, and costs reading every weight twice. Which of them is
-// more depends on the network, on how fast the workers are and on whether they share this machine's
+// Dividing hides the time that rows are away, and costs reading every weight twice. Which is more
+// depends on the network, on how fast the workers are and on whether they share this machine's
 // cores; the time of steps tells all of it, so both ways are tried and the faster stays.
 // Used by the engine's thread.
 class MicroBatchPolicy {
