@@ -1,9 +1,9 @@
 """Goal: the same request gives the same bits, wherever and beside whatever it is computed.
 
 Method: the axes of target C6 in docs/design/data-plane.md: number of worker processes, channel, size of the batch, what
-happens meanwhile; and whether steps are divided into micro-batches. A row of the matrix is one cluster that answers a batch of requests at once; every answer's tokens and the
-bits of the log probabilities of the twenty most likely tokens at each step must be those that one process gave to the same
-request alone. Rows cover every pair of values of two axes; --all is the full product. Embedded rows (`conclave serve` with
+happens meanwhile; and whether steps are divided into micro-batches. A row of the matrix is one cluster that answers a batch
+of requests at once; every answer's tokens and the bits of the log probabilities of the twenty most likely tokens at each
+step must be those that one process gave to the same request alone. Rows cover every pair of values of two axes; --all is the full product. Embedded rows (`conclave serve` with
 its experts split over workers in the process) belong to the matrix too.
 
     exactness_matrix.py [--all] [--seed S] [--channels grpc,ucx-shm,ucx-tcp]

@@ -97,7 +97,7 @@ struct Decoder::State {
                          MoeExecutor& experts, MatView<float> out);
   // out = c0 · out + c1 · beside with c = softmax(W input + b): residual MoE (spec 4.3).
   void MixResidual(const LayerWeights& w, MatView<const float> input, MatView<const float> beside,
-                   MatView<float> mix, MatView<float> out);
+                   MatView<float> out);
   // A layer in two, between which another micro-batch may do either. `is_any_away`: experts of
   // another one are under way.
   void BeginLayer(int32_t layer, MicroBatch& batch, bool is_any_away, KvPool& kv,
@@ -321,14 +321,14 @@ absl::Status Decoder::State::FinishFfn(int32_t layer, MicroBatch& batch, MatView
   RunFfn(*w.residual_ffn, input, beside);
   batch.is_away = false;
   CONCLAVE_RETURN_IF_ERROR(experts.Finish(batch.index));
-  MixResidual(w, input, beside, residual_mix.Rows(input.rows), out);
+  MixResidual(w, input, beside, out);
   return absl::OkStatus();
 }
 
 void Decoder::State::MixResidual(const LayerWeights& w, MatView<const float> input,
-                                 MatView<const float> beside, MatView<float> mix,
-                                 MatView<float> out) {
+                                 MatView<const float> beside, MatView<float> out) {
   const kernels::Context& compute = options.compute;
+  const MatView<float> mix = residual_mix.Rows(input.rows);
   kernels::DotRows(compute, input, {w.coefficient.data(), 2, input.cols, input.cols}, mix);
   for (int64_t r = 0; r < mix.rows; ++r) {
     mix.Row(r)[0] += w.coefficient_bias[0];
