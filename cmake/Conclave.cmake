@@ -57,6 +57,8 @@ function(conclave_test name)
   add_executable(${name} ${ARG_SOURCES})
   target_link_libraries(${name} PRIVATE ${ARG_LIBS} GTest::gmock GTest::gtest_main conclave::build_flags)
   target_compile_definitions(${name} PRIVATE CONCLAVE_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
+  # A third less time to compile; what takes time when it runs is in the rooms.
+  target_compile_options(${name} PRIVATE $<$<CONFIG:RelWithDebInfo>:-O1>)
   # gtest_discover_tests loses all but the first of several labels, and what stands behind them; `ctest -L` takes a
   # regular expression, which finds a label in a joined one as well.
   list(JOIN ARG_LABELS "-" label)

@@ -29,6 +29,8 @@ RECOVER = ["--recover-time", "500ms"]
 # Until a fault that lasts has had all its consequences: a lease of 1.5 s ends, the placement changes.
 FAULT_S = 3.0
 REJOIN_MAX_S = 30
+# What a process may grow by while its links are slow. A frontend's queue to one worker ends at 8 MiB.
+GROWTH_MAX = 64 << 20
 RESENT = re.compile(r'^moe_dispatch_calls_total\{event="(?:timeout|link_lost|hedge_won)"\} (\S+)$', re.MULTILINE)
 
 
@@ -261,6 +263,33 @@ class PartitionTest(conclave.TestCase):
                 print(json.dumps({"network": channel, **counts}), flush=True)
                 for name in ("lost", "doubled", "cut"):
                     self.assertGreater(counts[name], 0, name)
+
+    def resident(self, cluster) -> dict[str, int]:
+        pattern = re.compile(r"^process_resident_memory_bytes (\S+)$", re.MULTILINE)
+        return {name: int(float(pattern.search(cluster.metrics(name))[1])) for name in ["frontend", "w0", "w1", "w2"]}
+
+    def test_a_slow_network_is_endured(self):
+        """10 Mbit/s on every link: answers take longer, all of them come, and nothing piles up in front of a link."""
+        reason = namespaces.why_not(needs_emulator=True)
+        if reason is not None:
+            self.skipTest(reason)
+        for channel in ["grpc", "ucx"]:
+            args = ["--channel", channel, *(["--trusted-network"] if channel == "ucx" else [])]
+            with self.subTest(channel), namespaces.Network(NODES, emulator=NETEMU, seed=8) as network, \
+                    namespaces.Cluster(network, args=args, router_args=RECOVER) as cluster:
+                self.wait_until_whole(cluster)
+                before: dict[str, int] = {}
+
+                def begin(cluster=cluster, network=network, before=before):
+                    before.update(self.resident(cluster))
+                    network.emulate("set * * rate_mbit=10")
+
+                self.under_fault(cluster, f"{channel}: 10 Mbit/s", begin, lambda network=network: network.emulate("set * *"),
+                                 is_seen=False)
+                growth = {name: after - before[name] for name, after in self.resident(cluster).items()}
+                print(json.dumps({"network": channel, "growth_mib": {k: round(v / 2**20, 1) for k, v in growth.items()}}),
+                      flush=True)
+                self.assertLess(max(growth.values()), GROWTH_MAX, growth)
 
 
 if __name__ == "__main__":

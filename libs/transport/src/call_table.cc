@@ -211,6 +211,7 @@ bool CallTable::Take(const Received& received) {
 
 void CallTable::CountMalformed() {
   ++counters_.malformed;
+  NoteDamage();
   (void)CONCLAVE_FAILPOINT("l.bad_frame", {});
 }
 
@@ -269,6 +270,9 @@ bool CallTable::TakeNack(const ParsedNack& nack) {
   }
   slot->holders = std::span(slot->holder_ids).first(slot->num_holders);
   slot->worker_epoch = nack.epoch;
+  if (nack.code == NackCode::kCorruptPayload) {
+    NoteDamage();  // on the way there
+  }
   Finish(*slot, ToStatus(nack.code));
   return true;
 }

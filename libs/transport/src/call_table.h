@@ -19,6 +19,7 @@
 #include "conclave/base/clock.h"
 #include "conclave/transport/expert_channel.h"
 #include "conclave/transport/frame.h"
+#include "damage_window.h"
 
 namespace conclave::transport {
 
@@ -93,7 +94,7 @@ class CallTable {
     bool has_come_twice = false;  // a failpoint
   };
   // Any thread, without the lock. The errors of the parsers, and "type" for what only a frontend
-  // sends; after one the peer is not to be talked to any more. Failpoints damage the frame.
+  // sends; after one, CountMalformed. Failpoints damage the frame.
   absl::StatusOr<Received> Parse(std::span<std::byte> frame) const;
   // Whether a call has ended by it. Rows that do not lie in the slot's reply_rows are copied there.
   bool Apply(const Received& received);
@@ -105,14 +106,21 @@ class CallTable {
   MonotonicTime last_heard() const { return last_heard_; }
   std::chrono::nanoseconds round_trip() const { return round_trip_; }
   LinkCounters& counters() { return counters_; }
-  // A frame that Parse refused, or that is none at first sight.
+  // A frame that Parse refused, or that is none at first sight: it is dropped.
   void CountMalformed();
+  // Of somebody who is not known to be the worker.
+  void CountStray() { ++counters_.malformed; }
+  // Too many frames came damaged, those whose calls Apply has ended included: the link is to be
+  // lost, for the reason below.
+  bool is_damaging() const { return is_damaging_; }
+  static constexpr const char* kTooMuchDamage = "three damaged frames came within 10 s";
   // An answer that nobody waits for.
   void CountLate();
   const LinkCounters& counters() const { return counters_; }
 
  private:
   void Finish(Slot& slot, absl::Status status);
+  void NoteDamage() { is_damaging_ = damage_.Add(clock_.Now()) || is_damaging_; }
   bool Take(const Received& received);
   bool TakeReply(const Reply& received);
   bool TakeDamaged(const DamagedReply& damaged);
@@ -126,6 +134,8 @@ class CallTable {
   std::vector<Slot> slots_;
   absl::Status lost_;  // OK: the link is good
   LinkCounters counters_;
+  DamageWindow damage_;
+  bool is_damaging_ = false;
   MonotonicTime last_heard_;
   uint64_t ping_seq_ = 0;
   std::optional<MonotonicTime> pinged_at_;  // of a PING without an answer

@@ -272,6 +272,14 @@ absl::Status Link::Receive() {
   return absl::OkStatus();
 }
 
+bool Link::IsDamaging(const absl::Status& received) {
+  MutexLock lock(mu_);
+  if (!received.ok()) {
+    table_.CountMalformed();
+  }
+  return table_.is_damaging();
+}
+
 void Link::OnReadInitialMetadataDone(bool ok) {
   MutexLock lock(mu_);
   opening_ = ok ? Opening::kOpen : Opening::kFailed;
@@ -286,12 +294,8 @@ void Link::OnReadDone(bool ok) {
   const absl::Status status = Receive();
   envelope_.Close();
   message_.Clear();
-  if (!status.ok()) {
-    {
-      MutexLock lock(mu_);
-      table_.CountMalformed();
-    }
-    Lose("the worker sent what is no frame (" + ReasonOf(status) + ")");
+  if (IsDamaging(status)) {
+    Lose(CallTable::kTooMuchDamage);
     return;
   }
   StartRead(&message_);

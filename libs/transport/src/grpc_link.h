@@ -68,6 +68,8 @@ class Link final : public grpc::ClientBidiReactor<grpc::ByteBuffer, grpc::ByteBu
   // A call has ended, or all of them.
   void Tell() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status Receive() ABSL_LOCKS_EXCLUDED(mu_);
+  // After Receive, with its status: whether the stream carries too much damage to go on.
+  bool IsDamaging(const absl::Status& received) ABSL_LOCKS_EXCLUDED(mu_);
 
   const Clock& clock_;  // the owner's
   const bool has_payload_crc_;

@@ -105,8 +105,10 @@ void Session::OnReadDone(bool ok) {
   message_.Clear();
   if (!status.ok()) {
     counters_->malformed.fetch_add(1, std::memory_order_relaxed);
-    Close(ToGrpc(status), false);
-    return;
+    if (damage_.Add(clock_.Now())) {
+      Close(ToGrpc(status), false);
+      return;
+    }
   }
   StartRead(&message_);
 }

@@ -14,6 +14,7 @@
 #include "conclave/tensor/aligned_buffer.h"
 #include "conclave/transport/call_server.h"
 #include "conclave/transport/frame.h"
+#include "damage_window.h"
 #include "grpc_envelope.h"
 #include "grpc_send.h"
 #include "session_terms.h"
@@ -89,6 +90,7 @@ class Session final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::Byt
   // Of the one read that is under way.
   grpc::ByteBuffer message_;
   EnvelopeReader envelope_;
+  DamageWindow damage_;
   AlignedBuffer spare_frame_;               // for what comes when no lane is free
   std::vector<uint64_t> last_seq_;          // of each slot
   std::atomic<bool> is_swallowing_{false};  // a failpoint: nothing comes in or goes out

@@ -137,7 +137,8 @@ class UcxChannel final : public ExpertChannel, private Waitable {
   UcxWorker::Sent SendCall(CallTable::Slot& slot, std::span<std::byte> frame);
   void SendControl(const ControlFrame& control);
   void Take(std::span<std::byte> frame);
-  void Malformed(const absl::Status& why);
+  // What came is no frame: dropped, or the end of the link.
+  void Malformed();
   // Takes a reply's payload to its slot.
   ucs_status_t TakePayload(CallTable::Slot& slot, const UcxHead& head, void* message, size_t bytes,
                            bool is_large);
@@ -449,17 +450,24 @@ void UcxChannel::SendControl(const ControlFrame& control) {
   }
 }
 
-void UcxChannel::Malformed(const absl::Status& why) {
+void UcxChannel::Malformed() {
   table_.CountMalformed();
-  Lose("the worker sent what is no frame (" + ReasonOf(why) + ")");
+  if (table_.is_damaging()) {
+    Lose(CallTable::kTooMuchDamage);
+  }
 }
 
 void UcxChannel::Take(std::span<std::byte> frame) {
   const absl::StatusOr<CallTable::Received> received = table_.Parse(frame);
   if (!received.ok()) {
-    Malformed(received.status());
-  } else if (table_.Apply(*received)) {
+    Malformed();
+    return;
+  }
+  if (table_.Apply(*received)) {
     bell_.Ring();
+  }
+  if (table_.is_damaging()) {
+    Lose(CallTable::kTooMuchDamage);
   }
 }
 
@@ -468,7 +476,7 @@ ucs_status_t UcxChannel::OnMessage(const void* head_bytes, size_t num_head_bytes
   UcxHead head;
   if (!ReadHead(head_bytes, num_head_bytes, head) || head.session != session_) {
     // Of no worker of ours: whoever reached this port does not end the link.
-    table_.CountMalformed();
+    table_.CountStray();
     return UCS_OK;
   }
   if (!table_.lost().ok()) {
@@ -486,7 +494,7 @@ ucs_status_t UcxChannel::OnMessage(const void* head_bytes, size_t num_head_bytes
     return TakePayload(*slot, head, message, bytes, is_large);
   }
   if (is_large || kFrameHeaderBytes + bytes > spare_.size_bytes()) {
-    Malformed(FrameError("bad_length", "of what is no reply"));
+    Malformed();
     return UCS_OK;
   }
   // Copied, because UCX's memory is not aligned as a frame must be.
@@ -500,7 +508,7 @@ ucs_status_t UcxChannel::TakePayload(CallTable::Slot& slot, const UcxHead& head,
                                      size_t bytes, bool is_large) {
   Operations& operations = operations_[slot.index];
   if (bytes > layout_.rows_room || operations.is_receiving) {
-    Malformed(FrameError("bad_length", "of a reply"));
+    Malformed();
     return UCS_OK;
   }
   std::byte* frame = ReplyFrame(slot);

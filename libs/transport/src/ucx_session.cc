@@ -234,7 +234,9 @@ void UcxSession::Process(const UcxCore::Arrival& arrival) {
   }
   if (!status.ok()) {
     core_->counters->malformed.fetch_add(1, std::memory_order_relaxed);
-    End(status);
+    if (damage_.Add(core_->clock->Now())) {
+      End(status);
+    }
   }
 }
 

@@ -15,6 +15,7 @@
 #include "conclave/tensor/aligned_buffer.h"
 #include "conclave/transport/call_server.h"
 #include "conclave/transport/frame.h"
+#include "damage_window.h"
 #include "session_terms.h"
 #include "side_server.h"
 #include "ucx_worker.h"
@@ -145,6 +146,7 @@ class UcxSession final : public SideSession,
   AlignedBuffer controls_memory_;
   std::vector<Control> controls_;
   std::vector<uint64_t> last_seq_;  // of each slot; the server's thread
+  DamageWindow damage_;             // the server's thread
 
   // Guarded by the core's lock.
   ucp_ep_h endpoint_ = nullptr;

@@ -265,7 +265,22 @@ class ChaosPairTest : public PairTest {
     return PairTest::Connect(terms, tls, timeout);
   }
 
+  // The end of a call that is given up after 50 ms; a dropped frame answers none.
+  absl::Status EndSoon(ExpertChannel& channel, CallSlot* slot) {
+    const MonotonicTime until = Clock::Real().Now() + milliseconds(50);
+    std::optional<absl::Status> status = channel.Poll(slot);
+    while (!status.has_value() && bell_.WaitUntil(until)) {
+      status = channel.Poll(slot);
+    }
+    if (!status.has_value()) {
+      channel.Cancel(slot);
+      return absl::DeadlineExceededError("no answer");
+    }
+    return *std::move(status);
+  }
+
   void DuplicatesAreDropped();
+  void ThirdDamagedFrameEndsTheLink();
   void DamageIsNeverAnAnswer(const std::string& setting);
   void WhatIsHeldComesByItself();
 };
@@ -297,13 +312,14 @@ void ChaosPairTest::DamageIsNeverAnAnswer(const std::string& setting) {
   int num_links = 1;
   for (uint64_t i = 0; i < 60; ++i) {
     CallSlot* slot = Begin(*channel, i, 3);
-    const absl::Status status = WaitForEnd(*channel, slot);
+    const absl::Status status = EndSoon(*channel, slot);
     num_good += status.ok() ? 1 : 0;
     EXPECT_EQ(status.ok(), IsEcho(*slot)) << status;
     if (!status.ok()) {
       // What the dispatcher sends again, on this link or another.
       EXPECT_TRUE(status.code() == absl::StatusCode::kDataLoss ||
-                  status.code() == absl::StatusCode::kUnavailable)
+                  status.code() == absl::StatusCode::kUnavailable ||
+                  status.code() == absl::StatusCode::kDeadlineExceeded)
           << status;
       ++num_refused;
     }
@@ -316,6 +332,42 @@ void ChaosPairTest::DamageIsNeverAnAnswer(const std::string& setting) {
   EXPECT_GT(num_good, 0);
   EXPECT_GT(num_refused, 0);
   EXPECT_GT(num_links, 1);
+}
+
+void ChaosPairTest::ThirdDamagedFrameEndsTheLink() {
+  StartServer();
+  // A bit of the slot's number.
+  for (const char* point : {"l.call_frame", "l.reply_frame"}) {
+    const auto channel = MustConnect();
+    const auto malformed = [&] {
+      return channel->counters().malformed + server_->counters().malformed;
+    };
+    const uint64_t before = malformed();
+    uint64_t seed = 0;
+    const auto ask = [&] {
+      CallSlot* slot = Begin(*channel, ++seed, 3);
+      const absl::Status status = EndSoon(*channel, slot);
+      channel->Release(slot);
+      return status;
+    };
+    {
+      const Setting damage(std::string(point) + "=flip:26");
+      EXPECT_EQ(ask().code(), absl::StatusCode::kDeadlineExceeded) << point;
+      EXPECT_EQ(ask().code(), absl::StatusCode::kDeadlineExceeded) << point;
+    }
+    EXPECT_TRUE(Eventually([&] { return malformed() == before + 2; })) << point;
+    EXPECT_TRUE(channel->LinkStatus().ok()) << point;
+    CallSlot* slot = Begin(*channel, ++seed, 3);
+    EXPECT_TRUE(WaitForEnd(*channel, slot).ok()) << point;
+    EXPECT_TRUE(IsEcho(*slot));
+    channel->Release(slot);
+
+    const Setting damage(std::string(point) + "=flip:26");
+    slot = Begin(*channel, ++seed, 3);
+    EXPECT_EQ(ReasonOf(WaitForEnd(*channel, slot)), "link_lost") << point;
+    channel->Release(slot);
+    EXPECT_FALSE(channel->LinkStatus().ok()) << point;
+  }
 }
 
 void ChaosPairTest::WhatIsHeldComesByItself() {
@@ -352,6 +404,7 @@ constexpr const char* kDamage[] = {
     "l.call_frame=truncate:any@prob=0.2,seed=5", "l.reply_frame=truncate:any@prob=0.2,seed=6"};
 
 TEST_F(ChaosPairTest, DuplicatesAreDroppedOnBothEnds) { DuplicatesAreDropped(); }
+TEST_F(ChaosPairTest, ThirdDamagedFrameEndsTheLink) { ThirdDamagedFrameEndsTheLink(); }
 TEST_F(ChaosPairTest, DamagedFramesAreNeverAnAnswer) {
   for (const char* setting : kDamage) {
     DamageIsNeverAnAnswer(setting);
@@ -359,6 +412,7 @@ TEST_F(ChaosPairTest, DamagedFramesAreNeverAnAnswer) {
 }
 TEST_F(ChaosPairTest, WhatIsHeldRingsTheBell) { WhatIsHeldComesByItself(); }
 TEST_F(ChaosUcxTest, DuplicatesAreDroppedOnBothEnds) { DuplicatesAreDropped(); }
+TEST_F(ChaosUcxTest, ThirdDamagedFrameEndsTheLink) { ThirdDamagedFrameEndsTheLink(); }
 TEST_F(ChaosUcxTest, DamagedFramesAreNeverAnAnswer) {
   for (const char* setting : kDamage) {
     DamageIsNeverAnAnswer(setting);

@@ -62,6 +62,14 @@ class RawPeer {
     return {bytes, bytes + message.frame().size()};
   }
 
+  // What is no frame is dropped twice; the reason of the third is the stream's end.
+  template <typename Bytes>
+  std::string EndReasonOfThree(const Bytes& bytes) {
+    for (int i = 0; i < 3; ++i) {
+      EXPECT_TRUE(Send(bytes));
+    }
+    return EndReason();
+  }
   // The reason with which the worker ended the stream.
   std::string EndReason() {
     while (!Receive().empty()) {
@@ -139,10 +147,9 @@ TEST_F(GrpcBadInputTest, GarbageEndsItsStreamAndNothingElse) {
     std::vector<std::byte> garbage(size);
     std::generate(garbage.begin(), garbage.end(), [&] { return static_cast<std::byte>(rng()); });
     RawPeer peer(address_, options_);
-    peer.Send(garbage);
-    EXPECT_EQ(peer.EndReason(), size < 64 ? "short_header" : "bad_magic") << size;
-    EXPECT_TRUE(Eventually([&] { return server_->counters().malformed == num_bad + 1; }));
-    ++num_bad;
+    EXPECT_EQ(peer.EndReasonOfThree(garbage), size < 64 ? "short_header" : "bad_magic") << size;
+    num_bad += 3;
+    EXPECT_TRUE(Eventually([&] { return server_->counters().malformed == num_bad; }));
   }
   ExpectHealthy();
 }
@@ -161,20 +168,36 @@ TEST_F(GrpcBadInputTest, AMessageAboveTheLimitEndsItsStreamUnread) {
 
 TEST_F(GrpcBadInputTest, TruncatedAndFlippedFramesEndTheirStream) {
   const FrameBytes good = FrameOf(CallOf(0, 1));
+  FrameBytes flipped(good);
+  flipped.data()[26] ^= std::byte{1};
   {
     RawPeer peer(address_, options_);
-    peer.Send(good.Prefix(good.size() - 1));
-    EXPECT_EQ(peer.EndReason(), "bad_length");
+    EXPECT_EQ(peer.EndReasonOfThree(good.Prefix(good.size() - 1)), "bad_length");
   }
   {
-    FrameBytes flipped(good);
-    flipped.data()[26] ^= std::byte{1};
     RawPeer peer(address_, options_);
-    peer.Send(flipped);
-    EXPECT_EQ(peer.EndReason(), "bad_crc");
+    EXPECT_EQ(peer.EndReasonOfThree(flipped), "bad_crc");
   }
+  EXPECT_EQ(server_->counters().malformed, 6u);
   EXPECT_EQ(sink_.num_submitted(), 0);
   ExpectHealthy();
+}
+
+TEST_F(GrpcBadInputTest, OneDamagedFrameIsDroppedAndTheNextIsServed) {
+  RawPeer peer(address_, options_);
+  FrameBytes flipped = FrameOf(CallOf(1, 1));
+  flipped.data()[26] ^= std::byte{1};
+  ASSERT_TRUE(peer.Send(flipped));
+  ASSERT_TRUE(peer.Send(flipped));
+  const SampleCall call = CallOf(1, 2);
+  ASSERT_TRUE(peer.Send(FrameOf(call)));
+  const std::vector<std::byte> bytes = peer.Receive();
+  const FrameBytes frame(bytes.data(), bytes.size());
+  const auto reply = ParseReply(frame.bytes(), options_.limits);
+  ASSERT_TRUE(reply.ok()) << reply.status();
+  EXPECT_TRUE(CheckAnswers(call.view, *reply).ok());
+  EXPECT_EQ(server_->counters().malformed, 2u);
+  EXPECT_EQ(sink_.num_submitted(), 1);
 }
 
 TEST_F(GrpcBadInputTest, WhatBreaksTheTermsIsRefusedAndTheStreamGoesOn) {
@@ -208,8 +231,7 @@ TEST_F(GrpcBadInputTest, WhatBreaksTheTermsIsRefusedAndTheStreamGoesOn) {
 TEST_F(GrpcBadInputTest, FramesOfTheWrongSideOrOfAnotherFrontendEndTheStream) {
   const auto reason = [this](const FrameBytes& frame) {
     RawPeer peer(address_, options_);
-    peer.Send(frame);
-    return peer.EndReason();
+    return peer.EndReasonOfThree(frame);
   };
   SampleCall call = CallOf(0, 1);
   ReplyView reply;

@@ -5,8 +5,10 @@
 // copy them into the slots and ring the bell. Dispatch, Cancel and Ping hand frames to a bounded
 // queue and never wait for the peer: when the queue (8 MiB, or the frames of all slots where these
 // are more) is full, the link is lost. So it is when the worker ends the stream, answers no
-// keepalive for two seconds, or sends what is no frame ("link_lost"); the bell then rings too. A
-// slot may be released, and used again, right after Cancel: seq tells late replies apart.
+// keepalive for two seconds, or when frames came damaged three times within 10 s ("link_lost"); the
+// bell then rings too. One damaged frame is dropped and counted; a call that it answered ends at
+// its deadline. A slot may be released, and used again, right after Cancel: seq tells late replies
+// apart.
 //
 // Slots go through the states of inproc_channel.h; the channel writes frontend, slot, seq,
 // row_width and dtype into calls. Beside the errors of the worker (ToStatus of the NACK's code) and

@@ -5,8 +5,8 @@
 // that computes. The calls of a session live in memory of its own, twice as many as it was granted
 // slots, so that calls which were cancelled while they are computed do not hold up new ones; a call
 // that finds none is refused ("busy"). A frame with a sound header that breaks the agreed terms is
-// refused by a NACK; anything else that is no frame ends the stream. A call that was seen before
-// (same slot, seq not larger) is dropped.
+// refused by a NACK; anything else that is no frame is dropped and counted, and the third within
+// 10 s ends the stream. A call that was seen before (same slot, seq not larger) is dropped.
 #pragma once
 
 #include <chrono>
@@ -69,7 +69,7 @@ struct ExpertServerCounters {
   uint64_t refused = 0;         // that were answered by a NACK before or by the sink
   uint64_t duplicates = 0;
   uint64_t cancelled = 0;   // calls that a frontend gave up, or that its end left behind
-  uint64_t malformed = 0;   // frames that ended their stream
+  uint64_t malformed = 0;   // frames that came damaged, or were none
   uint64_t slow_peers = 0;  // that were dropped because they do not read
   uint32_t sessions = 0;    // now, with a stream
 };
