@@ -1,9 +1,12 @@
-"""How long a stream stands still when a worker of a cluster dies or hangs, and whether anything else happens.
+"""How long a stream stands still when a worker of a cluster dies, hangs, leaves or comes, and whether anything else happens.
 
-For each fault and repetition: a router, three workers (every expert on two) and a frontend as processes; clients stream
-long answers; one worker gets SIGKILL or SIGSTOP while they do. The stall of a stream is the longest gap between two of
-its tokens within the 5 s after the fault, less the 99th percentile of the gaps before it. Also printed: failed requests,
-answers whose text differs from an undisturbed run's, and tokens per second in the 10 s around the fault against before.
+For each event and repetition: a router, three workers (every expert on two) and a frontend as processes; clients stream
+long answers; meanwhile one worker gets SIGKILL or SIGSTOP, is drained by command, or a fourth one joins. "last replica" is
+SIGKILL where most experts have one replica (of the demo model, whose size it knows); "nothing" shows what the machine does
+by itself. The stall of a stream is the longest gap between two of its tokens within the 5 s after the event, less the 99th
+percentile of the gaps before it. Also printed: that longest gap against the 99th percentile before, failed requests,
+answers whose text differs from an undisturbed run's, tokens per second in the 5 s after the event against the 5 s before,
+and for the last replica the time until every expert has one again.
 
     CONCLAVE_BINARY=build/release/conclave .venv/bin/python bench/failover.py --repeat 10
 """
@@ -23,7 +26,29 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tests" 
 import cluster as clusters  # noqa: E402
 import conclave_process as conclave  # noqa: E402
 
-FAULTS = {"kill -9": signal.SIGKILL, "SIGSTOP": signal.SIGSTOP}
+LAST_REPLICA = "last replica"
+# Of the demo model, 8 experts of 240 KiB: four of them, so that two of three workers can hold them all.
+FEW_EXPERTS = ["--memory", "1000000B"]
+
+
+def victim(cluster: clusters.Cluster) -> str:
+    return random.choice(sorted(cluster.workers))
+
+
+def drain(cluster: clusters.Cluster):
+    drained = cluster.command("drain", victim(cluster))
+    if drained.returncode != 0:
+        raise AssertionError(f"cluster drain: {drained.stderr}")
+
+
+EVENTS = {
+    "nothing": lambda cluster: None,
+    "kill -9": lambda cluster: cluster.workers[victim(cluster)].send_signal(signal.SIGKILL),
+    "SIGSTOP": lambda cluster: cluster.workers[victim(cluster)].send_signal(signal.SIGSTOP),
+    "drain": drain,
+    "join": lambda cluster: cluster.add_worker("joiner"),
+    LAST_REPLICA: lambda cluster: cluster.workers[victim(cluster)].send_signal(signal.SIGKILL),
+}
 
 
 class Stream(threading.Thread):
@@ -78,30 +103,34 @@ class Stream(threading.Thread):
             self.failures.append("the stream ended early")
 
 
-def one_round(fault: int, streams: int, model: pathlib.Path, expected: str, body: dict, seed: int) -> dict:
+def one_round(event: str, streams: int, model: pathlib.Path, expected: str, body: dict, seed: int) -> dict:
     random.seed(seed)
-    with clusters.Cluster(workers=3, frontends=1, model=model) as cluster:
-        cluster.wait_for_replicas(2)
+    replicas = 1 if event == LAST_REPLICA else 2
+    with clusters.Cluster(workers=3, frontends=1, model=model, router_args=["--replicas", str(replicas)],
+                          worker_args=FEW_EXPERTS if event == LAST_REPLICA else []) as cluster:
+        cluster.wait_for_replicas(replicas)
         clients = [Stream(cluster.frontends[0].api, body) for _ in range(streams)]
         for client in clients:
             client.start()
         time.sleep(6 + random.random())
         moment = time.monotonic()
-        cluster.workers[random.choice(sorted(cluster.workers))].send_signal(fault)
+        EVENTS[event](cluster)
         time.sleep(6)
         for client in clients:
             client.stopping.set()
         for client in clients:
             client.join(timeout=60)
-        stalls, before, after = [], 0, 0
+        stalls, ratios, before, after = [], [], 0, 0
         for client in clients:
             usual = clusters.percentile([gap for at, gap in client.gaps if moment - 5 <= at < moment], 0.99)
             worst = max((gap for at, gap in client.gaps if moment <= at < moment + 5), default=0.0)
             stalls.append(max(0.0, worst - usual))
+            ratios.append(worst / usual if usual else 0.0)
             before += sum(moment - 5 <= at < moment for at, _ in client.gaps)
             after += sum(moment <= at < moment + 5 for at, _ in client.gaps)
         texts = [text for client in clients for text in client.texts]
-        return {"stalls": stalls, "failures": [f for client in clients for f in client.failures],
+        return {"stalls": stalls, "ratios": ratios,
+                "failures": [f for client in clients for f in client.failures],
                 "different": sum(text != expected for text in texts), "answers": len(texts),
                 "rate": after / before if before else 0.0}
 
@@ -112,21 +141,24 @@ def main() -> int:
     parser.add_argument("--streams", type=int, default=4)
     parser.add_argument("--model", type=pathlib.Path, default=conclave.MODEL)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--events", nargs="+", choices=list(EVENTS), default=list(EVENTS))
     args = parser.parse_args()
     body = {"model": args.model.name, "messages": [conclave.user("What is in the image?", "four-large.jpg")],
             "temperature": 0, "max_tokens": 300, "ignore_eos": True}
     with conclave.Server(model=args.model) as server:
         expected = server.chat(body).content
     bad = 0
-    for name, fault in FAULTS.items():
-        rounds = [one_round(fault, args.streams, args.model, expected, body, args.seed + r) for r in range(args.repeat)]
+    for name in args.events:
+        rounds = [one_round(name, args.streams, args.model, expected, body, args.seed + r) for r in range(args.repeat)]
         stalls = [stall for one in rounds for stall in one["stalls"]]
+        ratios = [ratio for one in rounds for ratio in one["ratios"]]
         failures = [failure for one in rounds for failure in one["failures"]]
         different = sum(one["different"] for one in rounds)
         bad += len(failures) + different
         print(f"{name}: {args.repeat} rounds, {args.streams} streams, "
               f"stall p50 {clusters.percentile(stalls, 0.5):.0f} ms, p99 {clusters.percentile(stalls, 0.99):.0f} ms, "
-              f"max {max(stalls):.0f} ms; tokens per second after / before: median "
+              f"max {max(stalls):.0f} ms, longest gap / p99 before: median {clusters.percentile(ratios, 0.5):.1f}, max "
+              f"{max(ratios):.1f}; tokens per second after / before: median "
               f"{clusters.percentile([one['rate'] for one in rounds], 0.5):.2f}; {sum(one['answers'] for one in rounds)} answers, "
               f"{len(failures)} failed, {different} different", flush=True)
         for failure in failures[:5]:

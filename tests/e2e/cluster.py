@@ -71,8 +71,9 @@ class Cluster:
     """Use as a context manager. `args` and `env` go to every worker and frontend, such as --dtype f32."""
 
     def __init__(self, workers: int = 3, frontends: int = 1, args=(), router_args=(), model=conclave.MODEL,
-                 tls: bool = False, frontend_args=(), env: dict[str, str] | None = None):
+                 tls: bool = False, frontend_args=(), env: dict[str, str] | None = None, worker_args=()):
         self.model = model
+        self.worker_args = list(worker_args)
         self.env = env
         self.frontend_args = list(frontend_args)
         self.args = list(args)
@@ -110,8 +111,8 @@ class Cluster:
                 "--tls-ca", str(folder / "ca.pem")]
 
     def add_worker(self, name: str, env=None) -> Worker:
-        self.workers[name] = Worker(self.control, name, *self.args, *self.tls("worker"), model=self.model,
-                                    env=env or self.env)
+        self.workers[name] = Worker(self.control, name, *self.args, *self.worker_args, *self.tls("worker"),
+                                    model=self.model, env=env or self.env)
         return self.workers[name]
 
     def add_frontend(self) -> Frontend:

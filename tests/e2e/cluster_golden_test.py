@@ -1,7 +1,7 @@
 """Goal: a cluster computes what the original implementation computed.
 
-Method: for every recorded case a router and three workers with the case's checkpoint, all with mutual TLS; golden_check
-takes the place of a frontend, twice at once, and compares every tensor and token of the case.
+Method: for every recorded case a router and three workers with the case's checkpoint, over grpc with mutual TLS and over
+ucx; golden_check takes the place of a frontend, twice at once, and compares every tensor and token of the case.
 
     cluster_golden_test.py GOLDEN_CHECK [FOLDER with cases/]
 """
@@ -21,7 +21,13 @@ CASES = (ARGS[1] if len(ARGS) > 1 else conclave.ROOT / "tests" / "golden" / "dat
 
 
 class ClusterGoldenTest(conclave.TestCase):
-    def test_every_case_through_three_workers(self):
+    def test_every_case_through_three_workers_with_mutual_tls(self):
+        self.check("grpc", tls=True)
+
+    def test_every_case_through_three_workers_over_ucx(self):
+        self.check("ucx", tls=False)
+
+    def check(self, channel: str, tls: bool):
         cases = sorted(case for case in CASES.iterdir() if (case / "case.json").exists())
         self.assertGreaterEqual(len(cases), 1)
         for case in cases:
@@ -29,8 +35,8 @@ class ClusterGoldenTest(conclave.TestCase):
                 print(f"{case.name}: a dense model, which has nothing for workers to do", flush=True)
                 continue
             with self.subTest(case=case.name), \
-                    clusters.Cluster(workers=3, frontends=0, model=case / "checkpoint", args=["--dtype", "f32"],
-                                     tls=True) as cluster:
+                    clusters.Cluster(workers=3, frontends=0, model=case / "checkpoint", tls=tls,
+                                     args=["--dtype", "f32", "--channel", channel]) as cluster:
                 cluster.wait_for_replicas(2)
                 checks = [subprocess.Popen([PROGRAM, "--router", cluster.control, *cluster.tls("frontend"), case],
                                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -57,12 +57,12 @@ std::optional<Need> PngNeed(std::span<const uint8_t> encoded) {
 
 std::optional<Need> BmpNeed(std::span<const uint8_t> encoded) {
   constexpr size_t kHeaderAt = 14;
-  constexpr uint32_t kCoreHeaderBytes = 12;
-  if (encoded.size() < kHeaderAt + kCoreHeaderBytes) {
+  constexpr uint32_t kOldHeaderBytes = 12;
+  if (encoded.size() < kHeaderAt + kOldHeaderBytes) {
     return std::nullopt;
   }
   const uint8_t* header = encoded.data() + kHeaderAt;
-  if (ReadU32Le(header) == kCoreHeaderBytes) {
+  if (ReadU32Le(header) == kOldHeaderBytes) {
     return Need{uint64_t{ReadU16Le(header + 4)} * ReadU16Le(header + 6)};
   }
   // Negative: top-down.
