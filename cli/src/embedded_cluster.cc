@@ -13,6 +13,7 @@
 #include "conclave/checkpoint/manifest.h"
 #include "conclave/frontend/chat_service.h"
 #include "conclave/frontend/engine.h"
+#include "conclave/frontend/gate_counter.h"
 #include "conclave/observability/engine_metrics.h"
 #include "conclave/observability/log.h"
 #include "expert_tokens.h"
@@ -103,13 +104,38 @@ class MetricsBridge : public frontend::EngineObserver, public frontend::ChatObse
   const observability::EngineMetrics metrics_;
 };
 
-// The workers as a scrape sees them. Metrics outlive the cluster, so the link is cut when the
-// cluster ends.
+// The gates and the workers as a scrape sees them. Metrics outlive the cluster, so the links are
+// cut when the cluster ends.
 struct LoadSource {
   Mutex mu;
+  const frontend::GateCounter* gates ABSL_GUARDED_BY(mu) = nullptr;
   const std::vector<std::unique_ptr<WorkerCore>>* workers ABSL_GUARDED_BY(mu) = nullptr;
 
-  std::vector<observability::ExpertTokens> Collect() {
+  // What the gates chose, with ranks and weights.
+  std::vector<observability::ExpertTokens> OfGates() {
+    std::vector<observability::ExpertTokens> out;
+    MutexLock lock(mu);
+    if (gates == nullptr) {
+      return out;
+    }
+    for (const frontend::GateCounter::Load& load : gates->Loads()) {
+      observability::ExpertTokens sample;
+      sample.layer = load.layer;
+      sample.expert = load.expert;
+      sample.modality =
+          load.is_image ? observability::Modality::kImage : observability::Modality::kText;
+      sample.phase =
+          load.is_prefill ? observability::Phase::kPrefill : observability::Phase::kDecode;
+      sample.rank = load.rank == 0 ? observability::Rank::kTop1 : observability::Rank::kTop2;
+      sample.tokens = load.rows;
+      sample.weights = load.weights;
+      out.push_back(sample);
+    }
+    return out;
+  }
+
+  // What the workers of this process computed.
+  std::vector<observability::ExpertTokens> OfWorkers() {
     std::vector<observability::ExpertTokens> out;
     MutexLock lock(mu);
     for (size_t w = 0; workers != nullptr && w < workers->size(); ++w) {
@@ -119,6 +145,14 @@ struct LoadSource {
   }
 };
 
+std::vector<frontend::GateCounter::Layer> GatesOf(const ModelDesc& desc) {
+  std::vector<frontend::GateCounter::Layer> layers;
+  for (const auto& layer : desc.moe.layers) {
+    layers.push_back({layer.layer, layer.num_experts});
+  }
+  return layers;
+}
+
 }  // namespace
 
 struct EmbeddedCluster::State {
@@ -127,6 +161,7 @@ struct EmbeddedCluster::State {
   ~State() {
     MutexLock lock(loads->mu);
     loads->workers = nullptr;
+    loads->gates = nullptr;
   }
 
   // Settles the engine's limits; refuses a model that does not fit.
@@ -141,6 +176,7 @@ struct EmbeddedCluster::State {
   std::shared_ptr<LoadSource> loads = std::make_shared<LoadSource>();
   std::unique_ptr<Assembly> assembly;
   std::unique_ptr<MetricsBridge> bridge;
+  std::unique_ptr<frontend::GateCounter> gates;
   std::unique_ptr<frontend::Engine> engine;
   std::unique_ptr<frontend::ChatService> chat;
 };
@@ -196,19 +232,31 @@ void EmbeddedCluster::State::StartEngine() {
   chat_options.image_limits.cpu_time_max = options.image_cpu_time_max;
   chat_options.image_memory_bytes = options.image_memory_bytes;
   observability::EngineMetrics metrics;
+  model::MoeExecutor* experts = assembly->dispatcher.get();
   if (options.metrics != nullptr) {
     metrics = observability::EngineMetrics(*options.metrics, chat_options.model.id, "0",
                                            engine_options.max_model_len);
+    if (const std::vector<frontend::GateCounter::Layer> layers = GatesOf(assembly->desc());
+        !layers.empty()) {
+      gates = std::make_unique<frontend::GateCounter>(*experts, layers, assembly->desc().moe.top_k);
+      experts = gates.get();
+    }
     {
       MutexLock lock(loads->mu);
       loads->workers = &assembly->workers;
+      loads->gates = gates.get();
     }
-    observability::AddExpertTokens(*options.metrics,
-                                   [source = loads] { return source->Collect(); });
+    const auto of_gates = [source = loads] { return source->OfGates(); };
+    observability::AddExpertTokens(*options.metrics, of_gates);
+    observability::AddExpertWeights(*options.metrics, of_gates);
+    if (!assembly->workers.empty()) {
+      observability::AddWorkerTokens(*options.metrics,
+                                     [source = loads] { return source->OfWorkers(); });
+    }
   }
   bridge = std::make_unique<MetricsBridge>(metrics);
   engine =
-      std::make_unique<frontend::Engine>(engine_options, *assembly->decoder, *assembly->dispatcher,
+      std::make_unique<frontend::Engine>(engine_options, *assembly->decoder, *experts,
                                          assembly->tokenizer->size(), Clock::Real(), bridge.get());
   engine->Start();
   chat = std::make_unique<frontend::ChatService>(std::move(chat_options), assembly->desc(),

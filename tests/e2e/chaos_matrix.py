@@ -46,7 +46,7 @@ LATE = [("l.call", "delay:1-30", 0.05), ("l.reply", "delay:1-30", 0.05),
         ("l.call", "stall:20-80", 0.004), ("l.reply", "stall:20-80", 0.004)]
 ORDER = [("l.call", "reorder:15", 0.1), ("l.reply", "reorder:15", 0.1)]
 TWICE = [("l.call_frame", "dup", 0.2), ("l.reply_frame", "dup", 0.2)]
-# Damage to a header ends the link, so it is rarer.
+# Three damaged frames within 10 s end the link, so it is rarer.
 DAMAGE = [("l.call_frame", "flip:any", 0.01), ("l.reply_frame", "flip:any", 0.01),
           ("l.call_frame", "truncate:any", 0.003), ("l.reply_frame", "truncate:any", 0.003)]
 

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <map>
+#include <string>
+#include <tuple>
 #include <utility>
 
 namespace conclave::observability {
@@ -199,6 +201,41 @@ void AddExpertTokens(Metrics& metrics, const std::function<std::vector<ExpertTok
               const double mean = load.Mean();
               return mean > 0 ? load.Max() / mean : 1.0;
             });
+}
+
+void AddExpertWeights(Metrics& metrics, const std::function<std::vector<ExpertTokens>()>& collect) {
+  metrics.AddCollector("moe_expert_weight_sum_total", "Sum of the gates' weights per expert.",
+                       Metrics::Kind::kCounter, [collect] {
+                         std::map<std::tuple<int32_t, int32_t, Modality>, double> sums;
+                         for (const ExpertTokens& entry : MostLoaded(collect(), kExpertSeriesMax)) {
+                           sums[{entry.layer, entry.expert, entry.modality}] += entry.weights;
+                         }
+                         std::vector<Metrics::Sample> samples;
+                         for (const auto& [key, sum] : sums) {
+                           const auto& [layer, expert, modality] = key;
+                           samples.push_back({{{"layer", std::to_string(layer)},
+                                               {"expert", std::to_string(expert)},
+                                               {"modality", std::string(NameOf(modality))}},
+                                              sum});
+                         }
+                         return samples;
+                       });
+}
+
+void AddWorkerTokens(Metrics& metrics, const std::function<std::vector<ExpertTokens>()>& collect) {
+  metrics.AddCollector(
+      "moe_worker_tokens_total", "Token rows per worker of this process.", Metrics::Kind::kCounter,
+      [collect] {
+        std::map<int32_t, uint64_t> sums;
+        for (const ExpertTokens& entry : collect()) {
+          sums[entry.worker] += entry.tokens;
+        }
+        std::vector<Metrics::Sample> samples;
+        for (const auto& [worker, sum] : sums) {
+          samples.push_back({{{"worker", std::to_string(worker)}}, static_cast<double>(sum)});
+        }
+        return samples;
+      });
 }
 
 HttpMetrics::HttpMetrics(Metrics& metrics)

@@ -211,6 +211,39 @@ TEST(ExpertTokensTest, LabelsFollowTheEntry) {
                               "phase=\"prefill\",worker=\"5\"} 1\n"));
 }
 
+TEST(ExpertTokensTest, WeightsAreSummedOverPhasesAndRanks) {
+  Metrics metrics;
+  ExpertTokens first = Tokens(2, 3, 7);
+  first.rank = Rank::kTop1;
+  first.weights = 4.5;
+  ExpertTokens second = Tokens(2, 3, 1);
+  second.rank = Rank::kTop2;
+  second.phase = Phase::kDecode;
+  second.weights = 0.25;
+  ExpertTokens image = second;
+  image.modality = Modality::kImage;
+  AddExpertWeights(metrics, [=] { return std::vector{first, second, image}; });
+  const std::string page = metrics.Text();
+  EXPECT_THAT(page, HasSubstr("moe_expert_weight_sum_total{expert=\"3\",layer=\"2\","
+                              "modality=\"text\"} 4.75\n"));
+  EXPECT_THAT(page, HasSubstr("moe_expert_weight_sum_total{expert=\"3\",layer=\"2\","
+                              "modality=\"image\"} 0.25\n"));
+}
+
+TEST(ExpertTokensTest, WorkersOfThisProcessAreSummedEach) {
+  Metrics metrics;
+  ExpertTokens first = Tokens(1, 0, 7);
+  first.worker = 0;
+  ExpertTokens second = Tokens(2, 1, 5);
+  second.worker = 0;
+  ExpertTokens other = Tokens(2, 1, 2);
+  other.worker = 1;
+  AddWorkerTokens(metrics, [=] { return std::vector{first, second, other}; });
+  const std::string page = metrics.Text();
+  EXPECT_THAT(page, HasSubstr("moe_worker_tokens_total{worker=\"0\"} 12\n"));
+  EXPECT_THAT(page, HasSubstr("moe_worker_tokens_total{worker=\"1\"} 2\n"));
+}
+
 TEST(ExpertTokensTest, LayerFiguresAreMaxMeanAndTheirQuotient) {
   Metrics metrics;
   AddExpertTokens(metrics, [] { return std::vector{Tokens(1, 0, 30), Tokens(1, 1, 10)}; });

@@ -68,6 +68,7 @@ struct ExpertTokens {
   Rank rank = Rank::kUnknown;  // kUnknown: no label `rank`
   int32_t worker = -1;         // below 0: no label `worker`
   uint64_t tokens = 0;
+  double weights = 0;  // sum of the gate's weights over these rows; workers do not count it
 };
 
 // Most series that the per-expert matrix may take. A model with more keeps its most loaded experts
@@ -84,6 +85,14 @@ std::vector<ExpertTokens> MostLoaded(std::vector<ExpertTokens> all, size_t serie
 // moe_layer_expert_tokens_mean_total, and their quotient moe_layer_imbalance_ratio. `collect` is
 // called once for each of them at a scrape. Call once per Metrics.
 void AddExpertTokens(Metrics& metrics, const std::function<std::vector<ExpertTokens>()>& collect);
+
+// Adds moe_expert_weight_sum_total{layer,expert,modality}: what the gates gave to an expert, which
+// tells one that is chosen weakly from one that decides. Over phases and ranks; of the experts that
+// AddExpertTokens shows. As that one otherwise.
+void AddExpertWeights(Metrics& metrics, const std::function<std::vector<ExpertTokens>()>& collect);
+
+// Adds moe_worker_tokens_total{worker} for workers within this process.
+void AddWorkerTokens(Metrics& metrics, const std::function<std::vector<ExpertTokens>()>& collect);
 
 // Of the HTTP layer. Any thread.
 class HttpMetrics {

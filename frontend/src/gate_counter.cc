@@ -1,0 +1,61 @@
+#include "conclave/frontend/gate_counter.h"
+
+#include "conclave/base/check.h"
+
+namespace conclave::frontend {
+
+GateCounter::GateCounter(model::MoeExecutor& next, std::span<const Layer> layers, int32_t top_k)
+    : next_(next), top_k_(top_k) {
+  CONCLAVE_CHECK(top_k > 0);
+  for (const Layer& layer : layers) {
+    CONCLAVE_CHECK(layer.layer >= static_cast<int32_t>(index_of_.size()) && layer.num_experts > 0);
+    index_of_.resize(static_cast<size_t>(layer.layer), -1);
+    index_of_.push_back(static_cast<int32_t>(layers_.size()));
+    layers_.push_back({layer, num_cells_});
+    num_cells_ += static_cast<size_t>(layer.num_experts) * 4 * static_cast<size_t>(top_k);
+  }
+  cells_ = std::make_unique<Cell[]>(num_cells_);
+}
+
+void GateCounter::Start(int32_t micro_batch, int32_t layer, MatView<const float> n,
+                        std::span<const model::StepRow> rows, const model::GateChoice& choice,
+                        MatView<float> out) {
+  const int32_t index = index_of_.at(static_cast<size_t>(layer));
+  CONCLAVE_CHECK(index >= 0 && choice.experts.cols == top_k_);
+  Cell* cells = cells_.get() + layers_[static_cast<size_t>(index)].begin;
+  for (size_t r = 0; r < rows.size(); ++r) {
+    const size_t kind = (rows[r].is_image ? 2u : 0u) + (rows[r].is_prefill ? 1u : 0u);
+    const int32_t* experts = choice.experts.Row(static_cast<int64_t>(r));
+    const float* weights = choice.weights.Row(static_cast<int64_t>(r));
+    for (int32_t k = 0; k < top_k_; ++k) {
+      const size_t place = static_cast<size_t>(experts[k]) * 4 + kind;
+      Cell& cell = cells[place * static_cast<size_t>(top_k_) + static_cast<size_t>(k)];
+      cell.rows.store(cell.rows.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+      cell.weights.store(cell.weights.load(std::memory_order_relaxed) + double{weights[k]},
+                         std::memory_order_relaxed);
+    }
+  }
+  next_.Start(micro_batch, layer, n, rows, choice, out);
+}
+
+std::vector<GateCounter::Load> GateCounter::Loads() const {
+  std::vector<Load> loads;
+  loads.reserve(num_cells_);
+  const Cell* cell = cells_.get();
+  for (const Cells& layer : layers_) {
+    for (int32_t expert = 0; expert < layer.layer.num_experts; ++expert) {
+      for (const bool is_image : {false, true}) {
+        for (const bool is_prefill : {false, true}) {
+          for (int32_t rank = 0; rank < top_k_; ++rank, ++cell) {
+            loads.push_back({layer.layer.layer, expert, is_image, is_prefill, rank,
+                             cell->rows.load(std::memory_order_relaxed),
+                             cell->weights.load(std::memory_order_relaxed)});
+          }
+        }
+      }
+    }
+  }
+  return loads;
+}
+
+}  // namespace conclave::frontend
