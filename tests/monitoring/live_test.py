@@ -306,8 +306,9 @@ class LiveTest(conclave.TestCase):
         clusters.wait_until(lambda: ({"instance": instance}, 0.0) in self.prometheus.ask(states), "the timeline has it", 10)
         self.assertEqual(sorted(value for _, value in self.prometheus.ask(states)), [0, 2, 2])
         self.wait_for_alert("WorkerLost", "firing")
-        pending = self.prometheus.ask('ALERTS{alertname="WorkerDown",alertstate="pending"}')
-        self.assertEqual([labels["instance"] for labels, _ in pending], [instance])
+        self.wait_for_alert("WorkerDown", "pending")
+        waiting = self.prometheus.ask('ALERTS{alertname="WorkerDown"}')
+        self.assertEqual([labels["instance"] for labels, _ in waiting], [instance])
 
     def test_6_experts_without_a_worker_are_shown(self):
         while self.cluster.workers:
