@@ -21,10 +21,11 @@ run_packages=(
   libpcre2-dev libutf8proc-dev libgif-dev libjpeg-dev libpng-dev libwebp-dev
 )
 # libclang-rt-14-dev holds the sanitizer runtimes of clang; ca-certificates is for pip; etcd-server is for e2e.etcd, which
-# starts its own; nftables and iproute2 are for e2e.partition.
+# starts its own; nftables and iproute2 are for e2e.partition; prometheus, with promtool, is for tests/monitoring.
 test_packages=(
   libgtest-dev libgmock-dev git python3-venv ca-certificates ccache
   clang clang-tidy clang-format libclang-rt-14-dev etcd-server nftables iproute2
+  prometheus
 )
 
 case "${1:-run}" in
@@ -96,9 +97,14 @@ apt() {
       3>&1 >>"$log" 2>&1 </dev/null' apt "$log" "$@" | show_progress
 }
 
-# The package etcd-server starts a server on fixed ports, which nobody here uses, and where that fails some installations do.
+# The packages etcd-server and prometheus start servers on fixed ports, which nobody here uses, and where that fails some
+# installations do: nothing is started while this script installs. Services that it brought are switched off below, or the
+# next boot would start them; one that was there before stays as it is.
+services=()
+[[ " ${missing[*]} " != *" etcd-server "* ]] || services+=(etcd)
+[[ " ${missing[*]} " != *" prometheus "* ]] || services+=(prometheus)
 policy=/usr/sbin/policy-rc.d
-if [[ " ${missing[*]} " == *" etcd-server "* && ! -e $policy ]]; then
+if ((${#services[@]} > 0)) && [[ ! -e $policy ]]; then
   trap '"${as_root[@]}" rm -f "$policy"' EXIT
   printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
   "${as_root[@]}" chmod 755 "$policy"
@@ -112,4 +118,11 @@ for step in "update" "install -y --no-install-recommends ${missing[*]}"; do
     die "apt-get ${step%% *} failed; the whole output is in build/setup.log"
   fi
 done
+if ((${#services[@]} > 0)) && command -v systemctl >/dev/null; then
+  # A policy that was there may have let them start.
+  now=()
+  [[ ! -d /run/systemd/system ]] || now=(--now)
+  "${as_root[@]}" systemctl disable "${now[@]}" "${services[@]}" >>"$log" 2>&1 ||
+    echo "warning: could not disable ${services[*]}, which the next boot may start; see build/setup.log" >&2
+fi
 echo "packages installed in $SECONDS s"

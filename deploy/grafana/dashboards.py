@@ -1,0 +1,531 @@
+"""Writes the Grafana dashboards of this folder, or with --check says whether the committed files are what it would write.
+
+    .venv/bin/python deploy/grafana/dashboards.py [--check]
+
+A panel says what it shows and, after "When it is bad", what to do. Ratios are sums over sums, or the mean or maximum of
+ratios, never a sum of ratios. Figures of a router are those of the one that leads: others know no placement.
+"""
+
+import json
+import pathlib
+import string
+import sys
+
+from grafana_foundation_sdk.builders import bargauge, common, dashboard, prometheus, stat, statetimeline, table, timeseries
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models import common as common_models
+from grafana_foundation_sdk.models import dashboard as models
+from grafana_foundation_sdk.models import prometheus as prometheus_models
+
+FOLDER = pathlib.Path(__file__).resolve().parent / "dashboards"
+SOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
+# Rows that workers computed: a process that counts the same rows without being a worker is left out.
+TOKENS = 'moe_expert_tokens_total{worker!="",instance=~"$instance"%s}'
+MODEL = 'model_name=~"$model_name",instance=~"$instance"'
+GREEN, YELLOW, RED, BLUE, GREY = "green", "yellow", "red", "blue", "text"
+
+
+def leading(metric: str) -> str:
+    return f"max({metric} and on (instance) conclave_router_leading == 1)"
+
+
+def quantile(share: float, metric: str, selector: str) -> str:
+    return f"histogram_quantile({share}, sum by (le) (rate({metric}_bucket{{{selector}}}[$__rate_interval])))"
+
+
+def quantiles(metric: str, selector: str = MODEL) -> list[tuple[str, str]]:
+    return [(quantile(share, metric, selector), name) for share, name in [(0.5, "p50"), (0.95, "p95"), (0.99, "p99")]]
+
+
+def thresholds(*steps):
+    """(color of all below), then (value, color)."""
+    first, *rest = steps
+    made = [models.Threshold(value=None, color=first), *(models.Threshold(value=value, color=color) for value, color in rest)]
+    return dashboard.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(made)
+
+
+def with_queries(panel, queries, instant=False, as_table=False):
+    for letter, (expr, legend) in zip(string.ascii_uppercase, queries, strict=False):
+        query = prometheus.Dataquery().expr(expr).ref_id(letter).legend_format(legend)
+        query = query.instant() if instant else query.range()
+        kind = prometheus_models.PromQueryFormat
+        panel.with_target(query.format(kind.TABLE if as_table else kind.TIME_SERIES))
+    return panel
+
+
+def titled(panel, title: str, text: str, width: int, height: int):
+    return panel.title(title).description(text).datasource(SOURCE).span(width).height(height)
+
+
+def number(title, text, queries, unit="none", width=4, steps=(GREEN,), decimals=None):
+    panel = titled(stat.Panel(), title, text, width, 4).unit(unit).thresholds(thresholds(*steps))
+    panel.graph_mode(common_models.BigValueGraphMode.NONE)
+    panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).fields("").values(False))
+    if decimals is not None:
+        panel.decimals(decimals)
+    return with_queries(panel, queries, instant=True)
+
+
+def lines(title, text, queries, unit="short", width=8, stack=None, steps=None, minimum=0, height=8):
+    panel = titled(timeseries.Panel(), title, text, width, height).unit(unit)
+    if minimum is not None:
+        panel.min(minimum)
+    panel.line_width(1).fill_opacity(10 if stack is None else 40).show_points(common_models.VisibilityMode.NEVER)
+    legend = common.VizLegendOptions().display_mode(common_models.LegendDisplayMode.LIST)
+    panel.legend(legend.placement(common_models.LegendPlacement.BOTTOM).show_legend(True))
+    tooltip = common.VizTooltipOptions().mode(common_models.TooltipDisplayMode.MULTI)
+    panel.tooltip(tooltip.sort(common_models.SortOrder.DESCENDING))
+    if stack:
+        panel.stacking(common.StackingConfig().mode(stack).group("A"))
+    if steps:
+        panel.thresholds(thresholds(*steps))
+        panel.thresholds_style(common.GraphThresholdsStyleConfig().mode(common_models.GraphTresholdsStyleMode.DASHED))
+    return with_queries(panel, queries)
+
+
+STACKED = common_models.StackingMode.NORMAL
+SHARES = common_models.StackingMode.PERCENT
+
+
+def bars(title, text, queries, unit="short", width=8, steps=(GREEN,), maximum=None):
+    panel = titled(bargauge.Panel(), title, text, width, 8).unit(unit).min(0).thresholds(thresholds(*steps))
+    if maximum is not None:
+        panel.max(maximum)
+    panel.orientation(common_models.VizOrientation.HORIZONTAL).display_mode(common_models.BarGaugeDisplayMode.BASIC)
+    panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).fields("").values(False))
+    return with_queries(panel, queries, instant=True)
+
+
+def matrix(title, text, expr, steps, unit="none", width=12, row="layer", column="expert", decimals=2, height=10):
+    """A heat map: one cell per pair of labels, colored by its value."""
+    panel = titled(table.Panel(), title, text, width, height).unit(unit).decimals(decimals)
+    panel.thresholds(thresholds(*steps)).cell_height(common_models.TableCellHeight.SM)
+    # Prometheus gives rows in no order, and Grafana sorts labels as text: "2" behind "10". Sorting is stable, so the second
+    # one decides.
+    for label in (row, column):
+        if label in ("layer", "expert"):
+            expr = f'label_replace({expr}, "{label}", "0$1", "{label}", "([0-9])")'
+    for field in (column, row):
+        panel.with_transformation(models.DataTransformerConfig(id_val="sortBy", options={"sort": [{"field": field}]}))
+    panel.with_transformation(models.DataTransformerConfig(id_val="groupingToMatrix", options={
+        "rowField": row, "columnField": column, "valueField": "Value"}))
+    # All columns but the first, which has the names of the rows.
+    panel.override_by_regexp(r"/^(?!.*\\).*$/", [
+        models.DynamicConfigValue("custom.cellOptions", {"type": "color-background", "mode": "basic"}),
+        models.DynamicConfigValue("custom.align", "center")])
+    return with_queries(panel, [(expr, "")], instant=True, as_table=True)
+
+
+# Load over its fair share: cold experts are blue, hot ones yellow and red.
+HEAT = (BLUE, (0.5, "super-light-blue"), (0.8, GREEN), (1.3, YELLOW), (2.0, RED))
+
+
+def timeline(title, text, queries, states):
+    panel = titled(statetimeline.Panel(), title, text, 24, 8)
+    panel.show_value(common_models.VisibilityMode.AUTO).row_height(0.8).merge_values(True).fill_opacity(80)
+    mapped = {str(value): models.ValueMappingResult(text=name, color=color, index=index)
+              for index, (value, name, color) in enumerate(states)}
+    panel.mappings([models.ValueMap(options=mapped)])
+    return with_queries(panel, queries)
+
+
+def query_variable(name, label, query, sort=models.VariableSort.ALPHABETICAL_ASC):
+    everything = models.VariableOption(selected=True, text="All", value="$__all")
+    return (dashboard.QueryVariable(name).label(label).datasource(SOURCE).query(query).multi(True).include_all(True)
+            .all_value(".*").current(everything).sort(sort).refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED))
+
+
+def annotation(name, color, expr):
+    return dashboard.AnnotationQuery().name(name).datasource(SOURCE).enable(True).icon_color(color).expr(expr)
+
+
+def board(name, title, text, variables):
+    made = dashboard.Dashboard(title).uid(f"conclave-{name}").description(text).tags(["conclave"]).readonly()
+    made.time("now-30m", "now").refresh("10s").timezone("browser").tooltip(models.DashboardCursorSync.CROSSHAIR)
+    made.with_variable(dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"))
+    for variable in variables:
+        made.with_variable(variable)
+    # A minute: four scrapes of the shipped configuration.
+    made.annotation(annotation("Worker lost", "red", "sum(increase(conclave_router_workers_lost_total[1m])) > 0"))
+    made.annotation(annotation("New epoch", "blue", "sum(increase(conclave_router_epochs_total[1m])) > 0"))
+    made.annotation(annotation("Plan for balance", "purple", "sum(increase(moe_rebalances_total[1m])) > 0"))
+    link = dashboard.DashboardLink("conclave").type(models.DashboardLinkType.DASHBOARDS).tags(["conclave"])
+    return made.link(link.as_dropdown(False).keep_time(True).include_vars(True))
+
+
+def add(made, row, panels):
+    made.with_row(dashboard.Row(row))
+    for panel in panels:
+        made.with_panel(panel)
+
+
+def rate(selector: str, by: str) -> str:
+    return f"sum by ({by}) (rate({selector}[$__rate_interval]))"
+
+
+def cluster():
+    workers = query_variable("instance", "Worker", "label_values(conclave_worker_state, instance)")
+    made = board("cluster", "conclave / cluster", "Members, failover, load of the workers, placement and calls.", [workers])
+    mine = 'instance=~"$instance"'
+    add(made, "Now", [
+        number("Live workers", "Workers that the leading router counts as live. When it is bad: conclave cluster status "
+               "names the missing one; runbook, WorkerDown.",
+               [(leading('conclave_router_workers{state="live"}'), "live")], width=3, steps=(RED, (1, YELLOW), (2, GREEN))),
+        number("Frontends", "Frontends that are connected to the leading router. When it is bad: the log of the one that is "
+               "missing says why it finds no router.", [(leading("conclave_router_frontends"), "connected")], width=3,
+               steps=(RED, (1, GREEN))),
+        number("Leading routers", "Routers that command: exactly 1. When it is bad: runbook, NoRouterLeads.",
+               [("sum(conclave_router_leading)", "leading")], width=3, steps=(RED, (1, GREEN), (2, RED))),
+        number("Fewest replicas", "Replicas of the expert that has the fewest; 0 means that workers do not serve it. When it "
+               "is bad: runbook, ExpertWithoutReplica and ReplicasMissing.",
+               [(leading("moe_replication_lowest"), "lowest")], width=3, steps=(RED, (1, YELLOW), (2, GREEN))),
+        number("Epoch", "Number of the placement within the router's term, one more with every change. When it is bad: it "
+               "grows all the time; the row Failover shows workers that come and go.",
+               [(leading("conclave_placement_epoch"), "epoch")], width=3),
+        number("Placement age", "Time since the last epoch. When it is bad: seconds, for minutes on end, mean that replicas "
+               "move all the time; a balancer that moves nothing while loads are uneven is RebalanceStalled in the runbook.",
+               [(leading("moe_placement_age_seconds"), "age")], unit="s", width=3),
+        number("Imbalance now", "Load of the most loaded worker over the mean, averaged over layers; 1 is even. When "
+               "it is bad: runbook, ImbalanceHigh.", [(leading("moe_placement_imbalance_seen"), "seen")], width=3,
+               steps=(GREEN, (1.3, YELLOW), (2, RED)), decimals=2),
+        number("Firing alerts", "Alerts of the shipped rules that fire now. When it is bad: Prometheus lists them under "
+               "Alerts, each with its section of the runbook.",
+               [('count(ALERTS{alertstate="firing"}) or vector(0)', "firing")], width=3, steps=(GREEN, (1, RED))),
+    ])
+    states = ["connecting", "registered", "fenced", "draining", "stopped"]
+    numbered = " or ".join(f'{value} * (conclave_worker_state{{{mine},state="{state}"}} == 1)'
+                           for value, state in enumerate(states, 1))
+    add(made, "Failover", [
+        timeline("States of the workers", "What every worker says of itself; down: it cannot be scraped. Red and blue lines "
+                 "are lost workers and new epochs: a loss is followed within seconds by an epoch that does without the "
+                 "worker, and by more while replicas are loaded elsewhere. When it is bad: runbook, WorkerDown, "
+                 "WorkerFenced.",
+                 [(f'max by (instance) ({numbered}) or max by (instance) (up{{job="conclave-worker",{mine}}} == 0)',
+                   "{{instance}}")],
+                 [(0, "down", RED), (1, "connecting", YELLOW), (2, "registered", GREEN), (3, "fenced", "orange"),
+                  (4, "draining", BLUE), (5, "stopped", GREY)]),
+        lines("Workers as the router sees them", "Members by state; distrusted ones count twice. When it is bad: suspect "
+              "ones do not send heartbeats; distrusted ones are WorkerDistrusted in the runbook.",
+              [('max by (state) (conclave_router_workers and on (instance) conclave_router_leading == 1)', "{{state}}")]),
+        lines("Losses and epochs per minute", "Workers that died or went silent, and placements that were published. When "
+              "it is bad: losses without an end mean a worker that is started again and again; read its log.",
+              [("sum(rate(conclave_router_workers_lost_total[$__rate_interval])) * 60", "workers lost"),
+               ("sum(rate(conclave_router_epochs_total[$__rate_interval])) * 60", "epochs")]),
+        lines("Age of the frontends' placement", "Time since each frontend last got a message of the router; -1: never. It "
+              "grows while nothing changes, and falls with every new epoch. When it is bad: a line that does not fall with "
+              "the others; runbook, RouterSilent.", [("moe_router_silence_seconds", "{{instance}}")], unit="s",
+              minimum=None),
+        lines("Epochs in use", "The placement that router, frontends and workers work with: one line. When it is bad: a "
+              "member that stays below the others does not hear the router.",
+              [("max(conclave_placement_epoch)", "router"), ("moe_placement_epoch", "{{instance}}"),
+               (f"conclave_worker_epoch{{{mine}}} % 4294967296", "{{instance}}")], minimum=None),
+        lines("Links to workers", "Links of each frontend by what carries the calls. When it is bad: fewer than live workers "
+              "is LinksMissing in the runbook; grpc where ucx is expected is explained in the frontend's log, 'channel "
+              "chosen'.", [("moe_cluster_links_by_channel", "{{instance}} {{channel}}")]),
+        lines("Leading and blocked", "Which router leads, and whether it can change anything. When it is bad: runbook, "
+              "NoRouterLeads, RouterBlocked.",
+              [("conclave_router_leading", "{{instance}} leads"), ("conclave_router_blocked", "{{instance}} blocked")]),
+    ])
+    add(made, "Load of the workers", [
+        bars("Rows per second", "Token rows that each worker computes. When it is bad: a worker far above the others bounds "
+             "the throughput; runbook, ImbalanceHigh.",
+             [(f"sort_desc({rate(f'conclave_worker_rows_total{{{mine}}}', 'instance')})", "{{instance}}")]),
+        bars("Busy", "Share of its time that the compute thread works. When it is bad: all near 100 % means too few workers; "
+             "one alone is ImbalanceHigh in the runbook, or a slow machine (Time per row).",
+             [(f"sort_desc({rate(f'conclave_worker_busy_seconds_total{{{mine}}}', 'instance')})", "{{instance}}")],
+             unit="percentunit", steps=(GREEN, (0.7, YELLOW), (0.9, RED)), maximum=1),
+        bars("Memory of experts", "Share of its budget that a worker's experts take. When it is bad: near 100 % there is no "
+             "room to take over from a lost worker; --memory, or another worker.",
+             [(f'sum by (instance) (conclave_worker_memory_bytes{{kind="used",{mine}}})'
+               f' / sum by (instance) (conclave_worker_memory_bytes{{kind="budget",{mine}}})', "{{instance}}")],
+             unit="percentunit", steps=(GREEN, (0.9, YELLOW)), maximum=1),
+        lines("Rows per second over time", "As above, over time. When it is bad: lines that part after a new epoch mean a "
+              "placement that fits the load of before.",
+              [(rate(f"conclave_worker_rows_total{{{mine}}}", "instance"), "{{instance}}")]),
+        lines("Time per row", "Service time of a row, smoothed. When it is bad: one worker above the others has a slower or "
+              "a shared machine.", [(f"conclave_worker_seconds_per_row{{{mine}}}", "{{instance}}")], unit="s"),
+        lines("Calls that wait", "Calls in the queues, by class: again are retries and hedges. When it is bad: a queue that "
+              "stays is a worker behind its load; runbook, WorkerOverloaded.",
+              [(f"sum by (instance, class) (conclave_worker_queue_calls{{{mine}}})", "{{instance}} {{class}}"),
+               (f"conclave_worker_queue_rows{{{mine}}}", "{{instance}} rows")]),
+        lines("Oldest call", "Age of the oldest call without an answer. When it is bad: seconds mean a compute thread that "
+              "hangs; runbook, WorkerStuck.",
+              [(f"conclave_worker_oldest_call_age_seconds{{{mine}}}", "{{instance}}")], unit="s"),
+        lines("Calls by result", "What became of the calls. When it is bad: busy and late are WorkerOverloaded in the "
+              "runbook; refused is explained in the worker's log; cancelled ones were answered elsewhere first.",
+              [(rate(f"conclave_worker_calls_total{{{mine}}}", "result"), "{{result}}")], unit="ops", stack=STACKED),
+        lines("Calls per batch", "How many calls the compute thread merges. When it is bad: 1 while Busy is high means that "
+              "frontends send calls that cannot be merged.",
+              [(f"{rate(f'conclave_worker_batch_calls_total{{{mine}}}', 'instance')} / "
+                f"{rate(f'conclave_worker_batches_total{{{mine}}}', 'instance')}", "{{instance}}")]),
+        lines("Bytes of frames", "Traffic between frontends and workers. When it is bad: near what the network carries, "
+              "latency grows with it.",
+              [(rate(f"conclave_worker_link_bytes_total{{{mine}}}", "instance, direction"), "{{instance}} {{direction}}")],
+              unit="Bps"),
+        lines("Experts held and loading", "Experts of each worker, and those still to be loaded. When it is bad: loading "
+              "that does not come down is LoadingStalled in the runbook.",
+              [(f"conclave_worker_experts{{{mine}}}", "{{instance}}"),
+               (f"conclave_worker_experts_loading{{{mine}}}", "{{instance}} loading")]),
+        lines("Frontends with a stream", "Sessions at each worker: one per frontend. When it is bad: runbook, LinksMissing.",
+              [(f"conclave_worker_sessions{{{mine}}}", "{{instance}}")]),
+    ])
+    add(made, "Calls of the frontends", [
+        lines("Calls by event", "First calls, and what became of them. When it is bad: retry, timeout and link_lost follow "
+              "a lost worker for a moment; if they stay, runbook, DispatchResent. waited and rescued: no worker served the "
+              "expert; runbook, FrontendRescues.",
+              [(rate("moe_dispatch_calls_total", "event"), "{{event}}")], unit="ops", width=12),
+        lines("Calls that were sent again", "Retries and hedges as a share of the calls. When it is bad: runbook, "
+              "DispatchResent.",
+              [(f"""{rate('moe_dispatch_calls_total{event=~"retry|hedge"}', 'instance')} / """
+                f"""{rate('moe_dispatch_calls_total{event="first"}', 'instance')}""", "{{instance}}")],
+              unit="percentunit", width=12, steps=(GREEN, (0.05, RED))),
+    ])
+    add(made, "Placement", [
+        lines("Imbalance of workers", "Maximum over mean of the workers' loads, averaged over layers: as it is, and as the "
+              "last plan expected it. When it is bad: runbook, ImbalanceHigh; a gap that stays is RebalanceStalled.",
+              [(leading("moe_placement_imbalance_seen"), "seen"), (leading("moe_placement_imbalance_planned"), "planned")],
+              steps=(GREEN, (1.3, YELLOW), (2, RED)), minimum=None),
+        lines("Replicas of an expert", "Fewest that an expert has, and wanted. When it is bad: runbook, ReplicasMissing.",
+              [(leading("moe_replication_lowest"), "lowest"), (leading("moe_replication_wanted"), "wanted")]),
+        lines("Moves of replicas", "What the router had done, per minute. When it is bad: refused is ReplicasRefused in the "
+              "runbook, plans given up PlansCancelled.",
+              [(f"sum(rate({metric}[$__rate_interval])) * 60", name) for metric, name in [
+                  ("moe_replicas_loaded_total", "loaded"), ("moe_replicas_retired_total", "retired"),
+                  ("moe_replicas_refused_total", "refused"), ("moe_rebalances_total", "plans for balance"),
+                  ("moe_plans_cancelled_total", "plans given up")]]),
+    ])
+    add(made, "Faults and processes", [
+        lines("Faults per minute", "Damaged frames, calls that came twice, failed canaries, messages that the router "
+              "ignored. When it is bad: runbook, LinkDamage and CanaryFailures; doubled calls are harmless.",
+              [(f"sum(rate({metric}[$__rate_interval])) * 60", name) for metric, name in [
+                  (f"conclave_worker_link_malformed_total{{{mine}}}", "damaged frames"),
+                  (f"conclave_worker_link_duplicates_total{{{mine}}}", "calls that came twice"),
+                  (f"conclave_worker_canary_failures_total{{{mine}}}", "failed canaries"),
+                  ("conclave_router_reports_ignored_total", "messages ignored")]]),
+        lines("Resident memory", "Of every process. When it is bad: growth without an end; keep the log, and start the "
+              "process again.", [('process_resident_memory_bytes{job=~"conclave-.*"}', "{{instance}}")], unit="bytes"),
+        lines("CPU", "Cores that every process uses. When it is bad: at its quota, a process answers late.",
+              [('rate(process_cpu_seconds_total{job=~"conclave-.*"}[$__rate_interval])', "{{instance}}")]),
+        lines("File descriptors", "Open ones as a share of the limit. When it is bad: runbook, DescriptorsNearLimit.",
+              [('process_open_fds{job=~"conclave-.*"} / process_max_fds{job=~"conclave-.*"}', "{{instance}}")],
+              unit="percentunit", steps=(GREEN, (0.8, RED))),
+        lines("Up time", "Since the start of every process. When it is bad: a line that falls to 0 is a process that was "
+              "started again; its log, or the service manager's, says why.",
+              [('time() - process_start_time_seconds{job=~"conclave-.*"}', "{{instance}}")], unit="s"),
+        with_queries(titled(table.Panel().show_header(True), "Builds",
+                            "Version and numeric mode of every process; routers compute nothing. "
+                            "When it is bad: workers and frontends of different dtypes do not work together.", 8, 8),
+                     [('max by (instance, version, dtype) (conclave_build_info{job=~"conclave-.*"})', "")], instant=True,
+                     as_table=True),
+    ])
+    return made
+
+
+def experts():
+    workers = query_variable("instance", "Worker", 'label_values(moe_expert_tokens_total{worker!=""}, instance)')
+    layers = query_variable("layer", "Layer", 'label_values(moe_expert_tokens_total{worker!=""}, layer)',
+                            models.VariableSort.NUMERICAL_ASC)
+    made = board("experts", "conclave / experts", "Which experts tokens take, by layer, modality, phase and worker.",
+                 [workers, layers])
+
+    def over_range(by, more=""):
+        return f"sum by ({by}) (rate({TOKENS % more}[$__range]))"
+
+    def fair(more=""):
+        loads = over_range("layer, expert", more)
+        return f"{loads} / on (layer) group_left () avg by (layer) ({loads})"
+
+    def share(more=""):
+        return f"{over_range('layer, expert', more)} / on (layer) group_left () {over_range('layer', more)}"
+
+    text, image = ',modality="text"', ',modality="image"'
+    of_layer = ',layer=~"$layer"'
+    add(made, "Layers x experts, over the time that is shown", [
+        matrix("Load over fair share", "Rows of an expert over the mean of its layer: 1 is fair. When it is bad: hot experts "
+               "bound the throughput unless they have replicas on idle workers; conclave cluster replicate LAYER:EXPERT N, "
+               "or rebalance.", fair(), HEAT),
+        matrix("Rows per second", "Rows of an expert. When it is bad: an expert at 0 in a busy layer is never chosen: "
+               "compare with what the checkpoint was trained on.", over_range("layer, expert"), (BLUE,), decimals=1),
+    ])
+    add(made, "Text and images, over the time that is shown", [
+        matrix("Text: load over fair share", "As above, of text tokens alone. When it is bad: very uneven here and even for "
+               "images, or the reverse, is specialization of the experts and no fault; placements follow the sum.",
+               fair(text), HEAT, width=8),
+        matrix("Images: load over fair share", "As above, of image rows alone. When it is bad: as for text; an expert that "
+               "takes nearly all image rows gets hot when requests bring more pictures.", fair(image), HEAT, width=8),
+        matrix("Preference", "Share of the layer's image rows that an expert takes, minus its share of the text rows: 0 "
+               "prefers neither, positive is an expert of images. When it is bad: a sudden change without a new model means "
+               "other inputs.", f"({share(image)}) - ({share(text)})",
+               ("purple", (-0.2, "super-light-purple"), (-0.05, GREY), (0.05, "super-light-orange"), (0.2, "orange")),
+               unit="percentunit", width=8),
+    ])
+    add(made, "Over time", [
+        lines("Imbalance by layer", "Rows of the most loaded expert over the layer's mean. This is the load's own; how "
+              "evenly workers share it is on the dashboard of the cluster. When it is bad: runbook, ImbalanceHigh.",
+              [(f"max by (layer) ({rate(TOKENS % of_layer, 'layer, expert')}) / "
+                f"avg by (layer) ({rate(TOKENS % of_layer, 'layer, expert')})", "layer {{layer}}")],
+              steps=(GREEN, (1.3, YELLOW), (2, RED)), minimum=1),
+        number("Worst layer", "The highest of these imbalances now. When it is bad: Load over fair share shows which expert "
+               "of which layer it is.",
+               [(f"max(max by (layer) ({rate(TOKENS % of_layer, 'layer, expert')}) / "
+                 f"avg by (layer) ({rate(TOKENS % of_layer, 'layer, expert')}))", "max / mean")], width=4,
+               steps=(GREEN, (1.3, YELLOW), (2, RED)), decimals=2).height(8),
+        lines("Rows by modality", "Text tokens and image rows, over all layers. When it is bad: nothing by itself; it "
+              "explains changes of the loads.", [(rate(TOKENS % of_layer, "modality"), "{{modality}}")], stack=STACKED,
+              width=6),
+        lines("Rows by phase", "Rows of prompts and of generated tokens. When it is bad: nothing by itself; decode is what "
+              "clients wait for at every token.", [(rate(TOKENS % of_layer, "phase"), "{{phase}}")], stack=STACKED, width=6),
+        lines("Experts of layer $layer", "Share of every expert. When it is bad: a band that grows and stays is a hot "
+              "expert; runbook, ImbalanceHigh.", [(rate(TOKENS % of_layer, "expert"), "{{expert}}")], stack=SHARES, width=12)
+        .repeat("layer").repeat_direction("h"),
+    ])
+    unit = 'label_join({}, "unit", ":", "layer", "expert")'
+    add(made, "Experts on workers", [
+        matrix("Experts of every worker", "Rows per second of every layer:expert on every worker; an empty cell is a worker without "
+               "that replica, or with one that gets no calls. When it is bad: a replica of a hot expert at 0 means that "
+               "frontends have no link to its worker; runbook, LinksMissing.",
+               unit.format(rate(TOKENS % of_layer, "instance, layer, expert")), (BLUE, (0.001, GREEN)), width=24, row="unit",
+               column="instance", decimals=1, height=12),
+        lines("Rows per second, by worker", "The sum of the experts of each worker. When it is bad: runbook, ImbalanceHigh.",
+              [(rate(TOKENS % of_layer, "instance"), "{{instance}}")], width=24),
+    ])
+    return made
+
+
+def serving():
+    model = query_variable("model_name", "Model", "label_values(conclave_num_requests_running, model_name)")
+    frontends = query_variable("instance", "Frontend",
+                               'label_values(conclave_num_requests_running{model_name=~"$model_name"}, instance)')
+    made = board("serving", "conclave / serving", "What clients get: latencies, throughput, queues, caches, errors.",
+                 [model, frontends])
+    mine = 'instance=~"$instance"'
+
+    def total(metric, by="instance", more=""):
+        return rate(f"{metric}{{{MODEL}{more}}}", by)
+
+    def hits(name):
+        return (f"sum(rate({name}_hits_total{{{MODEL}}}[$__rate_interval])) / "
+                f"sum(rate({name}_queries_total{{{MODEL}}}[$__rate_interval]))")
+
+    add(made, "Latency", [
+        lines("Time to first token", "From submission to the first token. When it is bad: the row Where the time goes says "
+              "whether it is the queue, the pictures or the prompt; runbook, TimeToFirstTokenBurnFast.",
+              quantiles("conclave_time_to_first_token_seconds"), unit="s", steps=(GREEN, (2, RED))),
+        lines("Time between tokens", "Between two tokens of a sequence. When it is bad: decode shares steps with long "
+              "prompts (--prefill-chunk), or a worker is slow: Time per row on the dashboard of the cluster.",
+              quantiles("conclave_inter_token_latency_seconds"), unit="s"),
+        lines("Whole requests", "From submission to the last token. When it is bad: compare with the length of the answers "
+              "below; long answers take long.", quantiles("conclave_e2e_request_latency_seconds"), unit="s"),
+        lines("Late first tokens", "Share of the requests that waited more than 2 s; the objective is 1 %. When it is bad: "
+              "runbook, TimeToFirstTokenBurnFast and TimeToFirstTokenBurnSlow.",
+              [(f"""1 - sum by (model_name) (rate(conclave_time_to_first_token_seconds_bucket{{{MODEL},le=~"2|2\\\\.0"}}"""
+                f"[{window}])) / sum by (model_name) (rate(conclave_time_to_first_token_seconds_count{{{MODEL}}}[{window}]))",
+                f"{{{{model_name}}}} {window}") for window in ("5m", "1h")], unit="percentunit",
+              steps=(GREEN, (0.01, YELLOW), (0.144, RED))),
+        lines("Time per token of a request", "Mean of a request after its first token. When it is bad: as for Time between "
+              "tokens.", quantiles("conclave_request_time_per_output_token_seconds"), unit="s"),
+        lines("HTTP", "From the last byte of a request to the last of the answer, p95. When it is bad: far above Whole "
+              "requests, clients read slowly.",
+              [(f"histogram_quantile(0.95, sum by (le, handler) "
+                f"(rate(conclave_http_request_duration_seconds_bucket{{{mine}}}[$__rate_interval])))", "{{handler}}")],
+              unit="s"),
+    ])
+    add(made, "Throughput and queues", [
+        lines("Tokens per second", "Generated tokens, prompt tokens that were computed, and those that the prefix cache had. "
+              "When it is bad: it falls while requests wait: look at the workers' load.",
+              [(f"sum(rate(conclave_generation_tokens_total{{{MODEL}}}[$__rate_interval]))", "generated"),
+               (f"sum(rate(conclave_prompt_tokens_total{{{MODEL}}}[$__rate_interval])) - "
+                f"sum(rate(conclave_prompt_tokens_cached_total{{{MODEL}}}[$__rate_interval]))", "prompt, computed"),
+               (f"sum(rate(conclave_prompt_tokens_cached_total{{{MODEL}}}[$__rate_interval]))", "prompt, cached")]),
+        lines("Requests", "Sequences in the batch, and those that wait for it. When it is bad: waiting ones that become more "
+              "are QueueGrowing in the runbook.",
+              [(f"conclave_num_requests_running{{{MODEL}}}", "{{instance}} running"),
+               (f"conclave_num_requests_waiting{{{MODEL}}}", "{{instance}} waiting")]),
+        lines("KV blocks in use", "Share of the blocks for keys and values that running sequences have. When it is bad: "
+              "runbook, KVNearFull.", [(f"max by (instance) (conclave_kv_cache_usage_perc{{{MODEL}}})", "{{instance}}")],
+              unit="percentunit", steps=(GREEN, (0.9, RED))),
+        lines("Ended requests", "By why they ended. When it is bad: error is RequestsFailing in the runbook; abort are "
+              "clients that left, often because it takes them too long.",
+              [(total("conclave_request_success_total", "finished_reason"), "{{finished_reason}}")], unit="reqps",
+              stack=STACKED),
+        lines("Sequences set back", "Sequences that lost their KV blocks to others and start again. When it is bad: any that "
+              "stay are KVNearFull in the runbook.", [(total("conclave_num_preemptions_total"), "{{instance}}")], unit="ops"),
+        lines("Steps", "Engine steps by micro-batches, and the mean of tokens in one. When it is bad: few tokens in a step "
+              "while requests wait means that KV memory or --max-num-seqs bounds the batch.",
+              [(total("conclave_steps_total", "micro_batches"), "{{micro_batches}} parts, per second"),
+               (f"{total('conclave_iteration_tokens_total_sum', 'model_name')} / "
+                f"{total('conclave_iteration_tokens_total_count', 'model_name')}", "tokens in a step")]),
+    ])
+    add(made, "Where the time goes", [
+        lines("Waiting to be scheduled", "When it is bad: runbook, QueueGrowing. It shows the time from submission until a "
+              "sequence is in the batch.", quantiles("conclave_request_queue_time_seconds"), unit="s"),
+        lines("Prefill", "From scheduling to the first token. When it is bad: long prompts; a prefix that requests share is "
+              "computed once.", quantiles("conclave_request_prefill_time_seconds"), unit="s"),
+        lines("Decode and inference", "From the first to the last token, and from scheduling to the last, p95. When it is "
+              "bad: it grows with the answers; compare with Time between tokens.",
+              [(quantile(0.95, "conclave_request_decode_time_seconds", MODEL), "decode"),
+               (quantile(0.95, "conclave_request_inference_time_seconds", MODEL), "inference")], unit="s"),
+        lines("Decoding a picture", "Decoding and resizing one image. When it is bad: large pictures; clients can make them "
+              "smaller, and --image-decode-timeout bounds what one may cost.", quantiles("moe_image_preprocess_seconds"),
+              unit="s"),
+        lines("Encoding a picture", "Vision tower and projector on one image that the cache does not have. When it is bad: "
+              "too few --threads, or other work on the machine.", quantiles("moe_vision_encode_seconds"), unit="s"),
+        lines("Caches", "Share of prompt tokens and of pictures that were found. When it is bad: low is normal for requests "
+              "that have nothing in common; a fall with the same clients means that KV memory is short.",
+              [(hits("conclave_prefix_cache"), "prompt tokens"), (hits("conclave_mm_cache"), "pictures")],
+              unit="percentunit"),
+    ])
+    add(made, "Requests", [
+        lines("HTTP by status", "Answers by status; 499: the client left. When it is bad: 5xx is RequestsFailing in the "
+              "runbook; 429 and 413 are limits that clients hit.",
+              [(rate(f"conclave_http_requests_total{{{mine}}}", "handler, status"), "{{handler}} {{status}}")],
+              unit="reqps"),
+        lines("Server errors", "Share of the requests to /v1/ that got 5xx. When it is bad: runbook, RequestsFailing.",
+              [(f"""(sum by (instance) (rate(conclave_http_requests_total{{{mine},handler=~"/v1/.*",status=~"5.."}}"""
+                f"""[$__rate_interval])) or 0 * sum by (instance) (rate(conclave_http_requests_total{{{mine},"""
+                f"""handler=~"/v1/.*"}}[$__rate_interval]))) / """
+                f"""{rate(f'conclave_http_requests_total{{{mine},handler=~"/v1/.*"}}', 'instance')}""", "{{instance}}")],
+              unit="percentunit", steps=(GREEN, (0.05, RED))),
+        lines("gRPC", "Calls by code, and the p95 of their time; nothing without --grpc-listen. When it is bad: UNAVAILABLE "
+              "and INTERNAL are what 503 and 500 are over HTTP.",
+              [(rate(f"conclave_grpc_requests_total{{{mine}}}", "method, code"), "{{method}} {{code}}"),
+               (f"histogram_quantile(0.95, sum by (le, method) "
+                f"(rate(conclave_grpc_request_duration_seconds_bucket{{{mine}}}[$__rate_interval])))", "{{method}} p95, s")]),
+        lines("Length of prompts", "Tokens of a prompt, the rows of pictures included. When it is bad: longer prompts than "
+              "were planned for take KV memory.", quantiles("conclave_request_prompt_tokens")),
+        lines("Length of answers", "Generated tokens of a request. When it is bad: answers at the limit of max_tokens are "
+              "cut: length in Ended requests.", quantiles("conclave_request_generation_tokens")),
+        lines("Pictures of another format", "Pictures whose data URI names another format than they have, per minute. When "
+              "it is bad: they are taken for what they are; tell the client.",
+              [(f"{rate(f'conclave_image_mime_mismatch_total{{{mine}}}', 'instance')} * 60", "{{instance}}")]),
+    ])
+    return made
+
+
+def texts() -> dict[pathlib.Path, str]:
+    """The files as they should be."""
+    made = {}
+    for name, build in [("cluster", cluster), ("experts", experts), ("serving", serving)]:
+        content = build().build()
+        # Links and repeats refer to panels by number; given in order they are the same every time.
+        for number_of_panel, panel in enumerate(content.panels, 1):
+            panel.id_val = number_of_panel
+        made[FOLDER / f"{name}.json"] = json.dumps(content, cls=JSONEncoder, indent=2, sort_keys=True) + "\n"
+    return made
+
+
+def main() -> int:
+    if sys.argv[1:] not in ([], ["--check"]):
+        print(__doc__, file=sys.stderr)
+        return 2
+    stale = [path for path, text in texts().items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    for path in stale:
+        if sys.argv[1:]:
+            print(f"deploy/grafana/dashboards/{path.name} is not what dashboards.py writes")
+        else:
+            path.write_text(texts()[path], encoding="utf-8")
+    return 1 if stale and sys.argv[1:] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
