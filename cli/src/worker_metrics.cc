@@ -121,7 +121,7 @@ void AddWork(Families& families) {
                      {{{"direction", "sent"}}, static_cast<double>(f.link_bytes_sent)},
                      {{{"direction", "received"}}, static_cast<double>(f.link_bytes_received)}};
                });
-  families.AddOne("conclave_worker_link_malformed_total", "Frames that ended their stream.",
+  families.AddOne("conclave_worker_link_malformed_total", "Frames that came damaged, or were none.",
                   Kind::kCounter, [](const WorkerFigures& f) { return f.link_malformed; });
   families.AddOne("conclave_worker_link_duplicates_total",
                   "Calls dropped because they had come before.", Kind::kCounter,

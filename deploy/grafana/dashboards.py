@@ -19,8 +19,9 @@ from grafana_foundation_sdk.models import prometheus as prometheus_models
 
 FOLDER = pathlib.Path(__file__).resolve().parent / "dashboards"
 SOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
-# Rows that workers computed: a process that counts the same rows without being a worker is left out.
+# Rows that workers computed. Frontends count the same rows as their gates chose them, each with its rank.
 TOKENS = 'moe_expert_tokens_total{worker!="",instance=~"$instance"%s}'
+CHOSEN = 'moe_expert_tokens_total{rank=~"%s"}'
 MODEL = 'model_name=~"$model_name",instance=~"$instance"'
 GREEN, YELLOW, RED, BLUE, GREY = "green", "yellow", "red", "blue", "text"
 
@@ -358,6 +359,19 @@ def experts():
                "other inputs.", f"({share(image)}) - ({share(text)})",
                ("purple", (-0.2, "super-light-purple"), (-0.05, GREY), (0.05, "super-light-orange"), (0.2, "orange")),
                unit="percentunit", width=8),
+    ])
+    first = f"sum by (layer, expert) (rate({CHOSEN % 'top1'}[$__range]))"
+    weights = "sum by (layer, expert) (rate(moe_expert_weight_sum_total[$__range]))"
+    choices = f"sum by (layer, expert) (rate({CHOSEN % 'top.'}[$__range]))"
+    add(made, "What the gates say, over the time that is shown", [
+        matrix("First choices over fair share", "How often an expert is a row's first choice, over the mean of its layer, as "
+               "frontends count it. When it is bad: hot here and not above is an expert that also takes fewer second choices; "
+               "the sum of both is what loads the workers.", f"{first} / on (layer) group_left () avg by (layer) ({first})",
+               HEAT),
+        matrix("Weight of a choice", "Mean weight that the gate gives to an expert when it chooses it; two choices of a row "
+               "share 1 where weights are renormalized. When it is bad: an expert with a low weight is chosen for want of a "
+               "better one; it matters little to answers and as much to the load.", f"{weights} / {choices}",
+               (BLUE, (0.25, "super-light-blue"), (0.5, GREEN), (0.75, YELLOW))),
     ])
     add(made, "Over time", [
         lines("Imbalance by layer", "Rows of the most loaded expert over the layer's mean. This is the load's own; how "
