@@ -21,10 +21,10 @@ run_packages=(
   libpcre2-dev libutf8proc-dev libgif-dev libjpeg-dev libpng-dev libwebp-dev
 )
 # libclang-rt-14-dev holds the sanitizer runtimes of clang; ca-certificates is for pip; etcd-server is for e2e.etcd, which
-# starts its own; nftables and iproute2 are for e2e.partition.
+# starts its own; nftables and iproute2 are for e2e.partition; nginx-light is for deploy.proxy, which starts its own too.
 test_packages=(
   libgtest-dev libgmock-dev git python3-venv ca-certificates ccache
-  clang clang-tidy clang-format libclang-rt-14-dev etcd-server nftables iproute2
+  clang clang-tidy clang-format libclang-rt-14-dev etcd-server nftables iproute2 nginx-light
 )
 
 case "${1:-run}" in
@@ -96,9 +96,10 @@ apt() {
       3>&1 >>"$log" 2>&1 </dev/null' apt "$log" "$@" | show_progress
 }
 
-# The package etcd-server starts a server on fixed ports, which nobody here uses, and where that fails some installations do.
+# The packages etcd-server and nginx-light start servers on fixed ports, which nobody here uses, and where that fails some
+# installations do.
 policy=/usr/sbin/policy-rc.d
-if [[ " ${missing[*]} " == *" etcd-server "* && ! -e $policy ]]; then
+if [[ " ${missing[*]} " =~ " "(etcd-server|nginx-light)" " && ! -e $policy ]]; then
   trap '"${as_root[@]}" rm -f "$policy"' EXIT
   printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
   "${as_root[@]}" chmod 755 "$policy"
