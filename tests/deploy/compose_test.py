@@ -108,6 +108,15 @@ class ComposeTest(unittest.TestCase):
                 elif (deploy.DEPLOY / "grafana" / "provisioning").exists():
                     self.assertTrue((FILE.parent / source).resolve().exists(), f"{name}: {source}")
 
+    def test_grafana_finds_its_dashboards(self):
+        folder = deploy.DEPLOY / "grafana" / "provisioning" / "dashboards"
+        if not folder.exists():
+            self.skipTest("no deploy/grafana/provisioning")
+        mounts = [volume.split(":")[1] for volume in self.services["grafana"]["volumes"]]
+        for path in folder.iterdir():
+            for provider in yaml.safe_load(path.read_text())["providers"]:
+                self.assertIn(provider["options"]["path"], mounts, path.name)
+
     def test_prometheus_scrapes_every_process(self):
         config = deploy.DEPLOY / "prometheus" / "prometheus.yml"
         if not config.exists():

@@ -76,6 +76,7 @@ class UnitsTest(unittest.TestCase):
             never = set(service["RestartPreventExitStatus"][0].split())
             self.assertLessEqual({"2", "3", "4"}, never, path.name)
             self.assertNotIn("5", never, path.name)
+            self.assertEqual(Unit(path)["Unit"]["StartLimitIntervalSec"], ["0"], path.name)
             self.assertEqual((service["User"], service["Group"]), (["conclave"], ["conclave"]), path.name)
 
     def test_a_stop_leaves_time_to_drain(self):
