@@ -1,6 +1,5 @@
 """What the tests of deploy/ share: finding conclave command lines in files, and trying them with the real binary."""
 
-import json
 import pathlib
 import re
 import shlex
@@ -111,18 +110,6 @@ def shell_commands(text: str) -> list[list[str]]:
     return found
 
 
-def strings(value):
-    """All texts within parsed YAML or JSON."""
-    if isinstance(value, dict):
-        for part in value.values():
-            yield from strings(part)
-    elif isinstance(value, list):
-        for part in value:
-            yield from strings(part)
-    elif isinstance(value, str):
-        yield value
-
-
 def run_tool(*argv: str, timeout: float = 60, **kwargs) -> subprocess.CompletedProcess:
     return subprocess.run(list(map(str, argv)), capture_output=True, text=True, timeout=timeout, **kwargs)
 
@@ -135,7 +122,3 @@ def skip(reason: str):
 
 def main():
     unittest.main(module=sys.modules["__main__"], verbosity=2)
-
-
-def dump(value) -> str:
-    return json.dumps(value, indent=1)[:2000]

@@ -4,6 +4,7 @@ Method: systemd-analyze checks copies of them that name the real binary, and rat
 what the binary does: what it tells systemd, how it ends, what it is configured with.
 """
 
+import os
 import pathlib
 import re
 import shutil
@@ -99,6 +100,10 @@ class UnitsTest(unittest.TestCase):
             for key in ("ProtectProc", "ProcSubset", "PrivateUsers", "PrivateNetwork", "PrivateIPC"):
                 self.assertNotIn(key, service, name)
 
+    @staticmethod
+    def is_root() -> bool:
+        return os.geteuid() == 0  # who may give folders away
+
     def test_user_and_folders(self):
         sysusers = (FOLDER / "conclave.sysusers").read_text()
         self.assertRegex(sysusers, r"(?m)^u conclave - ")
@@ -109,6 +114,10 @@ class UnitsTest(unittest.TestCase):
                 line for line in sysusers.splitlines() if not line.startswith("#")])
             self.assertEqual(result.returncode, 0, result.stderr)
             self.assertIn("conclave:", (root / "etc" / "passwd").read_text())
+            result = deploy.run_tool("systemd-tmpfiles", f"--root={root}", "--create", FOLDER / "conclave.tmpfiles")
+            if self.is_root():
+                self.assertEqual(result.returncode, 0, result.stderr)
+                self.assertEqual((root / "etc/conclave/tls").stat().st_mode & 0o777, 0o750)
         for line in (FOLDER / "conclave.tmpfiles").read_text().splitlines():
             if not line.startswith("#"):
                 self.assertRegex(line, r"^d /(etc|var/lib)/conclave\S* 0[0-7]{3} (root|conclave) (root|conclave) -$")
