@@ -21,11 +21,12 @@ run_packages=(
   libpcre2-dev libutf8proc-dev libgif-dev libjpeg-dev libpng-dev libwebp-dev
 )
 # libclang-rt-14-dev holds the sanitizer runtimes of clang; ca-certificates is for pip; etcd-server is for e2e.etcd, which
-# starts its own; nftables and iproute2 are for e2e.partition; prometheus, with promtool, is for tests/monitoring.
+# starts its own; nftables and iproute2 are for e2e.partition; prometheus, with promtool, is for tests/monitoring, nginx for
+# deploy.proxy, and both start their own.
 test_packages=(
   libgtest-dev libgmock-dev git python3-venv ca-certificates ccache
   clang clang-tidy clang-format libclang-rt-14-dev etcd-server nftables iproute2
-  prometheus
+  prometheus nginx
 )
 
 case "${1:-run}" in
@@ -97,12 +98,13 @@ apt() {
       3>&1 >>"$log" 2>&1 </dev/null' apt "$log" "$@" | show_progress
 }
 
-# The packages etcd-server and prometheus start servers on fixed ports, which nobody here uses, and where that fails some
-# installations do: nothing is started while this script installs. Services that it brought are switched off below, or the
-# next boot would start them; one that was there before stays as it is.
+# The packages etcd-server, prometheus and nginx start servers on fixed ports, which nobody here uses, and where that fails
+# some installations do: nothing is started while this script installs. Services that it brought are switched off below, or
+# the next boot would start them; one that was there before stays as it is.
 services=()
 [[ " ${missing[*]} " != *" etcd-server "* ]] || services+=(etcd)
 [[ " ${missing[*]} " != *" prometheus "* ]] || services+=(prometheus)
+[[ " ${missing[*]} " != *" nginx "* ]] || services+=(nginx)
 policy=/usr/sbin/policy-rc.d
 if ((${#services[@]} > 0)) && [[ ! -e $policy ]]; then
   trap '"${as_root[@]}" rm -f "$policy"' EXIT
