@@ -17,8 +17,8 @@ import yaml
 OTHER_FLAGS = {
     # docker, docker compose
     "--build", "--wait", "--interval", "--timeout", "--start-period", "--retries", "--from", "--chmod", "--rm",
-    # Prometheus
-    "--config.file", "--storage.tsdb.path", "--storage.tsdb.retention.time",
+    # Prometheus, and deploy/grafana/dashboards.py
+    "--check", "--config.file", "--storage.tsdb.path", "--storage.tsdb.retention.time",
     # cmake, apt, useradd
     "--install", "--prefix", "--strip", "--preset", "--no-install-recommends", "--uid", "--gid", "--home-dir", "--create-home", "--shell",
     # systemctl, journalctl, install
