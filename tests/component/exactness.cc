@@ -77,6 +77,16 @@ std::string Describe(const Config& c) {
          (c[5] == 1 ? ", two micro-batches" : "");
 }
 
+std::vector<kernels::Isa> PathsToServe() {
+  std::vector<kernels::Isa> paths = kernels::SupportedIsas();
+#ifdef CONCLAVE_SANITIZED
+  if (paths.size() > 1) {
+    paths.erase(paths.begin());
+  }
+#endif
+  return paths;
+}
+
 // Greedy choice from the full product.
 std::vector<Config> CoveringConfigs() {
   const Config sizes = {3, 2, 3, 3, 2, 2};

@@ -10,6 +10,7 @@
 
 #include "assembly.h"
 #include "conclave/frontend/engine.h"
+#include "conclave/kernels/isa.h"
 
 namespace conclave::testing {
 
@@ -25,6 +26,11 @@ inline constexpr frontend::MicroBatching kMicroBatching[] = {frontend::MicroBatc
 using Config = std::array<int, 6>;
 
 std::string Describe(const Config& config);
+
+// The instruction-set paths to serve on, the scalar one first: all that the machine has. With
+// sanitizers the scalar one is left out where there is another: its kernels are compiled without
+// them (libs/kernels/CMakeLists.txt) and would take four fifths of the time.
+std::vector<kernels::Isa> PathsToServe();
 
 // Configurations among which every pair of values of two axes occurs.
 std::vector<Config> CoveringConfigs();

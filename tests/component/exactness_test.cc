@@ -70,7 +70,7 @@ TEST_P(ExactnessTest, LogitsAreThoseOfTheScalarPath) {
 
 INSTANTIATE_TEST_SUITE_P(EveryPath, ExactnessTest,
                          ::testing::Combine(::testing::Values(DType::kF32, DType::kBf16),
-                                            ::testing::ValuesIn(kernels::SupportedIsas())),
+                                            ::testing::ValuesIn(testing::PathsToServe())),
                          [](const auto& param) {
                            std::string name(NameOf(std::get<0>(param.param)));
                            for (const char c : kernels::NameOf(std::get<1>(param.param))) {
