@@ -231,6 +231,7 @@ void AddWorkerTokens(Metrics& metrics, const std::function<std::vector<ExpertTok
           sums[entry.worker] += entry.tokens;
         }
         std::vector<Metrics::Sample> samples;
+        samples.reserve(sums.size());
         for (const auto& [worker, sum] : sums) {
           samples.push_back({{{"worker", std::to_string(worker)}}, static_cast<double>(sum)});
         }
