@@ -119,6 +119,14 @@ class GrpcBadInputTest : public PairTest {
     const auto nack = ParseNack(frame.bytes());
     return nack.ok() ? ReasonOf(ToStatus(nack->code)) : "no NACK";
   }
+  // The next frame answers this call.
+  void ExpectAnswer(RawPeer& peer, const SampleCall& call) {
+    const std::vector<std::byte> bytes = peer.Receive();
+    const FrameBytes frame(bytes.data(), bytes.size());
+    const auto reply = ParseReply(frame.bytes(), options_.limits);
+    ASSERT_TRUE(reply.ok()) << reply.status();
+    EXPECT_TRUE(CheckAnswers(call.view, *reply).ok());
+  }
   // Another peer is served as if nothing had happened.
   void ExpectHealthy() {
     const auto channel = MustConnect();
@@ -133,11 +141,7 @@ TEST_F(GrpcBadInputTest, AnyClientThatKeepsToTheContractIsServed) {
   RawPeer peer(address_, options_);
   const SampleCall call = CallOf(2, 9);
   ASSERT_TRUE(peer.Send(FrameOf(call)));
-  const std::vector<std::byte> bytes = peer.Receive();
-  const FrameBytes frame(bytes.data(), bytes.size());
-  const auto reply = ParseReply(frame.bytes(), options_.limits);
-  ASSERT_TRUE(reply.ok()) << reply.status();
-  EXPECT_TRUE(CheckAnswers(call.view, *reply).ok());
+  ExpectAnswer(peer, call);
 }
 
 TEST_F(GrpcBadInputTest, GarbageEndsItsStreamAndNothingElse) {
@@ -191,11 +195,7 @@ TEST_F(GrpcBadInputTest, OneDamagedFrameIsDroppedAndTheNextIsServed) {
   ASSERT_TRUE(peer.Send(flipped));
   const SampleCall call = CallOf(1, 2);
   ASSERT_TRUE(peer.Send(FrameOf(call)));
-  const std::vector<std::byte> bytes = peer.Receive();
-  const FrameBytes frame(bytes.data(), bytes.size());
-  const auto reply = ParseReply(frame.bytes(), options_.limits);
-  ASSERT_TRUE(reply.ok()) << reply.status();
-  EXPECT_TRUE(CheckAnswers(call.view, *reply).ok());
+  ExpectAnswer(peer, call);
   EXPECT_EQ(server_->counters().malformed, 2u);
   EXPECT_EQ(sink_.num_submitted(), 1);
 }
