@@ -145,14 +145,6 @@ struct LoadSource {
   }
 };
 
-std::vector<frontend::GateCounter::Layer> GatesOf(const ModelDesc& desc) {
-  std::vector<frontend::GateCounter::Layer> layers;
-  for (const auto& layer : desc.moe.layers) {
-    layers.push_back({layer.layer, layer.num_experts});
-  }
-  return layers;
-}
-
 }  // namespace
 
 struct EmbeddedCluster::State {
@@ -236,9 +228,8 @@ void EmbeddedCluster::State::StartEngine() {
   if (options.metrics != nullptr) {
     metrics = observability::EngineMetrics(*options.metrics, chat_options.model.id, "0",
                                            engine_options.max_model_len);
-    if (const std::vector<frontend::GateCounter::Layer> layers = GatesOf(assembly->desc());
-        !layers.empty()) {
-      gates = std::make_unique<frontend::GateCounter>(*experts, layers, assembly->desc().moe.top_k);
+    if (const auto& moe = assembly->desc().moe; !moe.layers.empty()) {
+      gates = std::make_unique<frontend::GateCounter>(*experts, moe.layers, moe.top_k);
       experts = gates.get();
     }
     {

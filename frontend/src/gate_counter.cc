@@ -4,10 +4,11 @@
 
 namespace conclave::frontend {
 
-GateCounter::GateCounter(model::MoeExecutor& next, std::span<const Layer> layers, int32_t top_k)
+GateCounter::GateCounter(model::MoeExecutor& next, std::span<const checkpoint::MoeLayerSpec> layers,
+                         int32_t top_k)
     : next_(next), top_k_(top_k) {
   CONCLAVE_CHECK(top_k > 0);
-  for (const Layer& layer : layers) {
+  for (const checkpoint::MoeLayerSpec& layer : layers) {
     CONCLAVE_CHECK(layer.layer >= static_cast<int32_t>(index_of_.size()) && layer.num_experts > 0);
     index_of_.resize(static_cast<size_t>(layer.layer), -1);
     index_of_.push_back(static_cast<int32_t>(layers_.size()));

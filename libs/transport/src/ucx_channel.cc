@@ -137,6 +137,7 @@ class UcxChannel final : public ExpertChannel, private Waitable {
   UcxWorker::Sent SendCall(CallTable::Slot& slot, std::span<std::byte> frame);
   void SendControl(const ControlFrame& control);
   void Take(std::span<std::byte> frame);
+  void LoseIfDamaging();
   // What came is no frame: dropped, or the end of the link.
   void Malformed();
   // Takes a reply's payload to its slot.
@@ -450,11 +451,15 @@ void UcxChannel::SendControl(const ControlFrame& control) {
   }
 }
 
-void UcxChannel::Malformed() {
-  table_.CountMalformed();
+void UcxChannel::LoseIfDamaging() {
   if (table_.is_damaging()) {
     Lose(CallTable::kTooMuchDamage);
   }
+}
+
+void UcxChannel::Malformed() {
+  table_.CountMalformed();
+  LoseIfDamaging();
 }
 
 void UcxChannel::Take(std::span<std::byte> frame) {
@@ -466,9 +471,7 @@ void UcxChannel::Take(std::span<std::byte> frame) {
   if (table_.Apply(*received)) {
     bell_.Ring();
   }
-  if (table_.is_damaging()) {
-    Lose(CallTable::kTooMuchDamage);
-  }
+  LoseIfDamaging();
 }
 
 ucs_status_t UcxChannel::OnMessage(const void* head_bytes, size_t num_head_bytes, void* message,

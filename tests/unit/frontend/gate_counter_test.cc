@@ -34,7 +34,7 @@ class FakeExecutor : public model::MoeExecutor {
   int num_polls = 0;
 };
 
-constexpr GateCounter::Layer kLayers[] = {{1, 4}, {3, 2}};
+constexpr checkpoint::MoeLayerSpec kLayers[] = {{1, 4}, {3, 2}};
 
 GateCounter::Load Find(const GateCounter& counter, int32_t layer, int32_t expert, bool is_image,
                        bool is_prefill, int32_t rank) {

@@ -8,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#include "conclave/checkpoint/model_desc.h"
 #include "conclave/model/decoder.h"
 
 namespace conclave::frontend {
@@ -17,12 +18,9 @@ namespace conclave::frontend {
 // it. Start, Poll and Finish by one thread, Loads by any.
 class GateCounter : public model::MoeExecutor {
  public:
-  struct Layer {
-    int32_t layer = 0;
-    int32_t num_experts = 0;
-  };
   // `next` outlives the counter. `layers`: every MoE layer of the model, ascending.
-  GateCounter(model::MoeExecutor& next, std::span<const Layer> layers, int32_t top_k);
+  GateCounter(model::MoeExecutor& next, std::span<const checkpoint::MoeLayerSpec> layers,
+              int32_t top_k);
 
   void Start(int32_t micro_batch, int32_t layer, MatView<const float> n,
              std::span<const model::StepRow> rows, const model::GateChoice& choice,
@@ -51,7 +49,7 @@ class GateCounter : public model::MoeExecutor {
   };
   // Of a layer: the first of its cells, [num_experts][modality][phase][rank].
   struct Cells {
-    Layer layer;
+    checkpoint::MoeLayerSpec layer;
     size_t begin = 0;
   };
 
