@@ -210,6 +210,9 @@ frontend::ModelCard EmbeddedCluster::State::Card() const {
   card.has_vision = assembly->tower != nullptr;
   card.num_moe_layers = static_cast<int32_t>(assembly->desc().moe.layers.size());
   card.moe_top_k = assembly->desc().moe.top_k;
+  for (const checkpoint::MoeLayerSpec& layer : assembly->desc().moe.layers) {
+    card.experts_max = std::max(card.experts_max, layer.num_experts);
+  }
   card.created = static_cast<int64_t>(std::time(nullptr));
   card.numeric_mode = std::string(NameOf(options.dtype));
   card.fingerprint = checkpoint::ManifestHash(*assembly->checkpoint).substr(0, 12) + "-" +

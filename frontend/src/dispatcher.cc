@@ -110,6 +110,8 @@ DispatchStats Dispatcher::Stats() const {
           s.rescues.get(),        s.tokens.get()};
 }
 
+uint64_t Dispatcher::num_resent() const { return state_->retries.get() + state_->rescues.get(); }
+
 void Dispatcher::State::Reserve(size_t links) {
   // Per link and phase the calls of all rows, cut at a channel's rows, of which 1 is the least.
   rows_elsewhere.resize(links);

@@ -84,6 +84,9 @@ struct Engine::State : public model::StepObserver {
   void End(Sequence& sequence, FinishReason reason, const absl::Status& status);
   void OnGate(int32_t layer, MatView<const float> logits, MatView<const float> probabilities,
               const model::GateChoice& choice) override;
+  void KeepProbabilities(Sequence& sequence, int32_t position, size_t moe_layer,
+                         std::span<const float> probabilities) const;
+  int32_t CountTouched();
   // How many leading positions keep the embedding as it is stored.
   int32_t NumUnscaled(const SequenceRequest& request, int32_t prompt_rows) const;
   std::unique_ptr<Sequence> MakeSequence(SequenceId id, SequenceRequest request,
@@ -107,6 +110,8 @@ struct Engine::State : public model::StepObserver {
   std::vector<Sequence*> row_sequence;
   std::vector<int32_t> logit_rows;
   bool wants_gates = false;
+  uint64_t num_resent = 0;  // of the executor, behind the last step
+  int32_t num_touched = 0;  // of the step
   bool is_reported_busy = false;
   std::vector<std::pair<float, int32_t>> sampler_scratch;
 
@@ -180,6 +185,8 @@ std::unique_ptr<Sequence> Engine::State::MakeSequence(SequenceId id, SequenceReq
       sequence->keys.push_back({features.digest, row, sequence->rope_table * 2});
       sequence->image_index.push_back(static_cast<int16_t>(image));
     }
+    sequence->stats.image_spans.emplace_back(
+        static_cast<int32_t>(sequence->keys.size()) - features.num_rows, features.num_rows);
     sequence->stats.image_rows += features.num_rows;
     ++image;
   }
@@ -337,8 +344,7 @@ void Engine::State::PlanPrefill() {
 }
 
 void Engine::State::OnGate(int32_t layer, MatView<const float> /*logits*/,
-                           MatView<const float> /*probabilities*/,
-                           const model::GateChoice& choice) {
+                           MatView<const float> probabilities, const model::GateChoice& choice) {
   const std::vector<checkpoint::MoeLayerSpec>& layers = decoder.desc().moe.layers;
   const auto index =
       static_cast<size_t>(std::find_if(layers.begin(), layers.end(),
@@ -347,6 +353,10 @@ void Engine::State::OnGate(int32_t layer, MatView<const float> /*logits*/,
   const auto top_k = static_cast<size_t>(choice.experts.cols);
   const size_t stride = layers.size() * top_k;
   for (size_t r = 0; r < rows.size(); ++r) {
+    if (row_sequence[r]->request.wants_gate_probabilities) {
+      KeepProbabilities(*row_sequence[r], rows[r].position, index,
+                        probabilities.RowSpan(static_cast<int64_t>(r)));
+    }
     if (!row_sequence[r]->request.wants_routed_experts) {
       continue;
     }
@@ -362,13 +372,43 @@ void Engine::State::OnGate(int32_t layer, MatView<const float> /*logits*/,
   }
 }
 
+void Engine::State::KeepProbabilities(Sequence& sequence, int32_t position, size_t moe_layer,
+                                      std::span<const float> probabilities) const {
+  const auto width = static_cast<size_t>(MostExperts(decoder.desc()));
+  const size_t stride = decoder.desc().moe.layers.size() * width;
+  const size_t end = (static_cast<size_t>(position) + 1) * stride;
+  if (end > kGateValuesMax) {
+    return;
+  }
+  std::vector<float>& kept = sequence.stats.gate_probabilities;
+  if (kept.size() < end) {
+    kept.resize(end, std::numeric_limits<float>::quiet_NaN());
+  }
+  std::copy(probabilities.begin(), probabilities.end(),
+            kept.begin() + static_cast<std::ptrdiff_t>(end - stride + moe_layer * width));
+}
+
+// Marks the sequences of a step in which a call was sent again; how many had not been marked.
+int32_t Engine::State::CountTouched() {
+  const uint64_t resent = experts.num_resent();
+  if (std::exchange(num_resent, resent) == resent) {
+    return 0;
+  }
+  int32_t count = 0;
+  for (Sequence* sequence : row_sequence) {
+    count += std::exchange(sequence->is_touched, true) ? 0 : 1;
+  }
+  return count;
+}
+
 bool Engine::State::Run() {
   logit_rows.clear();
   wants_gates = false;
   for (size_t r = 0; r < rows.size(); ++r) {
     // Only now: the tables may have grown while rows were added.
     rows[r].block_table = row_sequence[r]->blocks.data();
-    wants_gates |= row_sequence[r]->request.wants_routed_experts;
+    const SequenceRequest& request = row_sequence[r]->request;
+    wants_gates |= request.wants_routed_experts || request.wants_gate_probabilities;
     if (rows[r].position + 1 == static_cast<int32_t>(row_sequence[r]->keys.size())) {
       logit_rows.push_back(static_cast<int32_t>(r));
     }
@@ -380,6 +420,7 @@ bool Engine::State::Run() {
   const MonotonicTime start = clock.Now();
   const absl::StatusOr<MatView<const float>> logits =
       decoder.Step(rows, logit_rows, kv, experts, wants_gates ? this : nullptr, num_first);
+  num_touched = CountTouched();
   if (!logits.ok()) {
     // Nothing of the step may be used. Sequences outside it go on.
     for (Sequence* sequence : row_sequence) {
@@ -505,6 +546,7 @@ bool Engine::State::Step() {
   step.prefill_rows = static_cast<int32_t>(rows.size()) - step.decode_rows;
   if (!rows.empty()) {
     step.is_divided = Run();
+    step.touched = num_touched;
   }
   step.duration = clock.Now() - start;
   Report(step);

@@ -30,6 +30,7 @@ struct Sequence {
   int32_t num_computed = 0;     // positions whose K and V are in the pool
   std::vector<int32_t> blocks;  // KV blocks of positions [0, ...)
   int32_t num_published = 0;    // leading blocks offered for reuse
+  bool is_touched = false;      // was in a step in which a call was sent again
 
   SequenceStats stats;
   MonotonicTime submitted;

@@ -94,6 +94,7 @@ class Dispatcher : public model::MoeExecutor {
              MatView<float> out) override;
   void Poll() override;
   absl::Status Finish(int32_t micro_batch) override;
+  uint64_t num_resent() const override;
 
   // Micro-batch 0 in smaller pieces, for a caller that must not be blocked (a simulation has many
   // dispatchers on one thread). Begin; then Advance until it gives the layer's status. Where it
