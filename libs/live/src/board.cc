@@ -282,6 +282,12 @@ void Board::Update(const ClusterPicture& picture) {
   s.incidents.OnCoverage(time, s.CoverageNow());
 }
 
+void Board::SetState(const std::string& state, const std::string& blocked) {
+  MutexLock lock(state_->mu);
+  state_->told.state = state;
+  state_->told.blocked = blocked;
+}
+
 void Board::State::CompareFigures(const std::string& name, const FrontendFigures& before,
                                   const FrontendFigures& after) {
   for (const WorkerCalls& calls : after.workers) {

@@ -87,6 +87,9 @@ class Board {
   // How the cluster stands. The sooner it is told of a change, the better events are dated.
   void Update(const ClusterPicture& picture);
 
+  // The cluster's state alone, such as "standby"; nobody has come or gone by it.
+  void SetState(const std::string& state, const std::string& blocked);
+
   // All that this start of a frontend has counted. Figures of a frontend that is gone stay in the
   // sums.
   void Report(const std::string& name, uint64_t incarnation, FrontendFigures figures);
