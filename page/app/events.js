@@ -1,0 +1,43 @@
+// What just happened, newest first. A live region: what comes is read aloud, politely.
+
+import {el, setText, show} from "./dom.js";
+import {dateTitle, time} from "./format.js";
+
+const SHOWN_MAX = 500;
+const GRAVE = new Set(["dead", "suspect", "unserved", "failed", "distrusted"]);
+
+// Ids begin anew with the server, and a new snapshot brings the same events as new objects.
+function isSame(a, b) {
+  return a?.id === b?.id && a?.time === b?.time;
+}
+
+export class Events {
+  constructor(context) {
+    this.context = context;
+    this.list = el("ol", {class: "events", role: "log", "aria-live": "polite", "aria-label": "Events, newest first", tabindex: "0"});
+    this.empty = el("p", {class: "empty"}, "Nothing has happened yet.");
+    this.newest = null;  // the last event that is shown
+    document.getElementById("events").append(el("h2", {}, "Events"), this.list, this.empty);
+  }
+
+  update() {
+    const events = this.context.store.picture?.events ?? [];
+    show(this.empty, events.length === 0);
+    show(this.list, events.length > 0);
+    const last = events[events.length - 1] ?? null;
+    if (isSame(last, this.newest)) return;
+    const known = events.findIndex((event) => isSame(event, this.newest));
+    if (known < 0) this.list.replaceChildren();
+    for (const event of events.slice(known + 1)) this.list.prepend(this.#item(event));
+    while (this.list.childElementCount > SHOWN_MAX) this.list.lastElementChild.remove();
+    this.newest = last;
+  }
+
+  #item(event) {
+    const item = el("li", {"data-grave": GRAVE.has(event.kind), "data-kind": event.kind},
+      el("time", {datetime: new Date(event.time * 1000).toISOString(), title: dateTitle(event.time)}, time(event.time)),
+      el("span", {class: "event-kind"}, event.kind.replace("_", " ")), el("span", {class: "event-text"}));
+    setText(item.lastElementChild, event.text || event.name || "");
+    return item;
+  }
+}

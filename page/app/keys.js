@@ -1,0 +1,42 @@
+// Keys that work everywhere but in a field that takes text, and the list of them that '?' shows.
+
+import {el, table} from "./dom.js";
+import {TABS} from "./url.js";
+
+const LIST = [
+  ["1 … 5", "Load, Placement, Failover, Pathways, Chat"], ["← →", "on a tab: the next one"],
+  ["↑ ↓ ← → Home End", "in a map or a patch grid: walk the cells"], ["Enter", "in a map: pin the cell, or let it go"],
+  ["Esc", "let the pinned expert go"], ["[ ]", "one step back or forward in the last 15 minutes"], ["l", "back to now"],
+  ["i t a", "image rows, text rows, all rows"], ["c", "compare image with text"], ["d", "dark or light"], ["?", "this list"],
+];
+
+export class Keys {
+  constructor({view, header, context}) {
+    this.actions = {
+      "?": () => this.dialog.showModal(), "d": () => header.nextTheme(), "l": () => context.goLive(),
+      "[": () => context.step(-1), "]": () => context.step(1), "Escape": () => view.set({pin: null}),
+      "i": () => view.set({modality: "image"}), "t": () => view.set({modality: "text"}), "a": () => view.set({modality: "all"}),
+      "c": () => view.set({compare: view.compare === "on" ? "off" : "on"}),
+    };
+    TABS.forEach((tab, index) => {
+      this.actions[String(index + 1)] = () => view.set({tab});
+    });
+    this.dialog = el("dialog", {"aria-label": "Keys"}, table("Keys", ["key", "what it does"], LIST),
+      el("form", {method: "dialog"}, el("button", {class: "strong"}, "Close")));
+    document.body.append(this.dialog);
+    addEventListener("keydown", (event) => this.#key(event));
+  }
+
+  show() {
+    this.dialog.showModal();
+  }
+
+  #key(event) {
+    const takesText = event.target.closest?.("textarea, select, input:not([type=range])");
+    if (takesText || event.ctrlKey || event.metaKey || event.altKey || this.dialog.open) return;
+    const action = this.actions[event.key];
+    if (!action || event.defaultPrevented) return;
+    event.preventDefault();
+    action();
+  }
+}

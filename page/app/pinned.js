@@ -1,0 +1,65 @@
+// All about the pinned expert, in figures.
+
+import {el, panel, setText, show} from "./dom.js";
+import {balanceLossOf, preferenceOf, totalOf} from "./figures.js";
+import {count, expertName, fixed, percent} from "./format.js";
+
+const FACTS = [
+  ["share", "Share of its layer's rows"], ["ratio", "Share ÷ fair share"], ["image", "Image rows among its rows"],
+  ["preference", "Modality preference (0 text, 1 image)"], ["weight", "Mean gate weight, text and image"],
+  ["loss", "Balance loss of its layer (1 is balanced)"], ["replicas", "Replicas"],
+];
+
+export class Pinned {
+  constructor(context) {
+    this.context = context;
+    this.values = new Map(FACTS.map(([name]) => [name, el("dd")]));
+    this.facts = el("dl", {class: "facts-list"},
+      FACTS.map(([name, label]) => el("div", {}, el("dt", {}, label), this.values.get(name))));
+    this.empty = el("p", {class: "empty"},
+      "No expert is pinned. Click a cell, or walk to it with the arrow keys and press Enter: the other views then show that expert alone.");
+    this.unpin = el("button", {type: "button", class: "quiet", onclick: () => context.view.set({pin: null})}, "Unpin");
+    this.panel = panel(context, {name: "pinned", title: "Pinned expert", picture: el("div", {}, this.facts, this.empty),
+      tools: [this.unpin]});
+    this.element = this.panel.element;
+  }
+
+  update() {
+    const {view, store} = this.context;
+    const unit = view.pin ? store.unitOf(view.pin.layer, view.pin.expert) : -1;
+    this.panel.update(0);
+    show(this.facts, unit >= 0);
+    show(this.empty, unit < 0);
+    show(this.unpin, unit >= 0);
+    setText(this.panel.heading, unit >= 0 ? `Pinned: ${expertName(view.pin.layer, view.pin.expert)}` : "Pinned expert");
+    if (unit >= 0) this.#fill(unit, store.layerOf(view.pin.layer));
+  }
+
+  #fill(unit, layer) {
+    const {selection, store} = this.context;
+    const loads = selection.loads();
+    const total = totalOf(loads, layer);
+    const image = selection.loads("image");
+    const text = selection.loads("text");
+    const rows = image[unit] + text[unit];
+    this.#set("share", `${percent(loads[unit] / total, 1)} (${count(loads[unit])} of ${count(total)})`);
+    this.#set("ratio", fixed(selection.ratios()[unit]));
+    this.#set("image", `${percent(image[unit] / rows, 1)} (${count(image[unit])} of ${count(rows)})`);
+    this.#set("preference", fixed(preferenceOf(image[unit], totalOf(image, layer), text[unit], totalOf(text, layer))));
+    this.#set("weight", [0, 1].map((modality) => fixed(this.#meanWeight(unit, modality), 3)).join(", ") + ", since the start");
+    this.#set("loss", `${fixed(balanceLossOf(store.rows, store.probabilities, layer), 3)}, since the start`);
+    const holders = store.picture.placement?.experts[unit] ?? [];
+    this.#set("replicas", holders.length ? holders.map((id) => store.workerName(id)).join(", ") : "none: it is not served");
+  }
+
+  #meanWeight(unit, modality) {
+    const {store} = this.context;
+    let rows = 0;
+    for (let slot = modality; slot < 8; slot += 2) rows += store.rows[unit * 8 + slot];
+    return rows > 0 ? store.weights[unit * 2 + modality] / rows : NaN;
+  }
+
+  #set(name, value) {
+    setText(this.values.get(name), value);
+  }
+}
