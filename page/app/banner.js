@@ -1,11 +1,12 @@
 // One line under the header when what the page shows is not live: since when, why, and what to do.
 
-import {el, show} from "./dom.js";
+import {button, el, show} from "./dom.js";
 import {dateTitle, time} from "./format.js";
+import {store} from "./state.js";
 
 export class Banner {
-  constructor({store, stream, view, onLive}) {
-    Object.assign(this, {store, stream, view, onLive});
+  constructor(stream) {
+    this.stream = stream;
     this.node = document.getElementById("banner");
     this.error = null;
     this.key = null;
@@ -18,7 +19,7 @@ export class Banner {
   }
 
   update() {
-    const {store, stream, error} = this;
+    const {stream, error} = this;
     const content = error ? this.#failed(error)
       : !store.isLive && store.picture ? this.#saved()
         : stream.state === "lost" ? this.#lost()
@@ -28,31 +29,25 @@ export class Banner {
     show(this.node, words.length > 0);
     if (key === this.key) return;
     this.key = key;
-    this.node.replaceChildren(el("span", {}, words), ...buttons);
+    this.node.replaceChildren(el("span", words), ...buttons);
   }
 
   #failed(error) {
-    return [[error], [this.#button("Dismiss", () => {
+    return [[error], [button("Dismiss", () => {
       this.error = null;
       this.update();
     })]];
   }
 
   #saved() {
-    const {picture} = this.store;
-    return [["Saved picture ", this.store.source, " of ", time(picture.time), ", ", dateTitle(picture.time)],
-      [this.#button("Back to live", this.onLive)]];
+    return [[`Saved picture ${store.source} of ${dateTitle(store.picture.time)}`], [button("Back to live", () => this.stream.start())]];
   }
 
   #lost() {
-    const {stream, store} = this;
+    const {stream} = this;
     const since = time(stream.lostAt / 1000);
     const next = stream.retryAt ? `next try at ${time(stream.retryAt / 1000)}` : "trying now";
     return [[store.picture ? `No news from the server since ${since}; what you see is as of then. ` : "The server does not answer. ",
-      `${next[0].toUpperCase()}${next.slice(1)}.`], [this.#button("Try now", () => stream.start())]];
-  }
-
-  #button(text, onclick) {
-    return el("button", {type: "button", onclick}, text);
+      `${next[0].toUpperCase()}${next.slice(1)}.`], [button("Try now", () => stream.start())]];
   }
 }

@@ -1,11 +1,12 @@
 // A chat with the model, through this server's own address. Every answer says how long its parts took, and shows the picture with
 // the experts that its patches chose.
 
-import {el, selectBox, setText, show, uniqueId} from "./dom.js";
+import {button, el, selectBox, setText, show, uniqueId} from "./dom.js";
 import {Drawing} from "./draw.js";
 import {count, duration, fixed, plural} from "./format.js";
 import {decodeNpy} from "./npy.js";
 import {Patches} from "./patches.js";
+import {store, view} from "./state.js";
 
 const TIMINGS = [["queue_ms", "queue"], ["image_ms", "image"], ["prefill_ms", "prefill"], ["first_token_ms", "first token after"],
   ["decode_ms", "decode"]];
@@ -39,8 +40,7 @@ async function* chunksOf(response) {
 }
 
 export class Chat {
-  constructor(context) {
-    this.context = context;
+  constructor() {
     this.turns = [];  // what the model is sent again: {role, content}
     this.patches = [];
     this.image = null;  // {file, bitmap} for the next question
@@ -49,7 +49,6 @@ export class Chat {
   }
 
   update() {
-    const {store} = this.context;
     const why = !store.isLive ? "A saved picture cannot answer." : store.picture.frontends.length === 0 && store.picture.role === "router"
       ? "No frontend is connected; start one: conclave frontend --router HOST:PORT" : null;
     setText(this.reason, why ?? "");
@@ -78,33 +77,34 @@ export class Chat {
   }
 
   #build() {
-    this.log = el("div", {class: "chat-log", role: "log", "aria-label": "Conversation", "aria-live": "polite"});
-    this.empty = el("p", {class: "empty"}, "Ask the model something, with or without a picture. Under each answer: what it cost, and which experts the picture's patches chose.");
+    this.log = el("div.chat-log", {role: "log", "aria-label": "Conversation", "aria-live": "polite"});
+    this.empty = el("p.empty", "Ask the model something, with or without a picture. Under each answer: what it cost, and which experts the picture's patches chose.");
     this.model = selectBox("Model", () => {});
-    this.reason = el("p", {class: "note"});
-    this.status = el("p", {class: "warn", role: "alert"});
+    this.reason = el("p.note");
+    this.status = el("p.warn", {role: "alert"});
     this.text = el("textarea", {rows: 2, id: uniqueId("question"), placeholder: "How many objects are there?",
       onkeydown: (event) => this.#key(event), onpaste: (event) => this.#paste(event)});
     this.file = el("input", {type: "file", accept: KINDS.join(","), id: uniqueId("file"), class: "hidden", tabindex: "-1", "aria-label": "Picture file",
       onchange: () => this.file.files[0] && this.takeImage(this.file.files[0])});
-    this.preview = el("canvas", {class: "preview", width: 96, height: 96, hidden: true, role: "img", "aria-label": "Picture of the next question"});
-    this.remove = el("button", {type: "button", hidden: true, onclick: () => this.#setImage(null)}, "Remove picture");
+    this.preview = el("canvas.preview", {width: 96, height: 96, hidden: true, role: "img", "aria-label": "Picture of the next question"});
+    this.remove = button("Remove picture", () => this.#setImage(null));
     this.drawing = new Drawing((file) => {
       this.takeImage(file);
       this.#toggleDrawing(false);
     });
-    this.drawing.element.hidden = true;
-    this.drawButton = el("button", {type: "button", "aria-expanded": "false", onclick: () => this.#toggleDrawing(this.drawing.element.hidden)}, "Draw …");
-    this.send = el("button", {type: "submit", class: "strong"}, "Ask");
-    this.stop = el("button", {type: "button", hidden: true, onclick: () => this.abort?.abort()}, "Stop");
-    this.fresh = el("button", {type: "button", class: "quiet", onclick: () => this.#begin()}, "New conversation");
-    const form = el("form", {class: "chat-form", onsubmit: (event) => this.#submit(event)},
+    this.drawButton = button("Draw …", () => this.#toggleDrawing(this.drawing.element.hidden));
+    this.send = el("button.strong", "Ask");
+    this.stop = button("Stop", () => this.abort?.abort());
+    this.fresh = button("New conversation", () => this.#begin(), ".quiet");
+    const form = el("form.chat-form", {onsubmit: (event) => this.#submit(event)},
       el("div", {class: "field wide"}, el("label", {for: this.text.id}, "Question"), this.text),
-      el("div", {class: "controls"}, el("button", {type: "button", onclick: () => this.file.click()}, "Picture …"), this.drawButton, this.preview, this.remove,
-        el("span", {class: "grow"}), this.model.element, this.stop, this.send),
-      this.file, this.drawing.element, this.reason, this.status, el("p", {class: "note"}, "Pictures may also be pasted or dropped here."));
+      el("div.controls", button("Picture …", () => this.file.click()), this.drawButton, this.preview, this.remove,
+        el("span.grow"), this.model.element, this.stop, this.send),
+      this.file, this.drawing.element, this.reason, this.status, el("p.note", "Pictures may also be pasted or dropped here."));
+    this.stop.hidden = this.remove.hidden = true;
+    this.#toggleDrawing(false);
     const heading = el("h2", {id: uniqueId("chat")}, "Chat");
-    this.element = el("section", {class: "panel chat", "aria-labelledby": heading.id}, el("div", {class: "panel-head"}, heading, this.fresh), this.empty, this.log, form);
+    this.element = el("section", {class: "panel chat", "aria-labelledby": heading.id}, el("div.panel-head", heading, this.fresh), this.empty, this.log, form);
   }
 
   async #fetchModels() {
@@ -245,12 +245,11 @@ export class Chat {
   }
 
   #showPatches(answer, {routes, extension}) {
-    const {store, view} = this.context;
     const [rows] = extension?.image_rows ?? [];
     const grid = store.picture.model?.image;
     if (!routes || !rows || !this.picture || !grid) return;
     if (rows[1] !== grid.rows * grid.columns) {
-      answer.element.append(el("p", {class: "note"}, `${plural(rows[1], "row")} of the picture do not form the grid of ${grid.rows} × ${grid.columns} patches.`));
+      answer.element.append(el("p.note", `${plural(rows[1], "row")} of the picture do not form the grid of ${grid.rows} × ${grid.columns} patches.`));
       return;
     }
     try {
@@ -259,14 +258,14 @@ export class Chat {
       this.patches.push(patches);
       answer.element.append(patches.element);
     } catch (error) {
-      answer.element.append(el("p", {class: "warn"}, `▲ The experts of the patches cannot be shown: ${error.message}`));
+      answer.element.append(el("p.warn", `▲ The experts of the patches cannot be shown: ${error.message}`));
     }
   }
 
   #addTurn(who, text, image) {
-    const parts = {text: el("p", {class: "turn-text"}, text), foot: el("p", {class: "note turn-foot"})};
-    const thumb = image && el("canvas", {class: "thumb", width: 144, height: 144, role: "img", "aria-label": "the picture asked about"});
-    parts.element = el("article", {class: "turn"}, el("h3", {}, who), thumb, parts.text, parts.foot);
+    const parts = {text: el("p.turn-text", text), foot: el("p", {class: "note turn-foot"})};
+    const thumb = image && el("canvas.thumb", {width: 144, height: 144, role: "img", "aria-label": "the picture asked about"});
+    parts.element = el("article.turn", el("h3", who), thumb, parts.text, parts.foot);
     if (thumb) fit(thumb, image.bitmap);
     this.log.append(parts.element);
     return parts;

@@ -48,9 +48,10 @@ export function diverging(position) {
   return Number.isNaN(position) ? "transparent" : `rgb(${divergingChannels(position).join(" ")})`;
 }
 
-// Share ÷ fair share: a quarter of it is all blue, four times it all orange.
+// Share ÷ fair share: a quarter of it is all blue, four times it all orange. Steep in the middle, where most experts are.
 export function ratioPosition(ratio) {
-  return Math.log2(ratio) / 2;
+  const octaves = Math.log2(ratio) / 2;
+  return Math.sign(octaves) * Math.sqrt(Math.abs(octaves));
 }
 
 // Expert colours of one layer: the hue is turned from layer to layer, as the same number in another layer is another expert.

@@ -1,6 +1,6 @@
 // A small canvas to draw a picture on: a brush and two shapes, by mouse, pen or keys (arrow keys move, Space puts).
 
-import {choice, el} from "./dom.js";
+import {button, choice, el} from "./dom.js";
 
 const SIZE = 288;
 const COLOURS = [["#d62828", "red"], ["#f77f00", "orange"], ["#f2c500", "yellow"], ["#2a9d3f", "green"], ["#1d5fd1", "blue"],
@@ -22,12 +22,12 @@ export class Drawing {
       this.tool = tool;
       this.tools.update(tool);
     });
-    this.colours = el("div", {class: "choice swatches", role: "group", "aria-label": "Colour"}, COLOURS.map(([value, name]) => el("button", {
+    this.colours = el("div.choice.swatches", {role: "group", "aria-label": "Colour"}, COLOURS.map(([value, name]) => el("button", {
       type: "button", title: name, "aria-label": name, "data-colour": value, onclick: () => this.#choose(value)},
-    el("span", {class: "swatch", style: {background: value}}))));
-    this.element = el("div", {class: "drawing"}, this.canvas, el("div", {class: "drawing-side"}, this.tools.element, this.colours,
-      el("div", {class: "controls"}, el("button", {type: "button", onclick: () => this.clear()}, "Empty it"),
-        el("button", {type: "button", class: "strong", onclick: () => this.#done()}, "Use this picture"))));
+    el("span.swatch", {style: {background: value}}))));
+    this.element = el("div.drawing", this.canvas, el("div.drawing-side", this.tools.element, this.colours,
+      el("div.controls", button("Empty it", () => this.clear()),
+        button("Use this picture", () => this.#done(), ".strong"))));
     this.tools.update(this.tool);
     this.#choose(this.colour);
     this.clear();

@@ -2,6 +2,7 @@
 
 import {el, setText, show} from "./dom.js";
 import {dateTitle, time} from "./format.js";
+import {store} from "./state.js";
 
 const SHOWN_MAX = 500;
 const GRAVE = new Set(["dead", "suspect", "unserved", "failed", "distrusted"]);
@@ -12,16 +13,15 @@ function isSame(a, b) {
 }
 
 export class Events {
-  constructor(context) {
-    this.context = context;
-    this.list = el("ol", {class: "events", role: "log", "aria-live": "polite", "aria-label": "Events, newest first", tabindex: "0"});
-    this.empty = el("p", {class: "empty"}, "Nothing has happened yet.");
+  constructor() {
+    this.list = el("ol.events", {role: "log", "aria-live": "polite", "aria-label": "Events, newest first", tabindex: "0"});
+    this.empty = el("p.empty", "Nothing has happened yet.");
     this.newest = null;  // the last event that is shown
-    document.getElementById("events").append(el("h2", {}, "Events"), this.list, this.empty);
+    document.getElementById("events").append(el("h2", "Events"), this.list, this.empty);
   }
 
   update() {
-    const events = this.context.store.picture?.events ?? [];
+    const events = store.picture?.events ?? [];
     show(this.empty, events.length === 0);
     show(this.list, events.length > 0);
     const last = events[events.length - 1] ?? null;
@@ -36,7 +36,7 @@ export class Events {
   #item(event) {
     const item = el("li", {"data-grave": GRAVE.has(event.kind), "data-kind": event.kind},
       el("time", {datetime: new Date(event.time * 1000).toISOString(), title: dateTitle(event.time)}, time(event.time)),
-      el("span", {class: "event-kind"}, event.kind.replace("_", " ")), el("span", {class: "event-text"}));
+      el("span.event-kind", event.kind.replace("_", " ")), el("span.event-text"));
     setText(item.lastElementChild, event.text || event.name || "");
     return item;
   }

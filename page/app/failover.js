@@ -1,9 +1,11 @@
 // What happened to whom: a lane per worker with its states over time, marks for calls that were sent again or twice, lines for
 // epochs, and a table of losses with what each of them cost.
 
-import {choice, el, panel, setAttribute, setText, show, svg, table} from "./dom.js";
+import {choice, el, setAttribute, setText, show, svg, table} from "./dom.js";
 import {quantileOf} from "./figures.js";
 import {count, dateTitle, duration, NONE, plural, quantileText, time} from "./format.js";
+import {panel} from "./panel.js";
+import {store, view} from "./state.js";
 
 const LABEL = 88;
 const LANE = 32;
@@ -33,26 +35,24 @@ export function lanesOf(events, worker, from, to) {
 }
 
 export class Failover {
-  constructor(context) {
-    this.context = context;
-    this.range = choice("Time shown", [["5", "5 min"], ["15", "15 min"], ["all", "all"]], (lanes) => context.view.set({lanes}));
-    this.svg = svg("svg", {class: "lanes", role: "img", "aria-label": "States of the workers over time"});
-    this.box = el("div", {class: "lanes-box"}, this.svg);
-    this.legend = el("p", {class: "note"}, Object.entries(MARKS).map(([kind, mark]) => el("span", {class: "legend"}, `${mark} ${kind}`)),
-      el("span", {class: "legend"}, "┆ epoch"));
-    this.empty = el("p", {class: "empty"}, "No worker has joined yet, so there is nothing to lose.");
-    this.lanes = panel(context, {name: "lanes", title: "Workers over time", tools: [this.range.element],
-      picture: el("div", {}, this.empty, this.box, this.legend), makeTable: () => this.#table()});
-    this.none = el("p", {class: "empty"}, "No worker was lost. To see what happens: ", el("code", {}, "kill -9"),
+  constructor() {
+    this.range = choice("Time shown", [["5", "5 min"], ["15", "15 min"], ["all", "all"]], (lanes) => view.set({lanes}));
+    this.svg = svg("svg.lanes", {role: "img", "aria-label": "States of the workers over time"});
+    this.box = el("div.lanes-box", this.svg);
+    this.legend = el("p.note", Object.entries(MARKS).map(([kind, mark]) => el("span.legend", `${mark} ${kind}`)),
+      el("span.legend", "┆ epoch"));
+    this.empty = el("p.empty", "No worker has joined yet, so there is nothing to lose.");
+    this.lanes = panel({name: "lanes", title: "Workers over time", tools: [this.range.element],
+      picture: el("div", this.empty, this.box, this.legend), makeTable: () => this.#table()});
+    this.none = el("p.empty", "No worker was lost. To see what happens: ", el("code", "kill -9"),
       " one of them while somebody asks.");
-    this.incidentBox = el("div", {class: "table-box", tabindex: "0", role: "region", "aria-label": "Incidents"});
-    this.incidents = panel(context, {title: "Incidents", picture: el("div", {}, this.none, this.incidentBox)});
-    this.element = el("div", {class: "column"}, this.lanes.element, this.incidents.element);
+    this.incidentBox = el("div.table-box", {tabindex: "0", role: "region", "aria-label": "Incidents"});
+    this.incidents = panel({title: "Incidents", picture: el("div", this.none, this.incidentBox)});
+    this.element = el("div.column", this.lanes.element, this.incidents.element);
     new ResizeObserver(() => this.#draw()).observe(this.box);
   }
 
   update() {
-    const {store, view} = this.context;
     this.range.update(view.lanes);
     show(this.empty, store.workers.size === 0);
     show(this.box, store.workers.size > 0);
@@ -61,7 +61,6 @@ export class Failover {
   }
 
   #span() {
-    const {store, view} = this.context;
     const to = store.picture.time;
     const oldest = Math.min(to - 60, store.picture.started ?? to, ...store.picture.events.map((event) => event.time));
     return {from: view.lanes === "all" ? oldest : to - 60 * Number(view.lanes), to};
@@ -69,7 +68,6 @@ export class Failover {
 
   // Workers of the list, and those that only the events remember.
   #workers() {
-    const {store} = this.context;
     const workers = new Map(store.workers);
     for (const event of store.picture.events) {
       if (event.worker >= 0 && AFTER[event.kind] && !workers.has(event.worker)) {
@@ -80,7 +78,6 @@ export class Failover {
   }
 
   #draw() {
-    const {store} = this.context;
     const width = this.box.clientWidth;
     if (!store.picture || width === 0) return;
     const {from, to} = this.#span();
@@ -99,7 +96,7 @@ export class Failover {
     const step = TICK_STEPS.find((seconds) => seconds >= wanted) ?? TICK_STEPS[TICK_STEPS.length - 1];
     const ticks = svg("g");
     for (let at = Math.ceil(from / step) * step; at <= to; at += step) {
-      ticks.append(svg("line", {class: "rule", x1: x(at), x2: x(at), y1: 0, y2: bottom}));
+      ticks.append(svg("line.rule", {x1: x(at), x2: x(at), y1: 0, y2: bottom}));
       const isNearEnd = x(at) > width - 36;
       if (x(at) > LABEL + 20) {
         ticks.append(svg("text", {class: "label small", x: isNearEnd ? width : x(at), y: bottom + 16,
@@ -111,12 +108,11 @@ export class Failover {
 
   #epochs(events, x, bottom) {
     return events.filter((event) => event.kind === "epoch").map((event) =>
-      svg("line", {class: "epoch", x1: x(event.time), x2: x(event.time), y1: 0, y2: bottom},
-        svg("title", {}, `${time(event.time)} ${event.text}`)));
+      svg("line.epoch", {x1: x(event.time), x2: x(event.time), y1: 0, y2: bottom},
+        svg("title", `${time(event.time)} ${event.text}`)));
   }
 
   #lane(worker, row, from, to, x) {
-    const {store, view} = this.context;
     const unit = view.pin ? store.unitOf(view.pin.layer, view.pin.expert) : -1;
     const isDim = unit >= 0 && !(store.picture.placement?.experts[unit] ?? []).includes(worker.id);
     const y = row * LANE + 4;
@@ -125,10 +121,10 @@ export class Failover {
       const width = Math.max(2, x(piece.to) - left);
       const words = `${worker.name} ${piece.state} for ${duration(piece.to - piece.from)}, from ${time(piece.from)}`;
       return svg("g", {"data-state": piece.state, class: "piece"},
-        svg("rect", {x: left, y, width, height: LANE - 8}, svg("title", {}, words)),
+        svg("rect", {x: left, y, width, height: LANE - 8}, svg("title", words)),
         width > 56 ? svg("text", {x: left + 6, y: y + 12, "dominant-baseline": "central"}, piece.state) : null);
     });
-    return svg("g", {"data-dim": isDim}, svg("text", {class: "name", x: 0, y: y + 12, "dominant-baseline": "central"}, worker.name), pieces);
+    return svg("g", {"data-dim": isDim}, svg("text.name", {x: 0, y: y + 12, "dominant-baseline": "central"}, worker.name), pieces);
   }
 
   #marks(events, workers, x) {
@@ -137,14 +133,13 @@ export class Failover {
       if (!MARKS[event.kind]) continue;
       const row = workers.findIndex((worker) => worker.id === event.worker);
       const y = (row < 0 ? 0 : row * LANE) + LANE / 2;
-      marks.push(svg("text", {class: "event-mark", x: x(event.time), y, "text-anchor": "middle", "dominant-baseline": "central"},
-        MARKS[event.kind], svg("title", {}, `${time(event.time)} ${event.text}`)));
+      marks.push(svg("text.event-mark", {x: x(event.time), y, "text-anchor": "middle", "dominant-baseline": "central"},
+        MARKS[event.kind], svg("title", `${time(event.time)} ${event.text}`)));
     }
     return marks;
   }
 
   #table() {
-    const {store} = this.context;
     const {from, to} = this.#span();
     return table("States of the workers", ["worker", "state", "from", "for"], this.#workers().flatMap((worker) =>
       lanesOf(store.picture.events, worker, from, to).map((piece) =>
@@ -152,7 +147,6 @@ export class Failover {
   }
 
   #updateIncidents() {
-    const {store} = this.context;
     const {incidents, bounds} = store.picture;
     show(this.none, incidents.length === 0);
     show(this.incidentBox, incidents.length > 0);

@@ -16,7 +16,7 @@ export class Heatmap {
     this.describe = describe;
     this.onPick = onPick;
     this.cursor = {row: 0, column: 0};
-    this.readout = el("output", {class: "readout", id: uniqueId("readout"), "aria-live": "polite"});
+    this.readout = el("output.readout", {id: uniqueId("readout"), "aria-live": "polite"});
     this.canvas = el("canvas", {
       tabindex: "0", role: "application", "aria-roledescription": "heat map", "aria-describedby": this.readout.id,
       "aria-label": `${title}: arrow keys walk the cells, Enter pins one`,
@@ -27,11 +27,11 @@ export class Heatmap {
       onfocus: () => this.#say(),
       onblur: () => this.#leave(),
     });
-    this.cursorBox = el("div", {class: "cell-cursor", hidden: true});
-    this.pinBox = el("div", {class: "cell-pin", hidden: true});
-    this.scroll = el("div", {class: "heat-scroll"},
-      el("div", {class: "heat-area"}, this.canvas, this.pinBox, this.cursorBox));
-    this.element = el("div", {class: "heat"}, el("h3", {}, title), this.scroll, this.readout);
+    this.cursorBox = el("div.cell-cursor", {hidden: true});
+    this.pinBox = el("div.cell-pin", {hidden: true});
+    this.scroll = el("div.heat-scroll",
+      el("div.heat-area", this.canvas, this.pinBox, this.cursorBox));
+    this.element = el("div.heat", el("h3", title), this.scroll, this.readout);
     this.cells = document.createElement("canvas");
     new ResizeObserver(() => this.#draw()).observe(this.scroll);
   }

@@ -1,6 +1,7 @@
 // Keys that work everywhere but in a field that takes text, and the list of them that '?' shows.
 
 import {el, table} from "./dom.js";
+import {view} from "./state.js";
 import {TABS} from "./url.js";
 
 const LIST = [
@@ -11,10 +12,10 @@ const LIST = [
 ];
 
 export class Keys {
-  constructor({view, header, context}) {
+  constructor({header, load}) {
     this.actions = {
-      "?": () => this.dialog.showModal(), "d": () => header.nextTheme(), "l": () => context.goLive(),
-      "[": () => context.step(-1), "]": () => context.step(1), "Escape": () => view.set({pin: null}),
+      "?": () => this.dialog.showModal(), "d": () => header.nextTheme(), "l": () => load.goLive(),
+      "[": () => load.step(-1), "]": () => load.step(1), "Escape": () => view.set({pin: null}),
       "i": () => view.set({modality: "image"}), "t": () => view.set({modality: "text"}), "a": () => view.set({modality: "all"}),
       "c": () => view.set({compare: view.compare === "on" ? "off" : "on"}),
     };
@@ -22,7 +23,7 @@ export class Keys {
       this.actions[String(index + 1)] = () => view.set({tab});
     });
     this.dialog = el("dialog", {"aria-label": "Keys"}, table("Keys", ["key", "what it does"], LIST),
-      el("form", {method: "dialog"}, el("button", {class: "strong"}, "Close")));
+      el("form", {method: "dialog"}, el("button.strong", "Close")));
     document.body.append(this.dialog);
     addEventListener("keydown", (event) => this.#key(event));
   }

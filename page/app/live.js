@@ -1,6 +1,8 @@
 // The event stream: a snapshot, then a delta every second. Whatever goes wrong (no server, a gap in the numbers, silence) ends
 // in the same place: connect again, which brings a whole snapshot.
 
+import {measure} from "./state.js";
+
 const SILENCE_MS = 6000;  // the server sends every second, also when nothing changed
 const RETRY_MS = [1000, 2000, 4000, 8000];
 
@@ -20,8 +22,8 @@ export class Stream {
     this.stop();
     this.state = this.lostAt === null ? "connecting" : "lost";
     this.source = new EventSource("moe/events");
-    this.source.addEventListener("snapshot", (event) => this.#timed(() => this.#snapshot(event.data)));
-    this.source.addEventListener("delta", (event) => this.#timed(() => this.#delta(event.data)));
+    this.source.addEventListener("snapshot", (event) => measure("conclave.apply", () => this.#snapshot(event.data)));
+    this.source.addEventListener("delta", (event) => measure("conclave.apply", () => this.#delta(event.data)));
     this.source.onerror = () => this.#lost();
     this.#expectMore();
     this.onChange();
@@ -34,14 +36,6 @@ export class Stream {
     clearTimeout(this.retry);
     this.retryAt = null;
     this.state = "off";
-  }
-
-  // What a tick costs can be read from the browser's own timeline, under this name.
-  #timed(work) {
-    const start = performance.now();
-    work();
-    performance.clearMeasures("conclave.apply");
-    performance.measure("conclave.apply", {start, end: performance.now()});
   }
 
   #snapshot(text) {

@@ -1,35 +1,35 @@
 // Where the load is, and whether it is text or image: maps of layer × expert, how uneven every layer is, the pinned expert, the
 // workers and the rates.
 
-import {choice, el, panel, prefersStill, setAttribute, setText, show, svg, table} from "./dom.js";
+import {button, choice, el, prefersStill, setAttribute, setText, show, svg, table} from "./dom.js";
 import {imbalanceOf, loadsOf, slotsOf, totalOf} from "./figures.js";
 import {count, dateTitle, expertName, fixed, percent, plural, time} from "./format.js";
-import {diverging, ratioPosition} from "./colour.js";
+import {diverging, ratioPosition, theme} from "./colour.js";
 import {Heatmap} from "./heatmap.js";
 import {Pinned} from "./pinned.js";
 import {Rates} from "./rates.js";
 import {Workers} from "./workers.js";
+import {panel} from "./panel.js";
+import {past, requestRender, selection, store, view} from "./state.js";
 
 const LAYERS_SHOWN = 12;  // the least balanced ones, if there are more
 const PLAY_MS = 250;
 const LARGE_TABLE_MS = 5000;  // a table of many thousand cells is not built every second
 
 export class Load {
-  constructor(context) {
-    this.context = context;
+  constructor() {
     this.imbalances = {key: null, perStep: []};
     this.#controls();
     this.#maps();
-    this.pinned = new Pinned(context);
-    this.workers = new Workers(context);
-    this.rates = new Rates(context);
-    this.element = el("div", {class: "columns"},
-      el("div", {class: "column"}, this.panel.element, this.pinned.element, this.imbalancePanel.element),
+    this.pinned = new Pinned();
+    this.workers = new Workers();
+    this.rates = new Rates();
+    this.element = el("div.columns",
+      el("div.column", this.panel.element, this.pinned.element, this.imbalancePanel.element),
       el("div", {class: "column side"}, this.workers.element, this.rates.element));
   }
 
   update() {
-    const {store, view, selection} = this.context;
     const now = selection.current();
     this.modality.update(view.modality);
     this.phase.update(view.phase);
@@ -47,13 +47,13 @@ export class Load {
   }
 
   refreshColours() {
+    this.key.dataset.theme = theme();
     for (const stop of this.key.querySelectorAll("[data-ratio]")) {
       stop.style.background = diverging(ratioPosition(Number(stop.dataset.ratio)));
     }
   }
 
   #controls() {
-    const {view, history} = this.context;
     this.modality = choice("Rows of which kind", [["all", "all"], ["image", "image"], ["text", "text"]],
       (modality) => view.set({modality}));
     this.phase = choice("Rows of which phase", [["both", "both"], ["prefill", "prefill"], ["decode", "decode"]],
@@ -63,56 +63,52 @@ export class Load {
     this.compare = choice("Compare image with text", [["off", "one map"], ["on", "image | text"]], (compare) => view.set({compare}));
     this.slider = el("input", {type: "range", min: 0, max: 0, step: 1, "aria-label": "Moment of the last 15 minutes",
       oninput: () => this.#seek(Number(this.slider.value))});
-    this.moment = el("span", {class: "moment"});
-    this.play = el("button", {type: "button", onclick: () => this.#togglePlay()}, "Replay");
-    this.live = el("button", {type: "button", onclick: () => this.#goLive()}, "Live");
-    this.historyBox = el("div", {class: "history"}, this.play, this.slider, this.live, this.moment);
-    this.controls = el("div", {class: "controls"}, this.modality.element, this.phase.element, this.window.element,
+    this.moment = el("span.moment");
+    this.play = button("Replay", () => this.#togglePlay());
+    this.live = button("Live", () => this.goLive());
+    this.historyBox = el("div.history", this.play, this.slider, this.live, this.moment);
+    this.controls = el("div.controls", this.modality.element, this.phase.element, this.window.element,
       this.compare.element);
-    this.context.step = (by) => this.#seek(this.#index() + by);
-    this.context.goLive = () => this.#goLive();
-    this.history = history;
   }
 
   #maps() {
     const describe = (mapOf) => (unit, layer, expert) => this.#describe(unit, layer, expert, mapOf);
     const map = (title, mapOf) => new Heatmap({title, describe: describe(mapOf),
-      onPick: (layer, expert) => this.context.view.togglePin(layer, expert)});
-    this.single = map("Share ÷ fair share", () => this.context.view.modality);
+      onPick: (layer, expert) => view.togglePin(layer, expert)});
+    this.single = map("Share ÷ fair share", () => view.modality);
     this.image = map("Image rows: share ÷ fair share", () => "image");
     this.text = map("Text rows: share ÷ fair share", () => "text");
     this.difference = map("Difference, image − text", () => null);
-    this.what = el("p", {class: "note", "aria-live": "polite"});
-    this.empty = el("p", {class: "empty"}, "No traffic yet. Ask something: ",
-      el("code", {}, "conclave ask models/demo/samples/two.jpg \"How many objects are there?\""), ", or use the tab Chat.");
-    this.noModel = el("p", {class: "empty"}, "No member has said yet what the model is. Start a worker: ",
-      el("code", {}, "conclave worker --router HOST:PORT"));
-    this.key = el("div", {class: "key", role: "img",
+    this.what = el("p.note", {"aria-live": "polite"});
+    this.empty = el("p.empty", "No traffic yet. Ask something: ",
+      el("code", "conclave ask models/demo/samples/two.jpg \"How many objects are there?\""), ", or use the tab Chat.");
+    this.noModel = el("p.empty", "No member has said yet what the model is. Start a worker: ",
+      el("code", "conclave worker --router HOST:PORT"));
+    this.key = el("div.key", {role: "img",
       "aria-label": "Colours: blue a quarter of the fair share or less, neutral the fair share, orange four times it or more"},
-      [0.25, 0.5, 1, 2, 4].map((ratio) => el("span", {class: "key-stop", "data-ratio": ratio},
+      [0.25, 0.5, 1, 2, 4].map((ratio) => el("span.key-stop", {"data-ratio": ratio},
         {0.25: "¼", 0.5: "½", 1: "1 = fair share", 2: "2", 4: "4 ×"}[ratio])));
-    this.compareBox = el("div", {class: "heat-compare"}, this.image.element, this.text.element, this.difference.element);
-    this.mapBox = el("div", {}, this.single.element, this.compareBox, this.key);
-    const picture = el("div", {}, this.empty, this.noModel, this.mapBox);
-    this.panel = panel(this.context, {name: "heat", title: "Layer × expert", picture, makeTable: () => this.#table()});
+    this.compareBox = el("div.heat-compare", this.image.element, this.text.element, this.difference.element);
+    this.mapBox = el("div", this.single.element, this.compareBox, this.key);
+    const picture = el("div", this.empty, this.noModel, this.mapBox);
+    this.panel = panel({name: "heat", title: "Layer × expert", picture, makeTable: () => this.#table()});
     this.panel.element.insertBefore(this.controls, picture);
     this.panel.element.insertBefore(this.what, picture);
     this.panel.element.append(this.historyBox);
-    this.imbalanceList = el("ul", {class: "imbalance"});
-    this.imbalanceNote = el("p", {class: "note"});
-    this.imbalancePanel = panel(this.context, {name: "imbalance", title: "Imbalance per layer, max ÷ mean",
-      picture: el("div", {}, this.imbalanceList, this.imbalanceNote), makeTable: () => this.#imbalanceTable()});
+    this.imbalanceList = el("ul.imbalance");
+    this.imbalanceNote = el("p.note");
+    this.imbalancePanel = panel({name: "imbalance", title: "Imbalance per layer, max ÷ mean",
+      picture: el("div", this.imbalanceList, this.imbalanceNote), makeTable: () => this.#imbalanceTable()});
   }
 
   #updateMaps() {
-    const {store, view, selection} = this.context;
     const isCompare = view.compare === "on";
     show(this.noModel, store.numUnits === 0);
     show(this.empty, store.numUnits > 0 && !store.hasRows);
     show(this.mapBox, store.numUnits > 0);
     show(this.single.element, !isCompare);
     show(this.compareBox, isCompare);
-    if (this.key.dataset.theme !== document.documentElement.dataset.theme) this.refreshColours();
+    if (this.key.dataset.theme !== theme()) this.refreshColours();
     const shared = {layers: store.layers, pin: view.pin};
     const ratio = {...shared, position: ratioPosition, figure: (value) => fixed(value)};
     if (!isCompare) {
@@ -128,7 +124,6 @@ export class Load {
   }
 
   #describe(unit, layer, expert, mapOf) {
-    const {selection} = this.context;
     const name = expertName(layer.layer, expert);
     const modality = mapOf();
     if (modality === null) {
@@ -142,13 +137,12 @@ export class Load {
   }
 
   #filterText() {
-    const {modality, phase, compare} = this.context.view;
+    const {modality, phase, compare} = view;
     const kind = compare === "on" || modality === "all" ? "All rows" : modality === "image" ? "Image rows" : "Text rows";
     return phase === "both" ? kind : `${kind} of ${phase}`;
   }
 
   #table() {
-    const {store, selection} = this.context;
     const ratios = selection.ratios();
     const loads = selection.loads();
     const columns = store.layers.reduce((most, layer) => Math.max(most, layer.experts), 0);
@@ -160,16 +154,14 @@ export class Load {
 
   // The imbalance of every step of the history, for the sparklines. Only new steps are computed.
   #perStep() {
-    const {view, store} = this.context;
-    const {history} = this;
-    const key = [view.modality, view.phase, store.numUnits, history.times[0]].join();
+    const key = [view.modality, view.phase, store.numUnits, past.times[0]].join();
     const list = this.imbalances;
-    if (list.key !== key || list.perStep.length > history.steps.length) Object.assign(list, {key, perStep: []});
+    if (list.key !== key || list.perStep.length > past.steps.length) Object.assign(list, {key, perStep: []});
     const slots = slotsOf(view.modality, view.phase);
     const rows = new Float64Array(store.rows.length);
-    for (let i = list.perStep.length; i < history.steps.length; ++i) {
+    for (let i = list.perStep.length; i < past.steps.length; ++i) {
       rows.fill(0);
-      const {indices, increments} = history.steps[i];
+      const {indices, increments} = past.steps[i];
       for (let j = 0; j < indices.length; ++j) rows[indices[j]] = increments[j];
       const loads = loadsOf(rows, slots, new Float64Array(store.numUnits));
       list.perStep.push(store.layers.map((layer) => imbalanceOf(loads, layer)));
@@ -178,7 +170,6 @@ export class Load {
   }
 
   #updateImbalance() {
-    const {store, selection} = this.context;
     if (!this.imbalancePanel.update(store.version)) return;
     const loads = selection.loads();
     const perStep = this.#perStep();
@@ -192,12 +183,11 @@ export class Load {
       setText(item.children[1], fixed(value));
       setAttribute(item.querySelector("path"), "d", sparkline(perStep.map((step) => step[index])));
     });
-    const steps = perStep.length > 1 ? ` The line: every ${Math.round(this.history.step)} s of the last 15 minutes, from 1 up.` : "";
+    const steps = perStep.length > 1 ? ` The line: every ${Math.round(past.step)} s of the last 15 minutes, from 1 up.` : "";
     setText(this.imbalanceNote, (shown.length < all.length ? `The ${shown.length} least balanced of ${all.length} layers.` : "") + steps);
   }
 
   #imbalanceTable() {
-    const {store, selection} = this.context;
     const loads = selection.loads();
     return table("Imbalance per layer", ["layer", "max ÷ mean", "rows", "rows of the most loaded expert"], store.layers.map((layer) => {
       const most = Math.max(...loads.subarray(layer.first, layer.first + layer.experts));
@@ -206,51 +196,52 @@ export class Load {
   }
 
   #index() {
-    const {view} = this.context;
-    return view.at === null ? this.history.times.length - 1 : this.history.indexAt(view.at);
+    return view.at === null ? past.times.length - 1 : past.indexAt(view.at);
   }
 
   #updateHistory() {
-    const {view} = this.context;
-    const {history} = this;
-    const why = history.why ?? (history.times.length < 2 ? `the first step of ${history.step} s is not over yet` : null);
-    const last = Math.max(0, history.times.length - 1);
+    const why = past.why ?? (past.times.length < 2 ? `the first step of ${past.step} s is not over yet` : null);
+    const last = Math.max(0, past.times.length - 1);
     setAttribute(this.slider, "max", last);
     this.slider.disabled = this.play.disabled = why !== null;
     this.live.disabled = view.at === null;
     const index = this.#index();
     if (Number(this.slider.value) !== index) this.slider.value = String(Math.max(0, index));
-    const at = history.times[index];
+    const at = past.times[index];
     setAttribute(this.slider, "aria-valuetext", view.at === null ? "now" : time(at));
     setText(this.moment, why ? `No replay: ${why}.` : view.at === null
-      ? `now; back to ${time(history.times[0])}` : `map as of ${time(at)}; all else is live`);
+      ? `now; back to ${time(past.times[0])}` : `map as of ${time(at)}; all else is live`);
     setAttribute(this.moment, "title", dateTitle(at));
     setText(this.play, this.playing ? "Pause" : "Replay");
   }
 
   #seek(index) {
-    const {history} = this;
-    if (history.why !== null || history.times.length < 2) return;
-    const last = history.times.length - 1;
-    this.context.view.set({at: index >= last ? null : history.times[Math.max(0, index)]});
+    if (past.why !== null || past.times.length < 2) return;
+    const last = past.times.length - 1;
+    view.set({at: index >= last ? null : past.times[Math.max(0, index)]});
   }
 
-  #goLive() {
+  // One step of the history back or forward.
+  step(by) {
+    this.#seek(this.#index() + by);
+  }
+
+  goLive() {
     this.#stopPlay();
-    this.context.view.set({at: null});
+    view.set({at: null});
   }
 
   #togglePlay() {
     if (this.playing) {
       this.#stopPlay();
     } else {
-      if (this.context.view.at === null) this.#seek(0);
+      if (view.at === null) this.#seek(0);
       this.playing = setInterval(() => {
         this.#seek(this.#index() + 1);
-        if (this.context.view.at === null) this.#stopPlay();
+        if (view.at === null) this.#stopPlay();
       }, prefersStill() ? 4 * PLAY_MS : PLAY_MS);
     }
-    this.context.render();
+    requestRender();
   }
 
   #stopPlay() {
@@ -262,9 +253,9 @@ export class Load {
 const SPARK = {width: 120, height: 20};
 
 function imbalanceItem() {
-  return el("li", {}, el("span", {class: "imbalance-layer"}), el("strong"),
+  return el("li", el("span.imbalance-layer"), el("strong"),
     svg("svg", {viewBox: `0 0 ${SPARK.width} ${SPARK.height}`, width: SPARK.width, height: SPARK.height, "aria-hidden": "true"},
-      svg("path", {class: "spark"})));
+      svg("path.spark")));
 }
 
 // From 1 (the floor) to the largest value, at least 2, so that a balanced layer looks flat.

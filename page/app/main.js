@@ -1,5 +1,4 @@
-// Puts the page together: one store, one stream, one view state; the views draw themselves from them, at most once per frame and
-// only the one that shows.
+// Puts the page together: one state, one stream; the views draw themselves, at most once per frame and only the one that shows.
 
 import {Banner} from "./banner.js";
 import {Chat} from "./chat.js";
@@ -7,25 +6,16 @@ import {el} from "./dom.js";
 import {Events} from "./events.js";
 import {Failover} from "./failover.js";
 import {Header, Tabs} from "./header.js";
-import {History} from "./history.js";
 import {Keys} from "./keys.js";
 import {Stream} from "./live.js";
 import {Load} from "./load.js";
 import {Pathways} from "./pathways.js";
 import {Placement} from "./placement.js";
-import {Selection} from "./selection.js";
 import {readSnapshot} from "./snapshot.js";
-import {Store} from "./store.js";
-import {TABS, View} from "./url.js";
+import {onRender, past, requestRender, store, view} from "./state.js";
+import {TABS} from "./url.js";
 
-const store = new Store();
-const past = new History(store);
-const view = new View(() => requestRender());
-const selection = new Selection(store, past, view);
-const context = {store, history: past, view, selection, render: () => requestRender()};
-
-let isRequested = false;
-let shape = null;  // the model that the history was read for
+let shape = null;  // what the history was read for
 
 const stream = new Stream(store, () => {
   // The history belongs to one model and one start of the server.
@@ -39,32 +29,18 @@ const stream = new Stream(store, () => {
   requestRender();
 });
 
-const header = new Header({store, onTheme: refreshColours, onHelp: () => keys.show()});
-const tabs = new Tabs(view);
-const banner = new Banner({store, stream, view, onLive: goLive});
-const events = new Events(context);
-const views = {load: new Load(context), placement: new Placement(context), failover: new Failover(context),
-  pathways: new Pathways(context), chat: new Chat(context)};
-const keys = new Keys({view, header, context});
+const views = {load: new Load(), placement: new Placement(), failover: new Failover(), pathways: new Pathways(), chat: new Chat()};
+const header = new Header({onTheme: refreshColours, onHelp: () => keys.show()});
+const tabs = new Tabs();
+const banner = new Banner(stream);
+const events = new Events();
+const keys = new Keys({header, load: views.load});
 
 const panels = new Map(TABS.map((tab) => [tab, el("div", {role: "tabpanel", id: `view-${tab}`, "aria-labelledby": `tab-${tab}`, hidden: true},
   views[tab].element)]));
 document.getElementById("main").append(...panels.values());
 
-// Between two frames many things may change; they are drawn once.
-function requestRender() {
-  if (isRequested) return;
-  isRequested = true;
-  requestAnimationFrame(() => {
-    isRequested = false;
-    const start = performance.now();
-    render();
-    performance.clearMeasures("conclave.render");
-    performance.measure("conclave.render", {start, end: performance.now()});
-  });
-}
-
-function render() {
+onRender(() => {
   header.update();
   tabs.update();
   banner.update();
@@ -72,15 +48,11 @@ function render() {
   if (!store.picture) return;
   events.update();
   views[view.tab].update();
-}
+});
 
 function refreshColours() {
   for (const one of Object.values(views)) one.refreshColours?.();
   requestRender();
-}
-
-function goLive() {
-  stream.start();
 }
 
 // A file dropped on the page: a saved picture, or in the chat a picture for the model.

@@ -14,8 +14,8 @@ export class Patches {
     this.layer = Math.max(0, layers.findIndex((layer) => layer.layer === chosenLayer));
     this.cursor = null;
     this.mode = "both";
-    this.readout = el("output", {class: "readout", id: uniqueId("patch"), "aria-live": "polite"});
-    this.legend = el("p", {class: "patch-legend"});
+    this.readout = el("output.readout", {id: uniqueId("patch"), "aria-live": "polite"});
+    this.legend = el("p.patch-legend");
     this.select = selectBox("Layer", (value) => {
       this.layer = Number(value);
       this.draw();
@@ -30,9 +30,9 @@ export class Patches {
       "aria-label": "Patches of the picture; arrow keys walk them", "aria-describedby": this.readout.id,
       onpointermove: (event) => this.#point(event), onpointerleave: () => this.#leave(), onblur: () => this.#leave(),
       onfocus: () => this.#move(0, 0), onkeydown: (event) => this.#key(event)});
-    this.note = el("p", {class: "note"}, this.#noteText());
-    this.element = el("div", {class: "patches"}, this.canvas,
-      el("div", {class: "patch-side"}, el("div", {class: "controls"}, this.select.element, this.modes.element), this.legend, this.readout, this.note));
+    this.note = el("p.note", this.#noteText());
+    this.element = el("div.patches", this.canvas,
+      el("div.patch-side", el("div.controls", this.select.element, this.modes.element), this.legend, this.readout, this.note));
     show(this.note, this.note.textContent !== "");
     this.draw();
   }
@@ -97,10 +97,10 @@ export class Patches {
     }
     const known = [...counts].filter(([expert]) => expert >= 0).sort((a, b) => b[1] - a[1]);
     const kept = counts.get(-1) ?? 0;
-    this.legend.replaceChildren(el("span", {class: "legend-title"}, `First choices in L${layer}; these colours are of this layer alone.`),
-      ...known.map(([expert, patches]) => el("span", {class: "legend"},
-        el("span", {class: "swatch", style: {background: expertColour(this.layer, expert, experts)}}), `expert ${expert}: ${plural(patches, "patch").replace("patchs", "patches")}`)),
-      kept ? el("span", {class: "legend"}, `${kept} not computed: the prefix cache had them`) : "");
+    this.legend.replaceChildren(el("span.legend-title", `First choices in L${layer}; these colours are of this layer alone.`),
+      ...known.map(([expert, patches]) => el("span.legend",
+        el("span.swatch", {style: {background: expertColour(this.layer, expert, experts)}}), `expert ${expert}: ${plural(patches, "patch").replace("patchs", "patches")}`)),
+      kept ? el("span.legend", `${kept} not computed: the prefix cache had them`) : "");
   }
 
   #noteText() {

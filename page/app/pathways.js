@@ -2,48 +2,47 @@
 // share that it would have if the choices in different layers had nothing to do with each other; and per layer how far image
 // and text rows are apart.
 
-import {choice, el, panel, setAttribute, setText, show, svg, table} from "./dom.js";
+import {choice, el, setAttribute, setText, show, svg, table} from "./dom.js";
 import {divergenceOf, independentShareOf} from "./figures.js";
 import {count, fixed, percent, plural} from "./format.js";
+import {panel} from "./panel.js";
+import {store, view, selection} from "./state.js";
 
 const HEIGHT = 260;
 const NODE = 10;
 const PAD = 18;
 
 export class Pathways {
-  constructor(context) {
-    this.context = context;
-    this.count = choice("Paths shown", [["8", "8"], ["16", "16"], ["32", "32"], ["64", "64"]], (paths) => context.view.set({paths}));
-    this.flows = ["image", "text"].map((modality) => new Flow(context, modality));
-    this.list = el("ul", {class: "bits"});
-    this.note = el("p", {class: "note"});
-    this.divergence = panel(context, {name: "divergence", title: "How far image and text rows are apart, per layer",
-      picture: el("div", {}, this.list, this.note), makeTable: () => this.#table()});
-    this.element = el("div", {class: "column"},
-      el("div", {class: "controls"}, el("span", {class: "label"}, "most frequent paths"), this.count.element),
-      el("div", {class: "pair"}, this.flows.map((flow) => flow.panel.element)), this.divergence.element);
+  constructor() {
+    this.count = choice("Paths shown", [["8", "8"], ["16", "16"], ["32", "32"], ["64", "64"]], (paths) => view.set({paths}));
+    this.flows = ["image", "text"].map((modality) => new Flow(modality));
+    this.list = el("ul.bits");
+    this.note = el("p.note");
+    this.divergence = panel({name: "divergence", title: "How far image and text rows are apart, per layer",
+      picture: el("div", this.list, this.note), makeTable: () => this.#table()});
+    this.element = el("div.column",
+      el("div.controls", el("span.label", "most frequent paths"), this.count.element),
+      el("div.pair", this.flows.map((flow) => flow.panel.element)), this.divergence.element);
   }
 
   update() {
-    const {store, view} = this.context;
     this.count.update(view.paths);
     for (const flow of this.flows) flow.update();
     if (!this.divergence.update(store.version)) return;
     const figures = this.#divergences();
     while (this.list.childElementCount > figures.length) this.list.lastElementChild.remove();
     figures.forEach(({layer, bits, chance}, index) => {
-      const item = this.list.children[index] ?? this.list.appendChild(el("li", {}, el("span"), barWithTick(), el("strong")));
+      const item = this.list.children[index] ?? this.list.appendChild(el("li", el("span"), barWithTick(), el("strong")));
       setText(item.children[0], `L${layer.layer}`);
       setBar(item.children[1], bits || 0, chance || 0, 1);
       setText(item.children[2], Number.isNaN(bits) ? "–" : `${fixed(bits, 3)} bits`);
       setAttribute(item, "title", `equal gates would show ${fixed(chance, 5)} bits, as the counts are finite`);
     });
-    setText(this.note, `Jensen–Shannon divergence of the loads of image and of text rows, ${this.context.selection.current().what}: 0 the same ` +
+    setText(this.note, `Jensen–Shannon divergence of the loads of image and of text rows, ${selection.current().what}: 0 the same ` +
       "experts, 1 bit none in common. The line across a bar: what equal gates would show by chance.");
   }
 
   #divergences() {
-    const {store, selection, view} = this.context;
     const image = selection.loads("image", view.phase);
     const text = selection.loads("text", view.phase);
     return store.layers.map((layer) => ({layer, ...divergenceOf(image, text, layer)}));
@@ -56,7 +55,7 @@ export class Pathways {
 }
 
 function barWithTick() {
-  return el("span", {class: "bar", "aria-hidden": "true"}, el("span", {class: "bar-fill"}), el("span", {class: "bar-tick"}));
+  return el("span.bar", {"aria-hidden": "true"}, el("span.bar-fill"), el("span.bar-tick"));
 }
 
 function setBar(bar, value, tick, most) {
@@ -66,22 +65,20 @@ function setBar(bar, value, tick, most) {
 
 // The paths of one modality: ribbons through the layers, and a list with the null line.
 class Flow {
-  constructor(context, modality) {
-    this.context = context;
+  constructor(modality) {
     this.modality = modality;
     const title = modality === "image" ? "Image rows" : "Text rows";
-    this.svg = svg("svg", {class: "sankey", role: "img", "aria-label": `Paths of ${title.toLowerCase()} through the layers`});
-    this.svgBox = el("div", {}, this.svg);
-    this.list = el("ol", {class: "paths"});
-    this.note = el("p", {class: "note"});
-    this.empty = el("p", {class: "empty"}, `No ${modality} row has gone through the layers yet.`);
+    this.svg = svg("svg.sankey", {role: "img", "aria-label": `Paths of ${title.toLowerCase()} through the layers`});
+    this.svgBox = el("div", this.svg);
+    this.list = el("ol.paths");
+    this.note = el("p.note");
+    this.empty = el("p.empty", `No ${modality} row has gone through the layers yet.`);
     this.picture = el("div", {"data-kind": modality}, this.empty, this.svgBox, this.note, this.list);
-    this.panel = panel(context, {name: `paths${modality}`, title, picture: this.picture, makeTable: () => this.#table()});
+    this.panel = panel({name: `paths${modality}`, title, picture: this.picture, makeTable: () => this.#table()});
     new ResizeObserver(() => this.#draw()).observe(this.svgBox);
   }
 
   update() {
-    const {store, view} = this.context;
     const isPicture = this.panel.update([store.version, view.paths].join());
     const paths = store.picture.pathways?.[this.modality];
     show(this.empty, !paths?.rows);
@@ -92,13 +89,11 @@ class Flow {
   }
 
   #layers() {
-    const {store} = this.context;
     return store.picture.pathways.layers.map((number) => store.layerOf(number)).filter(Boolean);
   }
 
   // The paths that are shown: {experts, rows, share, expected, isDim}.
   #paths() {
-    const {store, view} = this.context;
     const {top, rows} = store.picture.pathways[this.modality];
     const layers = this.#layers();
     const column = view.pin ? layers.findIndex((layer) => layer.layer === view.pin.layer) : -1;
@@ -116,7 +111,6 @@ class Flow {
   }
 
   #draw() {
-    const {store} = this.context;
     const width = this.svgBox.clientWidth;
     if (!store.picture?.pathways?.[this.modality]?.rows || width === 0) return;
     const paths = this.#paths();
@@ -149,11 +143,11 @@ class Flow {
       const every = Math.ceil((26 * layers.length) / width);
       if (column % every === 0) parts.push(svg("text", {class: "label small", x: at, y: 11, "text-anchor": anchor}, `L${layers[column].layer}`));
       for (const [expert, node] of nodes) {
-        parts.push(svg("rect", {class: "node", x: x(column), y: node.y, width: NODE, height: Math.max(1, node.height)},
-          svg("title", {}, `L${layers[column].layer} expert ${expert}`)));
+        parts.push(svg("rect.node", {x: x(column), y: node.y, width: NODE, height: Math.max(1, node.height)},
+          svg("title", `L${layers[column].layer} expert ${expert}`)));
         if (layers.length > 12 || node.height < 9) continue;
         const isLast = column === layers.length - 1;
-        parts.push(svg("text", {class: "node-name", x: isLast ? x(column) - 5 : x(column) + NODE + 5, y: node.y + node.height / 2,
+        parts.push(svg("text.node-name", {x: isLast ? x(column) - 5 : x(column) + NODE + 5, y: node.y + node.height / 2,
           "text-anchor": isLast ? "end" : "start", "dominant-baseline": "central"}, String(expert)));
       }
     });
@@ -180,8 +174,8 @@ class Flow {
     }
     const last = places[places.length - 1];
     const shape = `${top}H${last.x + NODE}V${last.y + thickness}${bottom}H${places[0].x}Z`;
-    return svg("path", {class: "ribbon", d: shape, "data-dim": path.isDim, "data-path": path.experts.join("-")},
-      svg("title", {}, `${path.experts.join(" → ")}: ${plural(path.rows, "row")}, ${percent(path.share, 1)}`));
+    return svg("path.ribbon", {d: shape, "data-dim": path.isDim, "data-path": path.experts.join("-")},
+      svg("title", `${path.experts.join(" → ")}: ${plural(path.rows, "row")}, ${percent(path.share, 1)}`));
   }
 
   #drawList(paths) {
@@ -207,12 +201,11 @@ class Flow {
       this.svg.querySelector(`[data-path="${path}"]`)?.classList.toggle("lit", isOn);
     };
     return el("li", {tabindex: "0", onpointerenter: light(true), onpointerleave: light(false), onfocus: light(true), onblur: light(false)},
-      el("span", {class: "path-name"}), barWithTick(), el("strong"), el("span", {class: "path-lift"}));
+      el("span.path-name"), barWithTick(), el("strong"), el("span.path-lift"));
   }
 
   #table() {
-    const {store} = this.context;
-    if (!store.picture.pathways?.[this.modality]?.rows) return el("p", {class: "empty"}, this.empty.textContent);
+    if (!store.picture.pathways?.[this.modality]?.rows) return el("p.empty", this.empty.textContent);
     return table(`Most frequent paths of ${this.modality} rows, since the start`, ["experts", "rows", "share", "if independent", "ratio"],
       this.#paths().map((path) => [path.experts.join(" → "), count(path.rows), percent(path.share, 2), percent(path.expected, 2),
         fixed(path.share / path.expected)]));

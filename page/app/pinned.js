@@ -1,8 +1,10 @@
 // All about the pinned expert, in figures.
 
-import {el, panel, setText, show} from "./dom.js";
+import {button, el, setText, show} from "./dom.js";
 import {balanceLossOf, preferenceOf, totalOf} from "./figures.js";
 import {count, expertName, fixed, percent} from "./format.js";
+import {panel} from "./panel.js";
+import {store, view, selection} from "./state.js";
 
 const FACTS = [
   ["share", "Share of its layer's rows"], ["ratio", "Share ÷ fair share"], ["image", "Image rows among its rows"],
@@ -11,21 +13,19 @@ const FACTS = [
 ];
 
 export class Pinned {
-  constructor(context) {
-    this.context = context;
+  constructor() {
     this.values = new Map(FACTS.map(([name]) => [name, el("dd")]));
-    this.facts = el("dl", {class: "facts-list"},
-      FACTS.map(([name, label]) => el("div", {}, el("dt", {}, label), this.values.get(name))));
-    this.empty = el("p", {class: "empty"},
+    this.facts = el("dl.facts-list",
+      FACTS.map(([name, label]) => el("div", el("dt", label), this.values.get(name))));
+    this.empty = el("p.empty",
       "No expert is pinned. Click a cell, or walk to it with the arrow keys and press Enter: the other views then show that expert alone.");
-    this.unpin = el("button", {type: "button", class: "quiet", onclick: () => context.view.set({pin: null})}, "Unpin");
-    this.panel = panel(context, {name: "pinned", title: "Pinned expert", picture: el("div", {}, this.facts, this.empty),
+    this.unpin = button("Unpin", () => view.set({pin: null}), ".quiet");
+    this.panel = panel({name: "pinned", title: "Pinned expert", picture: el("div", this.facts, this.empty),
       tools: [this.unpin]});
     this.element = this.panel.element;
   }
 
   update() {
-    const {view, store} = this.context;
     const unit = view.pin ? store.unitOf(view.pin.layer, view.pin.expert) : -1;
     this.panel.update(0);
     show(this.facts, unit >= 0);
@@ -36,7 +36,6 @@ export class Pinned {
   }
 
   #fill(unit, layer) {
-    const {selection, store} = this.context;
     const loads = selection.loads();
     const total = totalOf(loads, layer);
     const image = selection.loads("image");
@@ -53,7 +52,6 @@ export class Pinned {
   }
 
   #meanWeight(unit, modality) {
-    const {store} = this.context;
     let rows = 0;
     for (let slot = modality; slot < 8; slot += 2) rows += store.rows[unit * 8 + slot];
     return rows > 0 ? store.weights[unit * 2 + modality] / rows : NaN;

@@ -2,10 +2,12 @@
 // an epoch comes, chips that move glide to their new worker and leave a line behind, until the next epoch.
 
 import {diverging, ratioPosition} from "./colour.js";
-import {el, panel, prefersStill, setAttribute, setText, show, svg, table} from "./dom.js";
+import {button, el, prefersStill, setAttribute, setText, show, svg, table} from "./dom.js";
 import {spreadOf, workerLoadsOf} from "./figures.js";
 import {bytes, count, dateTitle, expertName, fixed, percent, plural, time} from "./format.js";
 import {WhatIf} from "./whatif.js";
+import {panel} from "./panel.js";
+import {store, view, selection} from "./state.js";
 
 const CHIPS_MAX = 1200;  // more are shown by pages of layers
 const CHIP = {width: 28, height: 20, gap: 4};
@@ -15,35 +17,32 @@ const COLUMN_MIN = 100;
 const COLUMN_MAX = 220;
 
 export class Placement {
-  constructor(context) {
-    this.context = context;
-    const {view} = context;
-    this.svg = svg("svg", {class: "placement", role: "img", "aria-label": "Workers as columns, layers as rows, replicas as chips"});
+  constructor() {
+    this.svg = svg("svg.placement", {role: "img", "aria-label": "Workers as columns, layers as rows, replicas as chips"});
     this.frame = svg("g");
-    this.traces = svg("g", {class: "traces"});
+    this.traces = svg("g.traces");
     this.chips = svg("g");
     this.svg.append(this.frame, this.traces, this.chips);
     this.nodes = new Map();  // "unit:worker" -> {element, x, y}
     this.slider = el("input", {type: "range", min: 0, max: 0, step: 1, "aria-label": "Epoch",
       oninput: () => this.#seek(Number(this.slider.value))});
-    this.moment = el("span", {class: "moment"});
-    this.live = el("button", {type: "button", onclick: () => view.set({epoch: null})}, "Live");
-    this.pager = el("div", {class: "controls"});
-    this.note = el("p", {class: "note"});
-    this.empty = el("p", {class: "empty"}, "Nothing is placed yet: the first epoch comes when a worker has joined. Start one: ",
-      el("code", {}, "conclave worker --router HOST:PORT"));
-    this.box = el("div", {class: "placement-box"}, this.svg);
-    this.panel = panel(context, {name: "placement", title: "Placement", makeTable: () => this.#table(),
-      picture: el("div", {}, this.empty, this.note, this.pager, this.box)});
-    this.panel.element.append(el("div", {class: "history"}, this.slider, this.live, this.moment));
-    this.whatIf = new WhatIf(context);
-    this.element = el("div", {class: "columns"}, el("div", {class: "column"}, this.panel.element),
+    this.moment = el("span.moment");
+    this.live = button("Live", () => view.set({epoch: null}));
+    this.pager = el("div.controls");
+    this.note = el("p.note");
+    this.empty = el("p.empty", "Nothing is placed yet: the first epoch comes when a worker has joined. Start one: ",
+      el("code", "conclave worker --router HOST:PORT"));
+    this.box = el("div.placement-box", this.svg);
+    this.panel = panel({name: "placement", title: "Placement", makeTable: () => this.#table(),
+      picture: el("div", this.empty, this.note, this.pager, this.box)});
+    this.panel.element.append(el("div.history", this.slider, this.live, this.moment));
+    this.whatIf = new WhatIf();
+    this.element = el("div.columns", el("div.column", this.panel.element),
       el("div", {class: "column side"}, this.whatIf.element));
     new ResizeObserver(() => this.#draw(false)).observe(this.box);
   }
 
   update() {
-    const {store} = this.context;
     const shown = this.#shown();
     this.#updateScrubber(shown);
     show(this.empty, !shown);
@@ -55,20 +54,17 @@ export class Placement {
 
   // The chosen epoch, or the newest.
   #shown() {
-    const {store, view} = this.context;
     const found = store.epochs.find((entry) => entry.epoch === view.epoch);
     return found ?? store.epochs[store.epochs.length - 1] ?? null;
   }
 
   #workers(shown) {
-    const {store} = this.context;
     const ids = new Set(shown.experts.flat());
     for (const worker of store.workers.values()) if (!["dead", "left"].includes(worker.state)) ids.add(worker.id);
     return [...ids].sort((a, b) => a - b);
   }
 
   #summary(shown) {
-    const {store, selection} = this.context;
     const {cluster} = store.picture;
     const loads = workerLoadsOf(selection.loads(), shown.experts, this.#workers(shown));
     return `Rows per worker, max ÷ mean: ${fixed(spreadOf([...loads.values()]))} by the rows ${selection.current().what}` +
@@ -77,7 +73,6 @@ export class Placement {
   }
 
   #updateScrubber(shown) {
-    const {store, view} = this.context;
     const index = shown ? store.epochs.indexOf(shown) : 0;
     setAttribute(this.slider, "max", Math.max(0, store.epochs.length - 1));
     this.slider.disabled = store.epochs.length < 2;
@@ -90,13 +85,11 @@ export class Placement {
   }
 
   #seek(index) {
-    const {store, view} = this.context;
     view.set({epoch: index >= store.epochs.length - 1 ? null : store.epochs[index].epoch});
   }
 
   // Layers that are drawn now: all, or a page of them.
   #page(shown) {
-    const {store, view} = this.context;
     const chips = shown.experts.reduce((sum, holders) => sum + holders.length, 0);
     const perLayer = Math.max(1, chips / Math.max(1, store.layers.length));
     const size = Math.max(1, Math.floor(CHIPS_MAX / perLayer));
@@ -113,16 +106,14 @@ export class Placement {
   }
 
   #pagerParts(start, size) {
-    const {store, view} = this.context;
     const last = Math.min(store.layers.length, start + size) - 1;
-    const button = (text, rows, isOff) => el("button", {type: "button", disabled: isOff, onclick: () => view.set({rows})}, text);
-    return [button("Layers before", Math.max(0, start - size), start === 0),
-      button("Layers after", start + size, last === store.layers.length - 1),
-      el("span", {class: "moment"}, `L${store.layers[start].layer} to L${store.layers[last].layer} of ${plural(store.layers.length, "layer")}`)];
+    const to = (text, rows, isOff) => el("button", {type: "button", disabled: isOff, onclick: () => view.set({rows})}, text);
+    return [to("Layers before", Math.max(0, start - size), start === 0),
+      to("Layers after", start + size, last === store.layers.length - 1),
+      el("span.moment", `L${store.layers[start].layer} to L${store.layers[last].layer} of ${plural(store.layers.length, "layer")}`)];
   }
 
   #draw(mayGlide) {
-    const {store} = this.context;
     const shown = store.picture && this.#shown();
     const width = this.box.clientWidth;
     if (!shown || width === 0) return;
@@ -168,8 +159,8 @@ export class Placement {
     for (let band = 0; band < bands; ++band) {
       for (const row of rows) {
         const y = band * bandHeight + row.y;
-        parts.push(svg("line", {class: "rule", x1: 0, x2: right, y1: y - 1, y2: y - 1}),
-          svg("text", {class: "label", x: 0, y: y + 6 + CHIP.height / 2, "dominant-baseline": "middle"}, `L${row.layer.layer}`));
+        parts.push(svg("line.rule", {x1: 0, x2: right, y1: y - 1, y2: y - 1}),
+          svg("text.label", {x: 0, y: y + 6 + CHIP.height / 2, "dominant-baseline": "middle"}, `L${row.layer.layer}`));
       }
     }
     for (const [id, {x, band}] of columns) parts.push(this.#columnHead(id, x, band, columnWidth));
@@ -177,16 +168,15 @@ export class Placement {
   }
 
   #columnHead(id, x, y, width) {
-    const {store} = this.context;
     const worker = store.worker(id);
     const share = worker && worker.memory > 0 ? worker.memory_used / worker.memory : NaN;
     const bar = width - 16;
     const state = worker ? worker.state : "gone";
     return svg("g", {transform: `translate(${x} ${y})`},
-      svg("text", {class: "name", x: 0, y: 14}, store.workerName(id)),
-      svg("text", {class: "label", x: 0, y: 30}, worker?.loading ? `${state}, ${worker.loading} loading` : state),
-      svg("rect", {class: "bar-back", x: 0, y: 38, width: bar, height: 4}),
-      svg("rect", {class: "bar-front", x: 0, y: 38, width: bar * Math.max(0, Math.min(1, share || 0)), height: 4}),
+      svg("text.name", {x: 0, y: 14}, store.workerName(id)),
+      svg("text.label", {x: 0, y: 30}, worker?.loading ? `${state}, ${worker.loading} loading` : state),
+      svg("rect.bar-back", {x: 0, y: 38, width: bar, height: 4}),
+      svg("rect.bar-front", {x: 0, y: 38, width: bar * Math.max(0, Math.min(1, share || 0)), height: 4}),
       svg("text", {class: "label small", x: 0, y: 55}, worker ? `${bytes(worker.memory_used)}, ${percent(share)}` : ""));
   }
 
@@ -238,16 +228,15 @@ export class Placement {
     const title = svg("title");
     const box = svg("rect", {width: CHIP.width, height: CHIP.height, rx: 2});
     const text = svg("text", {x: CHIP.width / 2, y: CHIP.height / 2, "dominant-baseline": "central", "text-anchor": "middle"});
-    const element = svg("g", {class: "chip", onclick: () => {
+    const element = svg("g.chip", {onclick: () => {
       const {layer, expert} = node.place;
-      this.context.view.togglePin(layer.layer, expert);
+      view.togglePin(layer.layer, expert);
     }}, title, box, text);
     const node = {unit, element, title, box, text, x: 0, y: 0};
     return node;
   }
 
   #fillChip(node, place, isGliding) {
-    const {selection, view, store} = this.context;
     const ratio = selection.ratios()[place.unit];
     node.place = place;
     node.element.classList.toggle("glides", isGliding);
@@ -264,9 +253,8 @@ export class Placement {
   }
 
   #table() {
-    const {store, selection} = this.context;
     const shown = this.#shown();
-    if (!shown) return el("p", {class: "empty"}, "Nothing is placed yet.");
+    if (!shown) return el("p.empty", "Nothing is placed yet.");
     const ratios = selection.ratios();
     return table(`Replicas in epoch ${shown.epoch}`, ["expert", "replicas", "on", "load ÷ fair share"], this.#page(shown).flatMap((layer) =>
       Array.from({length: layer.experts}, (_, expert) => {

@@ -1,8 +1,10 @@
 // What clients get: rows and tokens per second and how long they wait, in the last seconds and since the start.
 
-import {el, panel, setAttribute, setText} from "./dom.js";
+import {el, setAttribute, setText} from "./dom.js";
 import {quantileOf} from "./figures.js";
 import {count, NONE, percent, quantileText, rate} from "./format.js";
+import {panel} from "./panel.js";
+import {store, view} from "./state.js";
 
 const RATES = [["Prompt rows, image", "prompt_image", "image"], ["Prompt rows, text", "prompt_text", "text"], ["Generated tokens", "generated"],
   ["Requests finished", "requests"]];
@@ -15,8 +17,7 @@ function counterOf(serving, name) {
 }
 
 export class Rates {
-  constructor(context) {
-    this.context = context;
+  constructor() {
     this.recentHead = el("th", {scope: "col"});
     this.cells = new Map();  // name -> [recent, since start]
     const row = (label, name, kind) => {
@@ -24,19 +25,18 @@ export class Rates {
       this.cells.set(name, cells);
       return el("tr", {"data-kind": kind}, el("th", {scope: "row"}, label), cells);
     };
-    this.table = el("table", {class: "rates"}, el("caption", {class: "hidden"}, "Rates"),
-      el("thead", {}, el("tr", {}, el("th", {scope: "col"}, el("span", {class: "hidden"}, "figure")), this.recentHead,
+    this.table = el("table.rates", el("caption.hidden", "Rates"),
+      el("thead", el("tr", el("th", {scope: "col"}, el("span.hidden", "figure")), this.recentHead,
         el("th", {scope: "col"}, "since the start"))),
-      el("tbody", {}, RATES.map(([label, name, kind]) => row(label, name, kind)),
+      el("tbody", RATES.map(([label, name, kind]) => row(label, name, kind)),
         QUANTILES.flatMap(([label, name]) => [row(`${label}, p50`, `${name}50`), row(`${label}, p99`, `${name}99`)]),
         row("Prompt rows from the cache", "cached"), row("Images from the cache", "image_hits")));
-    this.now = el("p", {class: "note"});
-    this.panel = panel(context, {name: "rates", title: "Rates", picture: el("div", {}, this.table, this.now)});
+    this.now = el("p.note");
+    this.panel = panel({name: "rates", title: "Rates", picture: el("div", this.table, this.now)});
     this.element = this.panel.element;
   }
 
   update() {
-    const {store, view} = this.context;
     this.panel.update(store.version);
     const seconds = view.window === "60" ? 60 : 10;
     const before = store.isLive ? store.samples.before(seconds) : null;
@@ -63,7 +63,7 @@ export class Rates {
   }
 
   #share(name, parts, before, elapsed) {
-    const [hits, all] = parts(this.context.store.picture.serving);
+    const [hits, all] = parts(store.picture.serving);
     const [hitsBefore, allBefore] = before?.serving ? parts(before.serving) : [0, 0];
     this.#set(name, elapsed > 0 ? percent((hits - hitsBefore) / (all - allBefore)) : NONE, percent(hits / all));
   }
@@ -75,7 +75,7 @@ export class Rates {
   }
 
   #frontends() {
-    const {frontends} = this.context.store.picture;
+    const {frontends} = store.picture;
     if (frontends.length === 0) return "No frontend is connected.";
     return frontends.map((frontend) => `${frontend.name}: ${count(frontend.running)} running, ${count(frontend.waiting)} waiting, ` +
       `KV cache ${percent(frontend.kv)} full${frontend.is_reporting ? "" : ", not reporting"}`).join("; ");

@@ -1,9 +1,10 @@
 // What would happen if …: drain, kill, replicate, rebalance. Each shows its plan first and asks once. The admin key stays in the
 // field: it is sent with the one request that needs it and kept nowhere.
 
-import {el, selectBox, setText, show, uniqueId} from "./dom.js";
+import {button, el, selectBox, setText, show, uniqueId} from "./dom.js";
 import {spreadOf, workerLoadsOf} from "./figures.js";
 import {bytes, count, expertName, fixed, plural} from "./format.js";
+import {store, view, selection} from "./state.js";
 
 async function ask(method, path, body, key) {
   const headers = key ? {Authorization: `Bearer ${key}`} : {};
@@ -15,8 +16,7 @@ async function ask(method, path, body, key) {
 }
 
 export class WhatIf {
-  constructor(context) {
-    this.context = context;
+  constructor() {
     this.plan = null;
     this.worker = selectBox("Worker", () => this.#forget());
     this.expert = selectBox("Expert", () => this.#forget());
@@ -24,30 +24,29 @@ export class WhatIf {
     this.replicas = el("input", {type: "number", min: 1, max: 99, value: 2, id: uniqueId("replicas"), oninput: () => this.#forget()});
     this.key = el("input", {type: "password", id: uniqueId("key"), autocomplete: "off", spellcheck: "false",
       oninput: () => this.update()});
-    this.reason = el("p", {class: "note"});
-    this.output = el("div", {class: "plan", role: "status"});
-    this.reading = [this.#button("Safe to kill?", () => this.#killSafe()), this.#button("Rebalance …", () => this.#rebalance())];
-    this.changing = [this.#button("Drain …", () => this.#drain()), this.#button("Undrain …", () => this.#undrain()),
-      this.#button("Replicate …", () => this.#replicate())];
+    this.reason = el("p.note");
+    this.output = el("div.plan", {role: "status"});
+    this.reading = [button("Safe to kill?", () => this.#killSafe()), button("Rebalance …", () => this.#rebalance())];
+    this.changing = [button("Drain …", () => this.#drain()), button("Undrain …", () => this.#undrain()),
+      button("Replicate …", () => this.#replicate())];
     const [kill, rebalance] = this.reading;
     const [drain, undrain, replicate] = this.changing;
     const heading = el("h2", {id: uniqueId("whatif")}, "What if …");
     this.element = el("section", {class: "panel whatif", "aria-labelledby": heading.id}, heading,
-      el("p", {class: "note"}, "Every button shows its plan first; nothing happens before you confirm it."),
-      el("div", {class: "whatif-row"}, this.worker.element, kill, drain, undrain),
-      el("div", {class: "whatif-row"}, this.layer.element, this.expert.element,
-        el("div", {class: "field"}, el("label", {for: this.replicas.id}, "Replicas"), this.replicas), replicate),
-      el("div", {class: "whatif-row"}, rebalance),
-      el("div", {class: "whatif-row"}, el("div", {class: "field wide"}, el("label", {for: this.key.id}, "Admin key"), this.key)),
+      el("p.note", "Every button shows its plan first; nothing happens before you confirm it."),
+      el("div.whatif-row", this.worker.element, kill, drain, undrain),
+      el("div.whatif-row", this.layer.element, this.expert.element,
+        el("div.field", el("label", {for: this.replicas.id}, "Replicas"), this.replicas), replicate),
+      el("div.whatif-row", rebalance),
+      el("div.whatif-row", el("div", {class: "field wide"}, el("label", {for: this.key.id}, "Admin key"), this.key)),
       this.reason, this.output);
   }
 
   update() {
-    const {store, view} = this.context;
     const here = [...store.workers.values()].filter((worker) => !["dead", "left"].includes(worker.state));
     const names = here.map((worker) => [worker.name, `${worker.name} (${worker.state})`]);
     this.worker.update(names, names.some(([name]) => name === this.worker.select.value) ? this.worker.select.value : names[0]?.[0]);
-    this.#chooseExpert(store, view);
+    this.#chooseExpert();
     const why = this.#whyNot();
     for (const button of this.changing) button.disabled = why.change !== null || here.length === 0;
     for (const button of this.reading) button.disabled = why.read !== null;
@@ -58,7 +57,7 @@ export class WhatIf {
   }
 
   // The pinned expert is the first choice.
-  #chooseExpert(store, view) {
+  #chooseExpert() {
     const pin = view.pin && store.unitOf(view.pin.layer, view.pin.expert) >= 0 ? view.pin : null;
     const pinKey = pin ? `${pin.layer}:${pin.expert}` : "";
     if (pin && this.pinKey !== pinKey) {
@@ -76,14 +75,9 @@ export class WhatIf {
   }
 
   #whyNot() {
-    const {store} = this.context;
     if (!store.isLive) return {read: "saved", change: "Nothing can be asked of a saved picture."};
     const {admin} = store.picture;
     return {read: null, change: admin.is_enabled ? null : `Changes are off: ${admin.reason || "the server does not allow them"}.`};
-  }
-
-  #button(text, onclick) {
-    return el("button", {type: "button", onclick}, text);
   }
 
   #forget() {
@@ -93,9 +87,9 @@ export class WhatIf {
 
   // lines: what the plan says; `act`: what confirming does, or null when there is nothing to confirm.
   #propose(title, lines, label, act) {
-    this.confirm = act && el("button", {type: "button", class: "strong", onclick: () => this.#carryOut(title, act)}, label);
-    this.output.replaceChildren(el("h3", {}, title), el("ul", {}, lines.map((line) => el("li", {}, line))),
-      el("div", {class: "controls"}, this.confirm, this.#button(act ? "Leave it" : "Close", () => this.#forget())));
+    this.confirm = act && button(label, () => this.#carryOut(title, act), ".strong");
+    this.output.replaceChildren(el("h3", title), el("ul", lines.map((line) => el("li", line))),
+      el("div.controls", this.confirm, button(act ? "Leave it" : "Close", () => this.#forget())));
     this.update();
   }
 
@@ -104,7 +98,7 @@ export class WhatIf {
     try {
       const done = await act();
       this.confirm = null;
-      this.output.replaceChildren(el("p", {class: "done"}, `${title}: ${done}`));
+      this.output.replaceChildren(el("p.done", `${title}: ${done}`));
     } catch (error) {
       this.#fail(error);
     }
@@ -112,7 +106,7 @@ export class WhatIf {
 
   #fail(error) {
     this.confirm = null;
-    this.output.replaceChildren(el("p", {class: "warn"}, `▲ Not done: ${error.message}`));
+    this.output.replaceChildren(el("p.warn", `▲ Not done: ${error.message}`));
   }
 
   async #try(work) {
@@ -129,14 +123,13 @@ export class WhatIf {
 
   // Rows per worker, max ÷ mean, with `placement` instead of the present one.
   #imbalance(placement) {
-    const {store, selection} = this.context;
     const ids = [...store.workers.values()].filter((worker) => ["live", "suspect"].includes(worker.state)).map((worker) => worker.id)
       .filter((id) => id !== placement.without);
     return spreadOf([...workerLoadsOf(selection.loads("all", "both"), placement.experts, ids).values()]);
   }
 
   #placement() {
-    return this.context.store.picture.placement ?? {experts: []};
+    return store.picture.placement ?? {experts: []};
   }
 
   #riskLines(name, answer) {
@@ -155,7 +148,6 @@ export class WhatIf {
   }
 
   #drain() {
-    const {store} = this.context;
     const name = this.worker.select.value;
     const worker = [...store.workers.values()].find((entry) => entry.name === name);
     return this.#try(async () => {
@@ -180,7 +172,6 @@ export class WhatIf {
   }
 
   #replicate() {
-    const {store} = this.context;
     const layer = Number(this.layer.select.value);
     const expert = Number(this.expert.select.value);
     const replicas = Number(this.replicas.value);
@@ -202,7 +193,6 @@ export class WhatIf {
 
   // New replicas go to the least loaded workers, surplus ones leave the most loaded; the planner may choose otherwise.
   #replicateForecast(unit, holders, replicas) {
-    const {store, selection} = this.context;
     const present = this.#placement();
     const ids = [...store.workers.values()].filter((worker) => worker.state === "live").map((worker) => worker.id);
     const loads = workerLoadsOf(selection.loads("all", "both"), present.experts, ids);
@@ -214,7 +204,6 @@ export class WhatIf {
   }
 
   #rebalance() {
-    const {store} = this.context;
     return this.#try(async () => {
       const plan = await ask("POST", "moe/rebalance", {dry_run: true, full: false});
       const nameOf = (id) => (id >= 0 ? store.workerName(id) : "a file");

@@ -1,26 +1,26 @@
 // Who does the work: how busy, how late. A straggler is a worker whose p99 is more than twice the median of all.
 
-import {el, panel, setAttribute, setText, show, table} from "./dom.js";
+import {el, setAttribute, setText, show, table} from "./dom.js";
 import {medianOf, quantileOf} from "./figures.js";
 import {count, duration, NONE, percent, plural, quantileText} from "./format.js";
+import {panel} from "./panel.js";
+import {store, view} from "./state.js";
 
 const STRAGGLER_FACTOR = 2;
 
 export class Workers {
-  constructor(context) {
-    this.context = context;
-    this.list = el("ul", {class: "workers"});
-    this.empty = el("p", {class: "empty"}, "No worker has joined yet. Start one: ",
-      el("code", {}, "conclave worker --router HOST:PORT"));
-    this.note = el("p", {class: "note"});
+  constructor() {
+    this.list = el("ul.workers");
+    this.empty = el("p.empty", "No worker has joined yet. Start one: ",
+      el("code", "conclave worker --router HOST:PORT"));
+    this.note = el("p.note");
     this.rows = new Map();  // id -> nodes
-    this.panel = panel(context, {name: "workers", title: "Workers",
-      picture: el("div", {}, this.list, this.empty, this.note), makeTable: () => this.#table()});
+    this.panel = panel({name: "workers", title: "Workers",
+      picture: el("div", this.list, this.empty, this.note), makeTable: () => this.#table()});
     this.element = this.panel.element;
   }
 
   update() {
-    const {store, view} = this.context;
     if (!this.panel.update(store.version)) return;
     const figures = this.figures();
     show(this.empty, figures.length === 0);
@@ -43,7 +43,6 @@ export class Workers {
 
   // One entry per worker: {worker, p99, isStraggler}.
   figures() {
-    const {store} = this.context;
     const bounds = store.picture?.bounds.call_seconds ?? [];
     const {sample} = this.#window();
     const figures = [...store.workers.values()].sort((a, b) => a.id - b.id).map((worker) => {
@@ -60,16 +59,15 @@ export class Workers {
   }
 
   #window() {
-    const {store, view} = this.context;
     if (!store.isLive || view.window === "start") return {sample: null, text: "since the start"};
     return {sample: store.samples.before(Number(view.window)), text: `in the last ${view.window} s`};
   }
 
   #row() {
-    const parts = {name: el("span", {class: "worker-name"}), state: el("span", {class: "state"}), bar: el("span", {class: "bar-fill"}),
-      busy: el("span"), queue: el("span"), p99: el("span"), straggler: el("span", {class: "warn", hidden: true}, "▲ straggler")};
-    parts.element = el("li", {}, parts.name, parts.state, el("span", {class: "bar", "aria-hidden": "true"}, parts.bar),
-      el("span", {class: "worker-figures"}, parts.busy, parts.queue, parts.p99, parts.straggler));
+    const parts = {name: el("span.worker-name"), state: el("span.state"), bar: el("span.bar-fill"),
+      busy: el("span"), queue: el("span"), p99: el("span"), straggler: el("span.warn", {hidden: true}, "▲ straggler")};
+    parts.element = el("li", parts.name, parts.state, el("span.bar", {"aria-hidden": "true"}, parts.bar),
+      el("span.worker-figures", parts.busy, parts.queue, parts.p99, parts.straggler));
     return parts;
   }
 
