@@ -2,52 +2,36 @@
 
 import {button, el, show} from "./dom.js";
 import {dateTitle, time} from "./format.js";
-import {store} from "./state.js";
+import {requestRender, store} from "./state.js";
 
-export class Banner {
-  constructor(stream) {
-    this.stream = stream;
-    this.node = document.getElementById("banner");
-    this.error = null;
-    this.key = null;
-  }
+const node = document.getElementById("banner");
+let problem = null;
+let key = "";
 
-  // A file that could not be shown.
-  fail(message) {
-    this.error = message;
-    this.update();
-  }
+// A file that could not be shown; null: that is over.
+export function fail(message) {
+  problem = message;
+  requestRender();
+}
 
-  update() {
-    const {stream, error} = this;
-    const content = error ? this.#failed(error)
-      : !store.isLive && store.picture ? this.#saved()
-        : stream.state === "lost" ? this.#lost()
-          : stream.state === "connecting" && !store.picture ? [["Waiting for the server's first picture …"], []] : [[], []];
-    const [words, buttons] = content;
-    const key = words.join("") + buttons.length;
-    show(this.node, words.length > 0);
-    if (key === this.key) return;
-    this.key = key;
-    this.node.replaceChildren(el("span", words), ...buttons);
-  }
+export function update(stream) {
+  const [words, action] = content(stream);
+  show(node, words !== "");
+  if (words === key) return;
+  key = words;
+  node.replaceChildren(el("span", words), ...(action ? [action] : []));
+}
 
-  #failed(error) {
-    return [[error], [button("Dismiss", () => {
-      this.error = null;
-      this.update();
-    })]];
+function content(stream) {
+  if (problem) return [problem, button("Dismiss", () => fail(null))];
+  if (!store.isLive && store.picture) {
+    return [`Saved picture ${store.source} of ${dateTitle(store.picture.time)}`, button("Back to live", () => stream.start())];
   }
-
-  #saved() {
-    return [[`Saved picture ${store.source} of ${dateTitle(store.picture.time)}`], [button("Back to live", () => this.stream.start())]];
+  if (stream.state === "lost") {
+    const since = store.picture ? `No news from the server since ${time(stream.lostAt / 1000)}; what you see is as of then.`
+      : "The server does not answer.";
+    const next = stream.retryAt ? `Next try at ${time(stream.retryAt / 1000)}.` : "Trying now.";
+    return [`${since} ${next}`, button("Try now", () => stream.start())];
   }
-
-  #lost() {
-    const {stream} = this;
-    const since = time(stream.lostAt / 1000);
-    const next = stream.retryAt ? `next try at ${time(stream.retryAt / 1000)}` : "trying now";
-    return [[store.picture ? `No news from the server since ${since}; what you see is as of then. ` : "The server does not answer. ",
-      `${next[0].toUpperCase()}${next.slice(1)}.`], [button("Try now", () => stream.start())]];
-  }
+  return [store.picture ? "" : "Waiting for the server's first picture …", null];
 }

@@ -39,237 +39,230 @@ async function* chunksOf(response) {
   }
 }
 
-export class Chat {
-  constructor() {
-    this.turns = [];  // what the model is sent again: {role, content}
-    this.patches = [];
-    this.image = null;  // {file, bitmap} for the next question
-    this.models = null;
-    this.#build();
-  }
+let abort, lastPicture;
+let turns = [];  // what the model is sent again: {role, content}
+let grids = [];
+let pending = null;  // {file, bitmap} for the next question
+let models = null;
+const log = el("div.chat-log", {role: "log", "aria-label": "Conversation", "aria-live": "polite"});
+const empty = el("p.empty", "Ask the model something, with or without a picture. Under each answer: what it cost, and which experts the picture's patches chose.");
+const modelBox = selectBox("Model", () => {});
+const reason = el("p.note");
+const status = el("p.warn", {role: "alert"});
+const questionBox = el("textarea", {rows: 2, id: uniqueId("question"), placeholder: "How many objects are there?",
+  onkeydown: (event) => key(event), onpaste: (event) => paste(event)});
+const fileInput = el("input", {type: "file", accept: KINDS.join(","), id: uniqueId("file"), class: "hidden", tabindex: "-1", "aria-label": "Picture file",
+  onchange: () => fileInput.files[0] && takeImage(fileInput.files[0])});
+const preview = el("canvas.preview", {width: 96, height: 96, hidden: true, role: "img", "aria-label": "Picture of the next question"});
+const remove = button("Remove picture", () => setImage(null));
+const drawing = new Drawing((file) => {
+  takeImage(file);
+  toggleDrawing(false);
+});
+const drawButton = button("Draw …", () => toggleDrawing(drawing.element.hidden));
+const send = el("button.strong", "Ask");
+const stop = button("Stop", () => abort?.abort());
+const fresh = button("New conversation", () => begin(), ".quiet");
+const form = el("form.chat-form", {onsubmit: (event) => submit(event)},
+  el("div", {class: "field wide"}, el("label", {for: questionBox.id}, "Question"), questionBox),
+  el("div.controls", button("Picture …", () => fileInput.click()), drawButton, preview, remove,
+    el("span.grow"), modelBox.element, stop, send),
+  fileInput, drawing.element, reason, status, el("p.note", "Pictures may also be pasted or dropped here."));
+stop.hidden = remove.hidden = true;
+toggleDrawing(false);
+const heading = el("h2", {id: uniqueId("chat")}, "Chat");
+export const element = el("section", {class: "panel chat", "aria-labelledby": heading.id}, el("div.panel-head", heading, fresh), empty, log, form);
 
-  update() {
-    const why = !store.isLive ? "A saved picture cannot answer." : store.picture.frontends.length === 0 && store.picture.role === "router"
-      ? "No frontend is connected; start one: conclave frontend --router HOST:PORT" : null;
-    setText(this.reason, why ?? "");
-    show(this.reason, why !== null);
-    this.send.disabled = why !== null || this.abort !== undefined;
-    if (this.models === null && why === null) this.#fetchModels();
-  }
+export function update() {
+  const why = !store.isLive ? "A saved picture cannot answer." : store.picture.frontends.length === 0 && store.picture.role === "router"
+    ? "No frontend is connected; start one: conclave frontend --router HOST:PORT" : null;
+  setText(reason, why ?? "");
+  show(reason, why !== null);
+  send.disabled = why !== null || abort !== undefined;
+  if (models === null && why === null) fetchModels();
+}
 
-  refreshColours() {
-    for (const patches of this.patches) patches.draw();
-  }
+export function refreshColours() {
+  for (const patches of grids) patches.draw();
+}
 
-  // A picture that was dropped anywhere while this tab is open.
-  async takeImage(file) {
-    try {
-      if (!KINDS.includes(file.type)) throw new Error(`${file.name}: expected a PNG, JPEG, WebP, GIF or BMP picture`);
-      const bitmap = await createImageBitmap(file).catch(() => {
-        throw new Error(`${file.name}: this browser cannot decode it`);
-      });
-      this.image = {file, bitmap};
-      this.#say("");
-    } catch (error) {
-      this.#say(error.message);
-    }
-    this.#showImage();
-  }
-
-  #build() {
-    this.log = el("div.chat-log", {role: "log", "aria-label": "Conversation", "aria-live": "polite"});
-    this.empty = el("p.empty", "Ask the model something, with or without a picture. Under each answer: what it cost, and which experts the picture's patches chose.");
-    this.model = selectBox("Model", () => {});
-    this.reason = el("p.note");
-    this.status = el("p.warn", {role: "alert"});
-    this.text = el("textarea", {rows: 2, id: uniqueId("question"), placeholder: "How many objects are there?",
-      onkeydown: (event) => this.#key(event), onpaste: (event) => this.#paste(event)});
-    this.file = el("input", {type: "file", accept: KINDS.join(","), id: uniqueId("file"), class: "hidden", tabindex: "-1", "aria-label": "Picture file",
-      onchange: () => this.file.files[0] && this.takeImage(this.file.files[0])});
-    this.preview = el("canvas.preview", {width: 96, height: 96, hidden: true, role: "img", "aria-label": "Picture of the next question"});
-    this.remove = button("Remove picture", () => this.#setImage(null));
-    this.drawing = new Drawing((file) => {
-      this.takeImage(file);
-      this.#toggleDrawing(false);
+// A picture that was dropped anywhere while this tab is open.
+export async function takeImage(file) {
+  try {
+    if (!KINDS.includes(file.type)) throw new Error(`${file.name}: expected a PNG, JPEG, WebP, GIF or BMP picture`);
+    const bitmap = await createImageBitmap(file).catch(() => {
+      throw new Error(`${file.name}: this browser cannot decode it`);
     });
-    this.drawButton = button("Draw …", () => this.#toggleDrawing(this.drawing.element.hidden));
-    this.send = el("button.strong", "Ask");
-    this.stop = button("Stop", () => this.abort?.abort());
-    this.fresh = button("New conversation", () => this.#begin(), ".quiet");
-    const form = el("form.chat-form", {onsubmit: (event) => this.#submit(event)},
-      el("div", {class: "field wide"}, el("label", {for: this.text.id}, "Question"), this.text),
-      el("div.controls", button("Picture …", () => this.file.click()), this.drawButton, this.preview, this.remove,
-        el("span.grow"), this.model.element, this.stop, this.send),
-      this.file, this.drawing.element, this.reason, this.status, el("p.note", "Pictures may also be pasted or dropped here."));
-    this.stop.hidden = this.remove.hidden = true;
-    this.#toggleDrawing(false);
-    const heading = el("h2", {id: uniqueId("chat")}, "Chat");
-    this.element = el("section", {class: "panel chat", "aria-labelledby": heading.id}, el("div.panel-head", heading, this.fresh), this.empty, this.log, form);
+    pending = {file, bitmap};
+    say("");
+  } catch (error) {
+    say(error.message);
   }
+  showImage();
+}
 
-  async #fetchModels() {
-    this.models = [];
-    try {
-      const response = await fetch("v1/models");
-      const answer = await response.json();
-      if (!response.ok) throw new Error(answer.error?.message ?? `v1/models: the server answered ${response.status}`);
-      this.models = answer.data.map((model) => model.id);
-      this.model.update(this.models.map((id) => [id, id]), this.models[0]);
-      this.#say("");
-    } catch (error) {
-      this.#say(`The list of models cannot be read: ${error.message}`);
-      setTimeout(() => {
-        this.models = null;
-      }, 5000);
-    }
+async function fetchModels() {
+  models = [];
+  try {
+    const response = await fetch("v1/models");
+    const answer = await response.json();
+    if (!response.ok) throw new Error(answer.error?.message ?? `v1/models: the server answered ${response.status}`);
+    models = answer.data.map((model) => model.id);
+    modelBox.update(models.map((id) => [id, id]), models[0]);
+    say("");
+  } catch (error) {
+    say(`The list of models cannot be read: ${error.message}`);
+    setTimeout(() => {
+      models = null;
+    }, 5000);
   }
+}
 
-  #say(message) {
-    setText(this.status, message && `▲ ${message}`);
-  }
+function say(message) {
+  setText(status, message && `▲ ${message}`);
+}
 
-  #begin() {
-    this.abort?.abort();
-    this.turns = [];
-    this.patches = [];
-    this.log.replaceChildren();
-    show(this.empty, true);
-    this.#setImage(null);
-    this.text.focus();
-  }
+function begin() {
+  abort?.abort();
+  turns = [];
+  grids = [];
+  log.replaceChildren();
+  show(empty, true);
+  setImage(null);
+  questionBox.focus();
+}
 
-  #setImage(image) {
-    this.image = image;
-    this.file.value = "";
-    this.#showImage();
-  }
+function setImage(image) {
+  pending = image;
+  fileInput.value = "";
+  showImage();
+}
 
-  #showImage() {
-    show(this.preview, this.image !== null);
-    show(this.remove, this.image !== null);
-    if (this.image) fit(this.preview, this.image.bitmap);
-  }
+function showImage() {
+  show(preview, pending !== null);
+  show(remove, pending !== null);
+  if (pending) fit(preview, pending.bitmap);
+}
 
-  #toggleDrawing(isShown) {
-    show(this.drawing.element, isShown);
-    this.drawButton.setAttribute("aria-expanded", isShown);
-  }
+function toggleDrawing(isShown) {
+  show(drawing.element, isShown);
+  drawButton.setAttribute("aria-expanded", isShown);
+}
 
-  #paste(event) {
-    const file = [...event.clipboardData.files].find((entry) => entry.type.startsWith("image/"));
-    if (!file) return;
+function paste(event) {
+  const file = [...event.clipboardData.files].find((entry) => entry.type.startsWith("image/"));
+  if (!file) return;
+  event.preventDefault();
+  takeImage(file);
+}
+
+function key(event) {
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
     event.preventDefault();
-    this.takeImage(file);
+    if (!send.disabled) element.querySelector("form").requestSubmit();
   }
+}
 
-  #key(event) {
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
-      event.preventDefault();
-      if (!this.send.disabled) this.element.querySelector("form").requestSubmit();
-    }
-  }
+async function submit(event) {
+  event.preventDefault();
+  const question = questionBox.value.trim() || questionBox.placeholder;
+  if (abort) return;
+  const image = pending;
+  const content = image ? [{type: "image_url", image_url: {url: await dataUri(image.file)}}, {type: "text", text: question}] : question;
+  if (image) lastPicture = image.bitmap;
+  turns.push({role: "user", content});
+  addTurn("You", question, image);
+  setImage(null);
+  questionBox.value = "";
+  show(empty, false);
+  const answer = addTurn(modelBox.select.value || "Model", "", null);
+  await ask(answer);
+}
 
-  async #submit(event) {
-    event.preventDefault();
-    const question = this.text.value.trim() || this.text.placeholder;
-    if (this.abort) return;
-    const {image} = this;
-    const content = image ? [{type: "image_url", image_url: {url: await dataUri(image.file)}}, {type: "text", text: question}] : question;
-    if (image) this.picture = image.bitmap;
-    this.turns.push({role: "user", content});
-    this.#addTurn("You", question, image);
-    this.#setImage(null);
-    this.text.value = "";
-    show(this.empty, false);
-    const answer = this.#addTurn(this.model.select.value || "Model", "", null);
-    await this.#ask(answer);
+async function ask(answer) {
+  abort = new AbortController();
+  send.disabled = true;
+  show(stop, true);
+  say("");
+  try {
+    await stream(answer);
+  } catch (error) {
+    const isStopped = error.name === "AbortError";
+    setText(answer.foot, isStopped ? "Stopped." : `▲ ${error.message}`);
+    // Neither question nor answer is said again.
+    turns.pop();
+  } finally {
+    abort = undefined;
+    show(stop, false);
+    update();
   }
+}
 
-  async #ask(answer) {
-    this.abort = new AbortController();
-    this.send.disabled = true;
-    show(this.stop, true);
-    this.#say("");
-    try {
-      await this.#stream(answer);
-    } catch (error) {
-      const isStopped = error.name === "AbortError";
-      setText(answer.foot, isStopped ? "Stopped." : `▲ ${error.message}`);
-      // Neither question nor answer is said again.
-      this.turns.pop();
-    } finally {
-      this.abort = undefined;
-      show(this.stop, false);
-      this.update();
-    }
+async function stream(answer) {
+  const started = performance.now();
+  const response = await fetch("v1/chat/completions", {
+    method: "POST", headers: {"Content-Type": "application/json"}, signal: abort.signal,
+    body: JSON.stringify({model: modelBox.select.value, messages: turns, stream: true, stream_options: {include_usage: true},
+      temperature: 0, return_routed_experts: true, conclave: {return_gate_probabilities: true}}),
+  });
+  if (!response.ok) {
+    const problem = await response.json().catch(() => ({}));
+    throw new Error(problem.error?.message ?? `the server answered ${response.status}`);
   }
+  const reply = {text: "", seconds: 0};
+  for await (const chunk of chunksOf(response)) {
+    if (chunk.error) throw new Error(chunk.error.message);
+    const [first] = chunk.choices ?? [];
+    reply.text += first?.delta?.content ?? "";
+    reply.routes = first?.routed_experts ?? reply.routes;
+    reply.usage = chunk.usage ?? reply.usage;
+    reply.extension = chunk.conclave ?? reply.extension;
+    setText(answer.text, reply.text);
+  }
+  reply.seconds = (performance.now() - started) / 1000;
+  turns.push({role: "assistant", content: reply.text});
+  setText(answer.foot, footText(reply));
+  showPatches(answer, reply);
+}
 
-  async #stream(answer) {
-    const started = performance.now();
-    const response = await fetch("v1/chat/completions", {
-      method: "POST", headers: {"Content-Type": "application/json"}, signal: this.abort.signal,
-      body: JSON.stringify({model: this.model.select.value, messages: this.turns, stream: true, stream_options: {include_usage: true},
-        temperature: 0, return_routed_experts: true, conclave: {return_gate_probabilities: true}}),
-    });
-    if (!response.ok) {
-      const problem = await response.json().catch(() => ({}));
-      throw new Error(problem.error?.message ?? `the server answered ${response.status}`);
-    }
-    const reply = {text: "", seconds: 0};
-    for await (const chunk of chunksOf(response)) {
-      if (chunk.error) throw new Error(chunk.error.message);
-      const [first] = chunk.choices ?? [];
-      reply.text += first?.delta?.content ?? "";
-      reply.routes = first?.routed_experts ?? reply.routes;
-      reply.usage = chunk.usage ?? reply.usage;
-      reply.extension = chunk.conclave ?? reply.extension;
-      setText(answer.text, reply.text);
-    }
-    reply.seconds = (performance.now() - started) / 1000;
-    this.turns.push({role: "assistant", content: reply.text});
-    setText(answer.foot, this.#footText(reply));
-    this.#showPatches(answer, reply);
+function footText({usage, extension, seconds}) {
+  const timings = extension?.timings ?? {};
+  const parts = TIMINGS.filter(([name]) => timings[name] > 0).map(([name, label]) => `${label} ${duration(timings[name] / 1000)}`);
+  if (usage) {
+    parts.unshift(`${plural(usage.prompt_tokens, "prompt row")} (${count(usage.prompt_tokens_details?.image_tokens ?? 0)} image, ` +
+      `${count(usage.prompt_tokens_details?.cached_tokens ?? 0)} cached)`, plural(usage.completion_tokens, "token"));
+    const between = timings.decode_ms / 1000 / (usage.completion_tokens - 1);
+    if (usage.completion_tokens > 1 && between > 0) parts.push(`${fixed(1 / between, 0)} tokens /s`);
   }
+  parts.push(`here after ${duration(seconds)}`);
+  return parts.join(" · ");
+}
 
-  #footText({usage, extension, seconds}) {
-    const timings = extension?.timings ?? {};
-    const parts = TIMINGS.filter(([name]) => timings[name] > 0).map(([name, label]) => `${label} ${duration(timings[name] / 1000)}`);
-    if (usage) {
-      parts.unshift(`${plural(usage.prompt_tokens, "prompt row")} (${count(usage.prompt_tokens_details?.image_tokens ?? 0)} image, ` +
-        `${count(usage.prompt_tokens_details?.cached_tokens ?? 0)} cached)`, plural(usage.completion_tokens, "token"));
-      const between = timings.decode_ms / 1000 / (usage.completion_tokens - 1);
-      if (usage.completion_tokens > 1 && between > 0) parts.push(`${fixed(1 / between, 0)} tokens /s`);
-    }
-    parts.push(`here after ${duration(seconds)}`);
-    return parts.join(" · ");
+function showPatches(answer, {routes, extension}) {
+  const [rows] = extension?.image_rows ?? [];
+  const grid = store.picture.model?.image;
+  if (!routes || !rows || !lastPicture || !grid) return;
+  if (rows[1] !== grid.rows * grid.columns) {
+    answer.element.append(el("p.note", `${plural(rows[1], "row")} of the picture do not form the grid of ${grid.rows} × ${grid.columns} patches.`));
+    return;
   }
+  try {
+    const patches = new Patches({picture: lastPicture, routes: decodeNpy(routes), rows, grid, layers: store.layers,
+      probabilities: extension.gate_probabilities ? decodeNpy(extension.gate_probabilities) : null, chosenLayer: view.pin?.layer});
+    grids.push(patches);
+    answer.element.append(patches.element);
+  } catch (error) {
+    answer.element.append(el("p.warn", `▲ The experts of the patches cannot be shown: ${error.message}`));
+  }
+}
 
-  #showPatches(answer, {routes, extension}) {
-    const [rows] = extension?.image_rows ?? [];
-    const grid = store.picture.model?.image;
-    if (!routes || !rows || !this.picture || !grid) return;
-    if (rows[1] !== grid.rows * grid.columns) {
-      answer.element.append(el("p.note", `${plural(rows[1], "row")} of the picture do not form the grid of ${grid.rows} × ${grid.columns} patches.`));
-      return;
-    }
-    try {
-      const patches = new Patches({picture: this.picture, routes: decodeNpy(routes), rows, grid, layers: store.layers,
-        probabilities: extension.gate_probabilities ? decodeNpy(extension.gate_probabilities) : null, chosenLayer: view.pin?.layer});
-      this.patches.push(patches);
-      answer.element.append(patches.element);
-    } catch (error) {
-      answer.element.append(el("p.warn", `▲ The experts of the patches cannot be shown: ${error.message}`));
-    }
-  }
-
-  #addTurn(who, text, image) {
-    const parts = {text: el("p.turn-text", text), foot: el("p", {class: "note turn-foot"})};
-    const thumb = image && el("canvas.thumb", {width: 144, height: 144, role: "img", "aria-label": "the picture asked about"});
-    parts.element = el("article.turn", el("h3", who), thumb, parts.text, parts.foot);
-    if (thumb) fit(thumb, image.bitmap);
-    this.log.append(parts.element);
-    return parts;
-  }
+function addTurn(who, text, image) {
+  const parts = {text: el("p.turn-text", text), foot: el("p", {class: "note turn-foot"})};
+  const thumb = image && el("canvas.thumb", {width: 144, height: 144, role: "img", "aria-label": "the picture asked about"});
+  parts.element = el("article.turn", el("h3", who), thumb, parts.text, parts.foot);
+  if (thumb) fit(thumb, image.bitmap);
+  log.append(parts.element);
+  return parts;
 }
 
 function fit(canvas, bitmap) {

@@ -94,6 +94,13 @@ export function table(caption, head, rows, attributes = {}) {
         : el("td", {"data-label": head[index]}, cell))))));
 }
 
+// The children of a list that has `count` rows; rows that stay are the same nodes as before.
+export function rowsOf(list, count, make) {
+  while (list.childElementCount > count) list.lastElementChild.remove();
+  while (list.childElementCount < count) list.append(make());
+  return [...list.children];
+}
+
 export function prefersStill() {
   return matchMedia("(prefers-reduced-motion: reduce)").matches;
 }

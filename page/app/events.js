@@ -12,32 +12,28 @@ function isSame(a, b) {
   return a?.id === b?.id && a?.time === b?.time;
 }
 
-export class Events {
-  constructor() {
-    this.list = el("ol.events", {role: "log", "aria-live": "polite", "aria-label": "Events, newest first", tabindex: "0"});
-    this.empty = el("p.empty", "Nothing has happened yet.");
-    this.newest = null;  // the last event that is shown
-    document.getElementById("events").append(el("h2", "Events"), this.list, this.empty);
-  }
+const list = el("ol.events", {role: "log", "aria-live": "polite", "aria-label": "Events, newest first", tabindex: "0"});
+const empty = el("p.empty", "Nothing has happened yet.");
+let newest = null;  // the last event that is shown
+document.getElementById("events").append(el("h2", "Events"), list, empty);
 
-  update() {
-    const events = store.picture?.events ?? [];
-    show(this.empty, events.length === 0);
-    show(this.list, events.length > 0);
-    const last = events[events.length - 1] ?? null;
-    if (isSame(last, this.newest)) return;
-    const known = events.findIndex((event) => isSame(event, this.newest));
-    if (known < 0) this.list.replaceChildren();
-    for (const event of events.slice(known + 1)) this.list.prepend(this.#item(event));
-    while (this.list.childElementCount > SHOWN_MAX) this.list.lastElementChild.remove();
-    this.newest = last;
-  }
+export function update() {
+  const events = store.picture?.events ?? [];
+  show(empty, events.length === 0);
+  show(list, events.length > 0);
+  const last = events[events.length - 1] ?? null;
+  if (isSame(last, newest)) return;
+  const known = events.findIndex((event) => isSame(event, newest));
+  if (known < 0) list.replaceChildren();
+  for (const event of events.slice(known + 1)) list.prepend(itemOf(event));
+  while (list.childElementCount > SHOWN_MAX) list.lastElementChild.remove();
+  newest = last;
+}
 
-  #item(event) {
-    const item = el("li", {"data-grave": GRAVE.has(event.kind), "data-kind": event.kind},
-      el("time", {datetime: new Date(event.time * 1000).toISOString(), title: dateTitle(event.time)}, time(event.time)),
-      el("span.event-kind", event.kind.replace("_", " ")), el("span.event-text"));
-    setText(item.lastElementChild, event.text || event.name || "");
-    return item;
-  }
+function itemOf(event) {
+  const item = el("li", {"data-grave": GRAVE.has(event.kind), "data-kind": event.kind},
+    el("time", {datetime: new Date(event.time * 1000).toISOString(), title: dateTitle(event.time)}, time(event.time)),
+    el("span.event-kind", event.kind.replace("_", " ")), el("span.event-text"));
+  setText(item.lastElementChild, event.text || event.name || "");
+  return item;
 }

@@ -19,85 +19,69 @@ function remembered(name) {
   }
 }
 
-export class Header {
-  constructor({onTheme, onHelp}) {
-    this.onTheme = onTheme;
-    this.model = el("span.fact");
-    this.epoch = el("span.fact");
-    this.workers = this.#light();
-    this.experts = this.#light();
-    this.save = el("a.button.quiet", {href: "moe/stats", download: "conclave-picture.json",
-      title: "Save this picture as a file; dropped on this page it is shown again"}, "Save");
-    this.themeButton = button("", () => this.nextTheme(), ".quiet");
-    this.help = el("button.quiet", {type: "button", "aria-label": "Keys", title: "Keys (?)", onclick: onHelp}, "?");
-    document.getElementById("header").append(el("h1", "conclave"),
-      el("div.facts", this.model, this.epoch, this.workers, this.experts), el("div.tools", this.save, this.themeButton, this.help));
-    this.#apply(remembered());
-  }
-
-  nextTheme() {
-    this.#apply(remembered(theme() === "dark" ? "light" : "dark"));
-    this.onTheme();
-  }
-
-  update() {
-    const {picture} = store;
-    document.title = picture?.model ? `${picture.model.name} – conclave` : "conclave";
-    setText(this.model, picture?.model?.name ?? "no model yet");
-    setText(this.epoch, picture ? `epoch ${picture.cluster.epoch}` : "");
-    if (!picture) return;
-    const known = store.workers.size;
-    const live = [...store.workers.values()].filter((worker) => worker.state === "live").length;
-    this.#set(this.workers, known ? `${live} of ${plural(known, "worker")}` : "no worker yet", known > 0 && live === known);
-    const {experts_served: served, experts_total: total, replicas_lowest: lowest} = picture.cluster;
-    const all = plural(total, "expert");
-    this.#set(this.experts, total === 0 ? "no expert known" : `${served === total ? "all" : `${served} of`} ${all} served`,
-      total > 0 && served === total);
-    setAttribute(this.experts, "title", `fewest replicas of an expert: ${lowest}`);
-  }
-
-  #light() {
-    return el("span.fact.light", el("span.mark", {"aria-hidden": "true"}), el("span"));
-  }
-
-  #set(light, text, isGood) {
-    setAttribute(light, "data-good", isGood);
-    setText(light.firstChild, isGood ? "●" : "▲");
-    setText(light.lastChild, text);
-  }
-
-  #apply(name) {
-    if (name === "light" || name === "dark") document.documentElement.dataset.theme = name;
-    const other = theme() === "dark" ? "light" : "dark";
-    setText(this.themeButton, other === "light" ? "Light" : "Dark");
-    setAttribute(this.themeButton, "aria-label", `Switch to the ${other} theme`);
-  }
-}
+const model = el("span.fact");
+const epoch = el("span.fact");
+const workers = light();
+const experts = light();
+const themeButton = button("", () => nextTheme(), ".quiet");
+export const help = el("button.quiet", {type: "button", "aria-label": "Keys", title: "Keys (?)"}, "?");
+document.getElementById("header").append(el("h1", "conclave"), el("div.facts", model, epoch, workers, experts), el("div.tools",
+  el("a.button.quiet", {href: "moe/stats", download: "conclave-picture.json",
+    title: "Save this picture as a file; dropped on this page it is shown again"}, "Save"), themeButton, help));
+applyTheme(remembered());
 
 // Tabs as the ARIA pattern has them: one of them in the tab order, arrow keys move.
-export class Tabs {
-  constructor() {
-    this.buttons = TABS.map((tab) => el("button", {
-      type: "button", role: "tab", id: `tab-${tab}`, "aria-controls": `view-${tab}`,
-      onclick: () => view.set({tab}), onkeydown: (event) => this.#key(event, tab),
-    }, TITLES[tab]));
-    document.getElementById("tabs").append(el("div", {role: "tablist", "aria-label": "Views"}, this.buttons));
-  }
+const tabs = TABS.map((tab) => el("button", {type: "button", role: "tab", id: `tab-${tab}`, "aria-controls": `view-${tab}`,
+  onclick: () => view.set({tab}), onkeydown: (event) => moveTab(event, tab)}, TITLES[tab]));
+document.getElementById("tabs").append(el("div", {role: "tablist", "aria-label": "Views"}, tabs));
 
-  update() {
-    this.buttons.forEach((button, index) => {
-      const isChosen = TABS[index] === view.tab;
-      setAttribute(button, "aria-selected", isChosen);
-      setAttribute(button, "tabindex", isChosen ? 0 : -1);
-    });
-  }
+export function nextTheme() {
+  applyTheme(remembered(theme() === "dark" ? "light" : "dark"));
+  dispatchEvent(new Event("themechange"));
+}
 
-  #key(event, tab) {
-    const step = {ArrowRight: 1, ArrowLeft: -1}[event.key];
-    if (!step) return;
-    const next = (TABS.indexOf(tab) + step + TABS.length) % TABS.length;
-    view.set({tab: TABS[next]});
-    this.buttons[next].focus();
-    event.preventDefault();
-  }
+export function update() {
+  tabs.forEach((tab, index) => {
+    const isChosen = TABS[index] === view.tab;
+    setAttribute(tab, "aria-selected", isChosen);
+    setAttribute(tab, "tabindex", isChosen ? 0 : -1);
+  });
+  const {picture} = store;
+  document.title = picture?.model ? `${picture.model.name} – conclave` : "conclave";
+  setText(model, picture?.model?.name ?? "no model yet");
+  setText(epoch, picture ? `epoch ${picture.cluster.epoch}` : "");
+  if (!picture) return;
+  const known = store.workers.size;
+  const live = store.present.filter((worker) => worker.state === "live").length;
+  setLight(workers, known ? `${live} of ${plural(known, "worker")}` : "no worker yet", known > 0 && live === known);
+  const {experts_served: served, experts_total: total, replicas_lowest: lowest} = picture.cluster;
+  setLight(experts, total === 0 ? "no expert known" : `${served === total ? "all" : `${served} of`} ${plural(total, "expert")} served`,
+    total > 0 && served === total);
+  setAttribute(experts, "title", `fewest replicas of an expert: ${lowest}`);
+}
+
+function light() {
+  return el("span.fact.light", el("span.mark", {"aria-hidden": "true"}), el("span"));
+}
+
+function setLight(node, text, isGood) {
+  setAttribute(node, "data-good", isGood);
+  setText(node.firstChild, isGood ? "●" : "▲");
+  setText(node.lastChild, text);
+}
+
+function applyTheme(name) {
+  if (name === "light" || name === "dark") document.documentElement.dataset.theme = name;
+  const other = theme() === "dark" ? "light" : "dark";
+  setText(themeButton, other === "light" ? "Light" : "Dark");
+  setAttribute(themeButton, "aria-label", `Switch to the ${other} theme`);
+}
+
+function moveTab(event, tab) {
+  const step = {ArrowRight: 1, ArrowLeft: -1}[event.key];
+  if (!step) return;
+  const next = (TABS.indexOf(tab) + step + TABS.length) % TABS.length;
+  view.set({tab: TABS[next]});
+  tabs[next].focus();
+  event.preventDefault();
 }

@@ -1,6 +1,8 @@
 // Keys that work everywhere but in a field that takes text, and the list of them that '?' shows.
 
 import {el, table} from "./dom.js";
+import {help, nextTheme} from "./header.js";
+import {goLive, step} from "./load.js";
 import {view} from "./state.js";
 import {TABS} from "./url.js";
 
@@ -11,33 +13,24 @@ const LIST = [
   ["i t a", "image rows, text rows, all rows"], ["c", "compare image with text"], ["d", "dark or light"], ["?", "this list"],
 ];
 
-export class Keys {
-  constructor({header, load}) {
-    this.actions = {
-      "?": () => this.dialog.showModal(), "d": () => header.nextTheme(), "l": () => load.goLive(),
-      "[": () => load.step(-1), "]": () => load.step(1), "Escape": () => view.set({pin: null}),
-      "i": () => view.set({modality: "image"}), "t": () => view.set({modality: "text"}), "a": () => view.set({modality: "all"}),
-      "c": () => view.set({compare: view.compare === "on" ? "off" : "on"}),
-    };
-    TABS.forEach((tab, index) => {
-      this.actions[String(index + 1)] = () => view.set({tab});
-    });
-    this.dialog = el("dialog", {"aria-label": "Keys"}, table("Keys", ["key", "what it does"], LIST),
-      el("form", {method: "dialog"}, el("button.strong", "Close")));
-    document.body.append(this.dialog);
-    addEventListener("keydown", (event) => this.#key(event));
-  }
+const dialog = el("dialog", {"aria-label": "Keys"}, table("Keys", ["key", "what it does"], LIST),
+  el("form", {method: "dialog"}, el("button.strong", "Close")));
+document.body.append(dialog);
+help.addEventListener("click", () => dialog.showModal());
 
-  show() {
-    this.dialog.showModal();
-  }
+const ACTIONS = {
+  "?": () => dialog.showModal(), d: nextTheme, l: goLive, "[": () => step(-1), "]": () => step(1),
+  Escape: () => view.set({pin: null}), i: () => view.set({modality: "image"}), t: () => view.set({modality: "text"}),
+  a: () => view.set({modality: "all"}), c: () => view.set({compare: view.compare === "on" ? "off" : "on"}),
+};
+TABS.forEach((tab, index) => {
+  ACTIONS[index + 1] = () => view.set({tab});
+});
 
-  #key(event) {
-    const takesText = event.target.closest?.("textarea, select, input:not([type=range])");
-    if (takesText || event.ctrlKey || event.metaKey || event.altKey || this.dialog.open) return;
-    const action = this.actions[event.key];
-    if (!action || event.defaultPrevented) return;
-    event.preventDefault();
-    action();
-  }
-}
+addEventListener("keydown", (event) => {
+  const takesText = event.target.closest?.("textarea, select, input:not([type=range])");
+  const action = ACTIONS[event.key];
+  if (!action || takesText || event.ctrlKey || event.metaKey || event.altKey || dialog.open || event.defaultPrevented) return;
+  event.preventDefault();
+  action();
+});

@@ -1,16 +1,16 @@
 // Puts the page together: one state, one stream; the views draw themselves, at most once per frame and only the one that shows.
 
-import {Banner} from "./banner.js";
-import {Chat} from "./chat.js";
+import * as banner from "./banner.js";
+import * as chat from "./chat.js";
 import {el} from "./dom.js";
-import {Events} from "./events.js";
-import {Failover} from "./failover.js";
-import {Header, Tabs} from "./header.js";
-import {Keys} from "./keys.js";
+import * as events from "./events.js";
+import * as failover from "./failover.js";
+import * as header from "./header.js";
+import "./keys.js";
 import {Stream} from "./live.js";
-import {Load} from "./load.js";
-import {Pathways} from "./pathways.js";
-import {Placement} from "./placement.js";
+import * as load from "./load.js";
+import * as pathways from "./pathways.js";
+import * as placement from "./placement.js";
 import {readSnapshot} from "./snapshot.js";
 import {onRender, past, requestRender, store, view} from "./state.js";
 import {TABS} from "./url.js";
@@ -29,12 +29,7 @@ const stream = new Stream(store, () => {
   requestRender();
 });
 
-const views = {load: new Load(), placement: new Placement(), failover: new Failover(), pathways: new Pathways(), chat: new Chat()};
-const header = new Header({onTheme: refreshColours, onHelp: () => keys.show()});
-const tabs = new Tabs();
-const banner = new Banner(stream);
-const events = new Events();
-const keys = new Keys({header, load: views.load});
+const views = {load, placement, failover, pathways, chat};
 
 const panels = new Map(TABS.map((tab) => [tab, el("div", {role: "tabpanel", id: `view-${tab}`, "aria-labelledby": `tab-${tab}`, hidden: true},
   views[tab].element)]));
@@ -42,8 +37,7 @@ document.getElementById("main").append(...panels.values());
 
 onRender(() => {
   header.update();
-  tabs.update();
-  banner.update();
+  banner.update(stream);
   for (const [tab, panel] of panels) panel.hidden = tab !== view.tab || !store.picture;
   if (!store.picture) return;
   events.update();
@@ -63,7 +57,7 @@ addEventListener("drop", async (event) => {
   if (!file) return;
   if (file.type.startsWith("image/")) {
     view.set({tab: "chat"});
-    views.chat.takeImage(file);
+    chat.takeImage(file);
     return;
   }
   try {
@@ -72,13 +66,14 @@ addEventListener("drop", async (event) => {
     shape = null;
     past.clear("a saved picture has no history");
     store.load(snapshot, file.name);
-    banner.error = null;
+    banner.fail(null);
     requestRender();
   } catch (error) {
     banner.fail(error.message);
   }
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", refreshColours);
+addEventListener("themechange", refreshColours);
 
 stream.start();
 requestRender();

@@ -2,56 +2,36 @@
 // share that it would have if the choices in different layers had nothing to do with each other; and per layer how far image
 // and text rows are apart.
 
-import {choice, el, setAttribute, setText, show, svg, table} from "./dom.js";
+import {choice, el, rowsOf, setAttribute, setText, show, svg} from "./dom.js";
 import {divergenceOf, independentShareOf} from "./figures.js";
-import {count, fixed, percent, plural} from "./format.js";
+import {fixed, NONE, percent, plural} from "./format.js";
 import {panel} from "./panel.js";
-import {store, view, selection} from "./state.js";
+import {selection, store, view} from "./state.js";
 
-const HEIGHT = 260;
+const HEIGHT = 240;
 const NODE = 10;
-const PAD = 18;
+const TOP = 22;
 
-export class Pathways {
-  constructor() {
-    this.count = choice("Paths shown", [["8", "8"], ["16", "16"], ["32", "32"], ["64", "64"]], (paths) => view.set({paths}));
-    this.flows = ["image", "text"].map((modality) => new Flow(modality));
-    this.list = el("ul.bits");
-    this.note = el("p.note");
-    this.divergence = panel({name: "divergence", title: "How far image and text rows are apart, per layer",
-      picture: el("div", this.list, this.note), makeTable: () => this.#table()});
-    this.element = el("div.column",
-      el("div.controls", el("span.label", "most frequent paths"), this.count.element),
-      el("div.pair", this.flows.map((flow) => flow.panel.element)), this.divergence.element);
-  }
+const shown = choice("Paths shown", [["8", "8"], ["16", "16"], ["32", "32"], ["64", "64"]], (paths) => view.set({paths}));
+const bits = el("ul.bits");
+const note = el("p.note");
 
-  update() {
-    this.count.update(view.paths);
-    for (const flow of this.flows) flow.update();
-    if (!this.divergence.update(store.version)) return;
-    const figures = this.#divergences();
-    while (this.list.childElementCount > figures.length) this.list.lastElementChild.remove();
-    figures.forEach(({layer, bits, chance}, index) => {
-      const item = this.list.children[index] ?? this.list.appendChild(el("li", el("span"), barWithTick(), el("strong")));
-      setText(item.children[0], `L${layer.layer}`);
-      setBar(item.children[1], bits || 0, chance || 0, 1);
-      setText(item.children[2], Number.isNaN(bits) ? "–" : `${fixed(bits, 3)} bits`);
-      setAttribute(item, "title", `equal gates would show ${fixed(chance, 5)} bits, as the counts are finite`);
-    });
-    setText(this.note, `Jensen–Shannon divergence of the loads of image and of text rows, ${selection.current().what}: 0 the same ` +
-      "experts, 1 bit none in common. The line across a bar: what equal gates would show by chance.");
-  }
-
-  #divergences() {
-    const image = selection.loads("image", view.phase);
-    const text = selection.loads("text", view.phase);
-    return store.layers.map((layer) => ({layer, ...divergenceOf(image, text, layer)}));
-  }
-
-  #table() {
-    return table("Divergence", ["layer", "bits", "by chance, bits"], this.#divergences().map(({layer, bits, chance}) =>
-      [`L${layer.layer}`, fixed(bits, 4), fixed(chance, 6)]));
-  }
+export function update() {
+  shown.update(view.paths);
+  for (const flow of flows) flow.update();
+  const image = selection.loads("image", view.phase);
+  const text = selection.loads("text", view.phase);
+  const items = rowsOf(bits, store.layers.length, () => el("li", el("span"), barWithTick(), el("strong")));
+  store.layers.forEach((layer, index) => {
+    const {bits: apart, chance} = divergenceOf(image, text, layer);
+    const [name, bar, figure] = items[index].children;
+    setText(name, `L${layer.layer}`);
+    setBar(bar, apart || 0, chance || 0, 1);
+    setText(figure, Number.isNaN(apart) ? NONE : `${fixed(apart, 3)} bits`);
+    setAttribute(items[index], "title", `equal gates would show ${fixed(chance, 5)} bits, as the counts are finite`);
+  });
+  setText(note, `Jensen–Shannon divergence of the loads of image and of text rows, ${selection.current().what}: 0 the same ` +
+    "experts, 1 bit none in common. The line across a bar: what equal gates would show by chance.");
 }
 
 function barWithTick() {
@@ -63,73 +43,59 @@ function setBar(bar, value, tick, most) {
   bar.children[1].style.left = `${Math.min(100, (100 * tick) / most)}%`;
 }
 
-// The paths of one modality: ribbons through the layers, and a list with the null line.
+// The paths of one modality: ribbons through the layers, and a table with the null line.
 class Flow {
   constructor(modality) {
     this.modality = modality;
-    const title = modality === "image" ? "Image rows" : "Text rows";
-    this.svg = svg("svg.sankey", {role: "img", "aria-label": `Paths of ${title.toLowerCase()} through the layers`});
-    this.svgBox = el("div", this.svg);
-    this.list = el("ol.paths");
+    this.svg = svg("svg.sankey", {role: "img", "aria-label": `Paths of ${modality} rows through the layers`});
+    this.body = el("tbody");
+    this.table = el("table.paths", el("thead", el("tr", ["experts", "", "share", "× independent"].map((text) => el("th", {scope: "col"}, text)))),
+      this.body);
+    this.box = el("div", this.svg, this.table);
     this.note = el("p.note");
     this.empty = el("p.empty", `No ${modality} row has gone through the layers yet.`);
-    this.picture = el("div", {"data-kind": modality}, this.empty, this.svgBox, this.note, this.list);
-    this.panel = panel({name: `paths${modality}`, title, picture: this.picture, makeTable: () => this.#table()});
-    new ResizeObserver(() => this.#draw()).observe(this.svgBox);
+    this.panel = panel({name: `paths-${modality}`, title: modality === "image" ? "Image rows" : "Text rows",
+      picture: el("div", {"data-kind": modality}, this.empty, this.note, this.box)});
+    new ResizeObserver(() => this.update()).observe(this.box);
   }
 
   update() {
-    const isPicture = this.panel.update([store.version, view.paths].join());
-    const paths = store.picture.pathways?.[this.modality];
-    show(this.empty, !paths?.rows);
-    show(this.svgBox, Boolean(paths?.rows));
-    show(this.list, Boolean(paths?.rows));
-    setText(this.note, paths?.rows ? this.#summary(paths) : "");
-    if (isPicture && paths?.rows) this.#draw();
-  }
-
-  #layers() {
-    return store.picture.pathways.layers.map((number) => store.layerOf(number)).filter(Boolean);
+    const found = store.picture?.pathways?.[this.modality];
+    show(this.empty, !found?.rows);
+    show(this.box, Boolean(found?.rows));
+    const width = this.box.clientWidth;
+    if (!found?.rows || width === 0) return;
+    const layers = store.picture.pathways.layers.map((number) => store.layerOf(number)).filter(Boolean);
+    const paths = this.#paths(found, layers);
+    setText(this.note, `${plural(found.rows, "row")} on ${plural(found.distinct, "path")} since the start; the ${paths.length} shown carry ` +
+      `${percent(paths.reduce((sum, path) => sum + path.share, 0), 1)}.` +
+      (found.other ? ` ${plural(found.other, "row")} took paths that are not counted one by one.` : "") +
+      " The line across a bar: the share if the layers' choices were independent.");
+    if (paths.length === 0) return;
+    this.#drawRibbons(paths, layers, width);
+    this.#fillTable(paths);
   }
 
   // The paths that are shown: {experts, rows, share, expected, isDim}.
-  #paths() {
-    const {top, rows} = store.picture.pathways[this.modality];
-    const layers = this.#layers();
+  #paths(found, layers) {
     const column = view.pin ? layers.findIndex((layer) => layer.layer === view.pin.layer) : -1;
-    return top.filter((path) => path.experts.length === layers.length).slice(0, Number(view.paths)).map((path) => ({
-      ...path, share: path.rows / rows, isDim: column >= 0 && path.experts[column] !== view.pin.expert,
+    return found.top.filter((path) => path.experts.length === layers.length).slice(0, Number(view.paths)).map((path) => ({
+      ...path, share: path.rows / found.rows, isDim: column >= 0 && path.experts[column] !== view.pin.expert,
       expected: independentShareOf(store.rows, layers, this.modality, path.experts)}));
   }
 
-  #summary(paths) {
-    const shown = this.#paths();
-    const covered = shown.reduce((sum, path) => sum + path.share, 0);
-    return `${plural(paths.rows, "row")} on ${plural(paths.distinct, "path")} since the start; the ${shown.length} shown carry ${percent(covered, 1)}.` +
-      (paths.other ? ` ${plural(paths.other, "row")} took paths that are not counted one by one.` : "") +
-      " The line across a bar: the share if the layers' choices were independent.";
-  }
-
-  #draw() {
-    const width = this.svgBox.clientWidth;
-    if (!store.picture?.pathways?.[this.modality]?.rows || width === 0) return;
-    const paths = this.#paths();
-    this.#drawRibbons(paths, width);
-    this.#drawList(paths);
-  }
-
-  #drawRibbons(paths, width) {
-    const layers = this.#layers();
+  #drawRibbons(paths, layers, width) {
     const x = (column) => 1 + (column * (width - NODE - 2)) / Math.max(1, layers.length - 1);
     const total = paths.reduce((sum, path) => sum + path.rows, 0);
-    const scale = (HEIGHT - 2 * PAD - 60) / total;
+    const gap = Math.min(12, 60 / Math.max(1, ...layers.map((layer) => layer.experts - 1)));
+    const gaps = gap * Math.max(...layers.map((_, column) => new Set(paths.map((path) => path.experts[column])).size - 1));
+    const scale = (HEIGHT - TOP - gaps) / total;
     // Nodes of a column lie in the order of the experts; a path keeps its order within a node, so ribbons cross little.
     const columns = layers.map((layer, column) => {
       const sums = new Map();
       for (const path of paths) sums.set(path.experts[column], (sums.get(path.experts[column]) ?? 0) + path.rows);
       const used = [...sums.keys()].sort((a, b) => a - b);
-      const gap = Math.min(12, 60 / Math.max(1, used.length - 1));
-      let y = PAD + 4;
+      let y = TOP;
       return new Map(used.map((expert) => {
         const node = {y, next: y, height: sums.get(expert) * scale};
         y += node.height + gap;
@@ -178,36 +144,33 @@ class Flow {
       svg("title", `${path.experts.join(" → ")}: ${plural(path.rows, "row")}, ${percent(path.share, 1)}`));
   }
 
-  #drawList(paths) {
+  #fillTable(paths) {
     const most = Math.max(...paths.map((path) => Math.max(path.share, path.expected || 0)), 1e-9);
-    while (this.list.childElementCount > paths.length) this.list.lastElementChild.remove();
+    const rows = rowsOf(this.body, paths.length, () => this.#row());
     paths.forEach((path, index) => {
-      const item = this.list.children[index] ?? this.list.appendChild(this.#item());
-      const key = path.experts.join(" → ");
-      item.dataset.path = path.experts.join("-");
-      setAttribute(item, "data-dim", path.isDim);
-      setText(item.children[0], key);
-      setAttribute(item.children[0], "title", key);
-      setBar(item.children[1], path.share, path.expected || 0, most);
-      setText(item.children[2], percent(path.share, 1));
-      setText(item.children[3], Number.isNaN(path.expected) ? "" : `${fixed(path.share / path.expected, 1)} ×`);
-      setAttribute(item, "title", `${plural(path.rows, "row")}; independent layers: ${percent(path.expected, 1)}`);
+      const row = rows[index];
+      const [name, bar, share, lift] = row.children;
+      row.dataset.path = path.experts.join("-");
+      setAttribute(row, "data-dim", path.isDim);
+      setText(name, path.experts.join(" → "));
+      setBar(bar.firstChild, path.share, path.expected || 0, most);
+      setText(share, percent(path.share, 1));
+      setText(lift, fixed(path.share / path.expected, 1));
+      setAttribute(row, "title", `${name.textContent}: ${plural(path.rows, "row")}; independent layers: ${percent(path.expected, 1)}`);
     });
   }
 
-  #item() {
+  #row() {
     const light = (isOn) => (event) => {
       const path = event.currentTarget.dataset.path;
       this.svg.querySelector(`[data-path="${path}"]`)?.classList.toggle("lit", isOn);
     };
-    return el("li", {tabindex: "0", onpointerenter: light(true), onpointerleave: light(false), onfocus: light(true), onblur: light(false)},
-      el("span.path-name"), barWithTick(), el("strong"), el("span.path-lift"));
-  }
-
-  #table() {
-    if (!store.picture.pathways?.[this.modality]?.rows) return el("p.empty", this.empty.textContent);
-    return table(`Most frequent paths of ${this.modality} rows, since the start`, ["experts", "rows", "share", "if independent", "ratio"],
-      this.#paths().map((path) => [path.experts.join(" → "), count(path.rows), percent(path.share, 2), percent(path.expected, 2),
-        fixed(path.share / path.expected)]));
+    return el("tr", {onpointerenter: light(true), onpointerleave: light(false)},
+      el("th", {scope: "row"}), el("td", barWithTick()), el("td"), el("td"));
   }
 }
+
+const flows = ["image", "text"].map((modality) => new Flow(modality));
+const divergence = panel({name: "divergence", title: "How far image and text rows are apart, per layer", picture: el("div", bits, note)});
+export const element = el("div.column", el("div.controls.middle", el("span.label", "most frequent paths"), shown.element),
+  el("div.pair", flows.map((flow) => flow.panel.element)), divergence.element);

@@ -1,76 +1,50 @@
 // A picture that was saved: `curl …/moe/stats > file`, dropped on the page. A file may hold anything, so it is looked at
 // before it is shown.
 
-const FIELDS = {seq: "number", time: "number", cluster: "object", serving: "object", bounds: "object", admin: "object"};
-const LISTS = ["workers", "frontends", "rows", "weights", "probabilities", "events", "incidents"];
 const UNITS_MAX = 1 << 18;
+
+function expect(isRight, what) {
+  if (!isRight) throw new Error(`not a saved picture of conclave: ${what}`);
+}
 
 function isCount(value) {
   return typeof value === "number" && value >= 0 && Number.isFinite(value);
 }
 
-function layersProblem(model) {
-  if (!Array.isArray(model.layers)) return "model.layers: expected a list";
-  let units = 0;
-  for (const entry of model.layers) {
-    if (!Number.isInteger(entry?.layer) || !Number.isInteger(entry.experts) || entry.experts < 1) {
-      return "model.layers: expected entries {\"layer\": number, \"experts\": number above 0}";
-    }
-    units += entry.experts;
+// Throws where the page would stumble. `model: null` and an empty cluster are fine.
+function check(value) {
+  expect(value?.schema === 1, `schema: expected 1, found ${JSON.stringify(value?.schema) ?? "nothing"}`);
+  for (const name of ["cluster", "serving", "bounds", "admin"]) {
+    expect(value[name] !== null && typeof value[name] === "object", `${name}: expected an object`);
   }
-  return units > UNITS_MAX ? `model.layers: ${units} experts; expected at most ${UNITS_MAX}` : units;
-}
-
-// What is wrong with it, or null. `model: null` and an empty cluster are fine.
-export function snapshotProblem(value) {
-  if (value === null || typeof value !== "object") return "not a JSON object";
-  if (value.schema !== 1) return `schema: expected 1, found ${JSON.stringify(value.schema) ?? "nothing"}`;
-  for (const [name, type] of Object.entries(FIELDS)) {
-    if (typeof value[name] !== type || value[name] === null) return `${name}: expected ${type}`;
+  expect(isCount(value.seq) && isCount(value.time), "seq, time: expected numbers");
+  for (const name of ["workers", "frontends", "rows", "weights", "probabilities", "events", "incidents"]) {
+    expect(Array.isArray(value[name]), `${name}: expected a list`);
   }
-  for (const name of LISTS) if (!Array.isArray(value[name])) return `${name}: expected a list`;
-  const units = value.model ? layersProblem(value.model) : 0;
-  if (typeof units === "string") return units;
+  const layers = value.model?.layers ?? [];
+  expect(Array.isArray(layers) && layers.every((entry) => Number.isInteger(entry?.layer) && entry.experts > 0 &&
+    Number.isInteger(entry.experts)), "model.layers: expected entries {layer, experts}");
+  const units = layers.reduce((sum, entry) => sum + entry.experts, 0);
+  expect(units <= UNITS_MAX, `model.layers: ${units} experts; expected at most ${UNITS_MAX}`);
   for (const [name, per] of [["rows", 8], ["weights", 2], ["probabilities", 1]]) {
-    if (value[name].length !== units * per) {
-      return `${name}: expected ${units * per} numbers for ${units} experts, found ${value[name].length}`;
-    }
-    if (!value[name].every(isCount)) return `${name}: expected numbers from 0 up`;
+    expect(value[name].length === units * per && value[name].every(isCount), `${name}: expected ${units * per} numbers from 0 up`);
   }
-  for (const worker of value.workers) {
-    if (!Number.isInteger(worker?.id) || typeof worker.name !== "string" || !Array.isArray(worker.call_seconds)) {
-      return "workers: expected entries with id, name and call_seconds";
-    }
+  expect(value.workers.every((worker) => Number.isInteger(worker?.id) && Array.isArray(worker.call_seconds)),
+    "workers: expected entries with id and call_seconds");
+  for (const name of ["call_seconds", "ttft", "itl", "recovery"]) expect(Array.isArray(value.bounds[name]), `bounds.${name}: expected a list`);
+  expect(!value.placement || (value.placement.experts ?? [null]).every(Array.isArray), "placement.experts: expected lists of worker ids");
+  for (const kind of value.pathways ? ["text", "image"] : []) {
+    expect(value.pathways[kind]?.top?.every?.((path) => Array.isArray(path?.experts) && isCount(path.rows)),
+      `pathways.${kind}.top: expected entries {experts, rows}`);
   }
-  for (const name of ["call_seconds", "ttft", "itl", "recovery"]) {
-    if (!Array.isArray(value.bounds[name])) return `bounds.${name}: expected a list`;
-  }
-  const experts = value.placement?.experts;
-  if (value.placement && (!Array.isArray(experts) || !experts.every(Array.isArray))) {
-    return "placement.experts: expected a list of lists of worker ids";
-  }
-  return pathwaysProblem(value.pathways);
-}
-
-function pathwaysProblem(pathways) {
-  if (!pathways) return null;
-  for (const modality of ["text", "image"]) {
-    const top = pathways[modality]?.top;
-    if (!Array.isArray(top) || !top.every((path) => path && Array.isArray(path.experts) && isCount(path.rows))) {
-      return `pathways.${modality}.top: expected a list of {"experts": […], "rows": number}`;
-    }
-  }
-  return null;
 }
 
 export async function readSnapshot(file) {
-  let value;
   try {
-    value = JSON.parse(await file.text());
-  } catch {
-    throw new Error(`${file.name}: not JSON; expected what moe/stats answers`);
+    const value = JSON.parse(await file.text());
+    check(value);
+    return value;
+  } catch (error) {
+    throw new Error(`${file.name}: ${error instanceof SyntaxError ? "not JSON; expected what moe/stats answers" : error.message}`);
   }
-  const problem = snapshotProblem(value);
-  if (problem) throw new Error(`${file.name}: not a saved picture of conclave: ${problem}`);
-  return value;
 }

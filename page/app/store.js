@@ -23,14 +23,12 @@ export class Store {
   }
 
   get hasRows() {
-    return this.rows.length > 0 && this.layers.some((layer) => {
-      for (let i = layer.first * 8; i < (layer.first + layer.experts) * 8; ++i) if (this.rows[i] > 0) return true;
-      return false;
-    });
+    return this.rows.some((rows) => rows > 0);
   }
 
-  worker(id) {
-    return this.workers.get(id);
+  // Workers that have not gone.
+  get present() {
+    return [...this.workers.values()].filter((worker) => !["dead", "left"].includes(worker.state));
   }
 
   workerName(id) {
@@ -90,12 +88,6 @@ export class Store {
     this.#seen();
     this.version += 1;
     return true;
-  }
-
-  // The picture as moe/stats gives it.
-  snapshot() {
-    return {...this.picture, workers: [...this.workers.values()], rows: [...this.rows], weights: [...this.weights],
-      probabilities: [...this.probabilities]};
   }
 
   #matrices() {
