@@ -153,7 +153,6 @@ class Server {
         }));
     progress_.Finish();
     if (cluster_side_ != nullptr) {
-      cluster_side_->CountDispatches([this] { return cluster_->dispatch_stats(); }, metrics_);
       CONCLAVE_RETURN_IF_ERROR(cluster_side_->WaitForPlacement());
     }
     is_loaded_.store(true);

@@ -16,6 +16,7 @@
 #include "conclave/frontend/gate_counter.h"
 #include "conclave/observability/engine_metrics.h"
 #include "conclave/observability/log.h"
+#include "dispatch_metrics.h"
 #include "expert_tokens.h"
 #include "memory_budget.h"
 
@@ -110,6 +111,7 @@ struct LoadSource {
   Mutex mu;
   const frontend::GateCounter* gates ABSL_GUARDED_BY(mu) = nullptr;
   const std::vector<std::unique_ptr<WorkerCore>>* workers ABSL_GUARDED_BY(mu) = nullptr;
+  const frontend::Dispatcher* dispatcher ABSL_GUARDED_BY(mu) = nullptr;
 
   // What the gates chose, with ranks and weights.
   std::vector<observability::ExpertTokens> OfGates() {
@@ -134,6 +136,14 @@ struct LoadSource {
     return out;
   }
 
+  // What the dispatcher has counted.
+  DispatchReading OfDispatcher() {
+    MutexLock lock(mu);
+    return dispatcher == nullptr ? DispatchReading()
+                                 : DispatchReading{dispatcher->Stats(), dispatcher->Workers(),
+                                                   dispatcher->Recovery()};
+  }
+
   // What the workers of this process computed.
   std::vector<observability::ExpertTokens> OfWorkers() {
     std::vector<observability::ExpertTokens> out;
@@ -154,6 +164,7 @@ struct EmbeddedCluster::State {
     MutexLock lock(loads->mu);
     loads->workers = nullptr;
     loads->gates = nullptr;
+    loads->dispatcher = nullptr;
   }
 
   // Settles the engine's limits; refuses a model that does not fit.
@@ -239,13 +250,23 @@ void EmbeddedCluster::State::StartEngine() {
       MutexLock lock(loads->mu);
       loads->workers = &assembly->workers;
       loads->gates = gates.get();
+      loads->dispatcher = assembly->dispatcher.get();
     }
     const auto of_gates = [source = loads] { return source->OfGates(); };
     observability::AddExpertTokens(*options.metrics, of_gates);
     observability::AddExpertWeights(*options.metrics, of_gates);
+    AddDispatchMetrics(*options.metrics, options.name,
+                       [source = loads] { return source->OfDispatcher(); });
     if (!assembly->workers.empty()) {
       observability::AddWorkerTokens(*options.metrics,
                                      [source = loads] { return source->OfWorkers(); });
+      AddWorkerInfo(*options.metrics, [count = assembly->workers.size()] {
+        std::vector<frontend::MemberLink> links;
+        for (size_t w = 0; w < count; ++w) {
+          links.push_back({WorkerId(static_cast<int32_t>(w)), std::to_string(w), "", "inproc"});
+        }
+        return links;
+      });
     }
   }
   bridge = std::make_unique<MetricsBridge>(metrics);
@@ -285,8 +306,8 @@ absl::StatusOr<std::unique_ptr<EmbeddedCluster>> EmbeddedCluster::Start(
 
 frontend::ChatBackend& EmbeddedCluster::backend() { return *state_->chat; }
 
-frontend::DispatchStats EmbeddedCluster::dispatch_stats() const {
-  return state_->assembly->dispatcher->Stats();
+const frontend::Dispatcher& EmbeddedCluster::dispatcher() const {
+  return *state_->assembly->dispatcher;
 }
 
 void EmbeddedCluster::Drain(std::chrono::milliseconds timeout) { state_->chat->Drain(timeout); }

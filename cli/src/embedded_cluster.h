@@ -25,6 +25,7 @@ struct EmbeddedOptions {
   bool require_manifest = false;  // as checkpoint::OpenOptions
   std::string vision_tower;       // folder of the tower's weights; empty: as the model says
   std::string served_model_name;  // empty: the folder's name
+  std::string name = "serve";     // of this frontend, in metrics
   int num_workers = 1;
   int num_threads = 1;
   DType dtype = DType::kBf16;  // kF32 or kBf16
@@ -62,8 +63,8 @@ class EmbeddedCluster {
   // Lives as long as the cluster.
   frontend::ChatBackend& backend();
 
-  // Of its dispatcher. Any thread.
-  frontend::DispatchStats dispatch_stats() const;
+  // For what it counts, on any thread. Lives as long as the cluster.
+  const frontend::Dispatcher& dispatcher() const;
 
   // Takes no new request and waits until running ones have ended or `timeout` passed.
   void Drain(std::chrono::milliseconds timeout);

@@ -15,6 +15,7 @@
 #include "conclave/observability/log.h"
 #include "conclave/transport/chaos_channel.h"
 #include "conclave/transport/grpc_channel.h"
+#include "dispatch_metrics.h"
 
 namespace conclave::cli {
 
@@ -22,6 +23,7 @@ using std::chrono::milliseconds;
 
 Membership::Membership(MembershipSettings settings, transport::TlsIdentity tls)
     : settings_(std::move(settings)),
+      name_(settings_.name.empty() ? "frontend-" + std::to_string(::getpid()) : settings_.name),
       tls_(std::move(tls)),
       connector_(transport::ChannelWishOf(settings_.channel), settings_.is_trusted_network, tls_) {}
 
@@ -45,6 +47,7 @@ absl::Status Membership::Join(EmbeddedOptions& options, observability::Metrics& 
   StartLinks(terms);
   StartClient(desc, terms, options);
 
+  options.name = name_;
   options.links = links_.get();
   options.rescue_bytes = settings_.rescue_memory.bytes;
   options.cluster_readiness = [this] { return links_->Readiness(); };
@@ -108,7 +111,7 @@ void Membership::StartClient(const checkpoint::ModelDesc& desc, const transport:
   }
   router.routers = service::ToStrings(settings_.router);
   router.cluster_id = settings_.cluster_id;
-  router.name = settings_.name.empty() ? "frontend-" + std::to_string(::getpid()) : settings_.name;
+  router.name = name_;
   router.incarnation = terms.frontend_incarnation;
   router.manifest_hash = terms.manifest_hash;
   router.row_width = desc.moe.io_dim;
@@ -143,26 +146,6 @@ absl::Status Membership::WaitForPlacement() {
   return absl::OkStatus();
 }
 
-void Membership::CountDispatches(std::function<frontend::DispatchStats()> stats,
-                                 observability::Metrics& metrics) {
-  metrics.AddCollector("moe_dispatch_calls_total",
-                       "Calls to expert workers, by what became of them.",
-                       observability::Metrics::Kind::kCounter, [stats = std::move(stats)] {
-                         const frontend::DispatchStats now = stats();
-                         const std::pair<const char*, uint64_t> values[] = {
-                             {"first", now.calls},      {"retry", now.retries},
-                             {"hedge", now.hedges},     {"hedge_won", now.hedges_won},
-                             {"timeout", now.timeouts}, {"link_lost", now.link_losses},
-                             {"refused", now.refusals}, {"waited", now.waits},
-                             {"rescued", now.rescues}};
-                         std::vector<observability::Metrics::Sample> samples;
-                         for (const auto& [what, value] : values) {
-                           samples.push_back({{{"event", what}}, static_cast<double>(value)});
-                         }
-                         return samples;
-                       });
-}
-
 void Membership::AddMetrics(observability::Metrics& metrics) {
   const auto single = [&metrics](const char* name, const char* help,
                                  std::function<double()> value) {
@@ -183,6 +166,7 @@ void Membership::AddMetrics(observability::Metrics& metrics) {
                          }
                          return samples;
                        });
+  AddWorkerInfo(metrics, [this] { return links_->Links(); });
   single("moe_placement_epoch", "Number of the placement within its router's term.",
          [this] { return static_cast<double>(links_->epoch().value() & 0xffffffffu); });
   single("moe_placement_term", "Term of the router whose placement is in use.",

@@ -36,8 +36,6 @@ class Membership final : public ClusterSide {
 
   absl::Status Join(EmbeddedOptions& options, observability::Metrics& metrics) override;
   absl::Status WaitForPlacement() override;
-  void CountDispatches(std::function<frontend::DispatchStats()> stats,
-                       observability::Metrics& metrics) override;
 
  private:
   // What every link of this frontend, in this run of it, agrees on with its worker.
@@ -49,6 +47,7 @@ class Membership final : public ClusterSide {
   void AddMetrics(observability::Metrics& metrics);
 
   const MembershipSettings settings_;
+  const std::string name_;
   const transport::TlsIdentity tls_;
   WorkerConnector connector_;
   std::unique_ptr<frontend::ClusterLinks> links_;
