@@ -1,6 +1,6 @@
 # Writes OUTPUT, a C++ file that defines conclave::cli::PageFiles() with the files of ROOT; run by `cmake -P`.
 # The files are few and small: their bytes stand in the source as numbers.
-file(GLOB_RECURSE files RELATIVE ${ROOT} ${ROOT}/index.html ${ROOT}/app/*)
+file(GLOB files RELATIVE ${ROOT} ${ROOT}/index.html ${ROOT}/app/*)
 list(SORT files)
 set(types_html "text/html; charset=utf-8")
 set(types_js "text/javascript; charset=utf-8")

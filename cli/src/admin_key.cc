@@ -63,8 +63,7 @@ absl::Status AdminKey::Check(std::string_view authorization) const {
                  "changes over HTTP are off: this server was started without --admin-key-file");
   }
   constexpr std::string_view kScheme = "Bearer ";
-  if (!authorization.starts_with(kScheme) ||
-      !IsEqual(authorization.substr(kScheme.size()), key_)) {
+  if (!authorization.starts_with(kScheme) || !IsEqual(authorization.substr(kScheme.size()), key_)) {
     return Error(absl::StatusCode::kUnauthenticated, "admin_key",
                  "expected Authorization: Bearer with the key of --admin-key-file");
   }

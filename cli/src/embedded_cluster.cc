@@ -1,6 +1,7 @@
 #include "embedded_cluster.h"
 
 #include <algorithm>
+#include <cmath>
 #include <ctime>
 #include <utility>
 #include <vector>
@@ -18,6 +19,7 @@
 #include "conclave/observability/log.h"
 #include "dispatch_metrics.h"
 #include "expert_tokens.h"
+#include "live_counters.h"
 #include "memory_budget.h"
 
 namespace conclave::cli {
@@ -48,9 +50,11 @@ observability::Finished FinishedOf(frontend::FinishReason reason) {
 // Sets the metrics of engine and chat service.
 class MetricsBridge : public frontend::EngineObserver, public frontend::ChatObserver {
  public:
-  explicit MetricsBridge(const observability::EngineMetrics& metrics) : metrics_(metrics) {}
+  MetricsBridge(const observability::EngineMetrics& metrics, LiveCounters& live)
+      : metrics_(metrics), live_(live) {}
 
   void OnStep(const Step& step) override {
+    live_.OnStep(step);
     metrics_.num_requests_running.Set(step.running);
     metrics_.num_requests_waiting.Set(step.waiting);
     metrics_.kv_cache_usage.Set(step.kv_used);
@@ -60,10 +64,12 @@ class MetricsBridge : public frontend::EngineObserver, public frontend::ChatObse
     }
   }
   void OnTokenGap(std::chrono::nanoseconds since_last_token) override {
+    live_.OnTokenGap(since_last_token);
     metrics_.inter_token.Observe(Seconds(since_last_token));
   }
   void OnSequenceEnd(frontend::FinishReason /*reason*/,
                      const frontend::SequenceStats& stats) override {
+    live_.OnSequenceEnd(stats);
     metrics_.prompt_tokens.Add(stats.prompt_rows);
     metrics_.prompt_tokens_cached.Add(stats.cached_rows);
     metrics_.prefix_cache_queries.Add(stats.prompt_rows);
@@ -74,9 +80,13 @@ class MetricsBridge : public frontend::EngineObserver, public frontend::ChatObse
                                              static_cast<double>(stats.generated - 1));
     }
   }
-  void OnPreemption() override { metrics_.num_preemptions.Add(); }
+  void OnPreemption() override {
+    live_.OnPreemption();
+    metrics_.num_preemptions.Add();
+  }
   void OnImage(std::chrono::nanoseconds decode, std::chrono::nanoseconds encode,
                bool was_cached) override {
+    live_.OnImage(was_cached);
     metrics_.image_cache_queries.Add();
     metrics_.image_preprocess.Observe(Seconds(decode));
     if (was_cached) {
@@ -87,6 +97,7 @@ class MetricsBridge : public frontend::EngineObserver, public frontend::ChatObse
   }
   void OnRequestEnd(frontend::FinishReason reason, const frontend::Usage& usage,
                     const frontend::Timings& timings) override {
+    live_.OnRequestEnd(reason, usage, timings);
     metrics_.CountFinished(FinishedOf(reason));
     if (usage.completion_tokens == 0) {
       return;
@@ -103,6 +114,7 @@ class MetricsBridge : public frontend::EngineObserver, public frontend::ChatObse
 
  private:
   const observability::EngineMetrics metrics_;
+  LiveCounters& live_;
 };
 
 // The gates and the workers as a scrape sees them. Metrics outlive the cluster, so the links are
@@ -171,6 +183,7 @@ struct EmbeddedCluster::State {
   absl::Status Plan();
   void StartEngine();
   frontend::ModelCard Card() const;
+  live::ModelCard LiveCard() const;
 
   const EmbeddedOptions options;
   ThreadPool pool;
@@ -178,8 +191,10 @@ struct EmbeddedCluster::State {
   frontend::EngineOptions engine_options;
   std::shared_ptr<LoadSource> loads = std::make_shared<LoadSource>();
   std::unique_ptr<Assembly> assembly;
+  LiveCounters live;
   std::unique_ptr<MetricsBridge> bridge;
   std::unique_ptr<frontend::GateCounter> gates;
+  std::unique_ptr<frontend::PathCounter> paths;
   std::unique_ptr<frontend::Engine> engine;
   std::unique_ptr<frontend::ChatService> chat;
 };
@@ -231,6 +246,26 @@ frontend::ModelCard EmbeddedCluster::State::Card() const {
   return card;
 }
 
+live::ModelCard EmbeddedCluster::State::LiveCard() const {
+  const ModelDesc& desc = assembly->desc();
+  live::ModelCard card;
+  card.name = options.served_model_name.empty() ? desc.served_name : options.served_model_name;
+  card.dtype = std::string(NameOf(options.dtype));
+  card.top_k = desc.moe.top_k;
+  for (const checkpoint::MoeLayerSpec& layer : desc.moe.layers) {
+    card.layers.push_back({layer.layer, layer.num_experts});
+  }
+  // The rows of a picture are its patches, row by row.
+  const int32_t side =
+      assembly->tower == nullptr
+          ? 0
+          : static_cast<int32_t>(std::lround(std::sqrt(desc.splice.tokens_per_image)));
+  if (side * side == desc.splice.tokens_per_image) {
+    card.image_rows = card.image_columns = side;
+  }
+  return card;
+}
+
 void EmbeddedCluster::State::StartEngine() {
   frontend::ChatServiceOptions chat_options;
   chat_options.model = Card();
@@ -244,7 +279,9 @@ void EmbeddedCluster::State::StartEngine() {
                                            engine_options.max_model_len);
     if (const auto& moe = assembly->desc().moe; !moe.layers.empty()) {
       gates = std::make_unique<frontend::GateCounter>(*experts, moe.layers, moe.top_k);
-      experts = gates.get();
+      paths = std::make_unique<frontend::PathCounter>(*gates, moe.layers,
+                                                      frontend::MaxStepRows(engine_options));
+      experts = paths.get();
     }
     {
       MutexLock lock(loads->mu);
@@ -269,7 +306,7 @@ void EmbeddedCluster::State::StartEngine() {
       });
     }
   }
-  bridge = std::make_unique<MetricsBridge>(metrics);
+  bridge = std::make_unique<MetricsBridge>(metrics, live);
   engine =
       std::make_unique<frontend::Engine>(engine_options, *assembly->decoder, *experts,
                                          assembly->tokenizer->size(), Clock::Real(), bridge.get());
@@ -308,6 +345,43 @@ frontend::ChatBackend& EmbeddedCluster::backend() { return *state_->chat; }
 
 const frontend::Dispatcher& EmbeddedCluster::dispatcher() const {
   return *state_->assembly->dispatcher;
+}
+
+live::FrontendFigures EmbeddedCluster::Figures() const {
+  const State& s = *state_;
+  live::FrontendFigures figures;
+  figures.model = s.LiveCard();
+  s.live.Put(figures);
+  if (s.gates != nullptr) {
+    PutGates(*s.gates, figures);
+    figures.pathways = s.paths->Counts();
+  }
+  PutDispatcher(*s.assembly->dispatcher, figures);
+  return figures;
+}
+
+live::ClusterPicture EmbeddedCluster::Picture() const {
+  const Assembly& assembly = *state_->assembly;
+  live::ClusterPicture picture;
+  picture.state = "serving";
+  picture.layers = state_->LiveCard().layers;
+  picture.replicas_wanted = picture.replicas_lowest = 1;
+  for (size_t w = 0; w < assembly.workers.size(); ++w) {
+    live::WorkerPicture& worker = picture.workers.emplace_back();
+    worker.id = static_cast<int32_t>(w);
+    worker.name = std::to_string(w);
+    worker.experts = static_cast<int32_t>(assembly.workers[w]->Loads().size());
+  }
+  if (assembly.placement != nullptr) {
+    picture.epoch = assembly.placement->epoch().value();
+    for (const placement::ExpertUnit unit : assembly.placement->units()) {
+      std::vector<int32_t>& holders = picture.placement.emplace_back();
+      for (const WorkerId worker : assembly.placement->WorkersOf(unit)) {
+        holders.push_back(worker.value());
+      }
+    }
+  }
+  return picture;
 }
 
 void EmbeddedCluster::Drain(std::chrono::milliseconds timeout) { state_->chat->Drain(timeout); }

@@ -301,26 +301,25 @@ std::vector<AdminRoute> LiveRoutes(const LiveSources& sources) {
   routes.push_back(GetText("/moe/stats", [board] { return board->Snapshot(); }));
   routes.push_back(GetText("/moe/placement", [board] { return board->PlacementJson(); }));
   routes.push_back(GetText("/moe/history", [board] { return board->History(); }));
-  routes.push_back(Get("/moe/events",
-                       [feed = sources.feed](const AdminRequest&, const ReplyPtr& reply) {
-                         WatchEvents(*feed, reply);
-                       }));
+  routes.push_back(
+      Get("/moe/events", [feed = sources.feed](const AdminRequest&, const ReplyPtr& reply) {
+        WatchEvents(*feed, reply);
+      }));
   RouterServer* router = sources.router;
   routes.push_back(Get("/moe/status", [router](const AdminRequest&, const ReplyPtr& reply) {
-    AskRouter(router, reply, [](const RouterCore& core) {
-      return StatusJson(core.Status(Clock::Real().Now()));
-    });
-  }));
-  routes.push_back(Get("/moe/kill-safe", [router](const AdminRequest& request,
-                                                  const ReplyPtr& reply) {
     AskRouter(router, reply,
-              [name = service::QueryValue(request.query, "worker")](
-                  const RouterCore& core) -> absl::StatusOr<std::string> {
-                CONCLAVE_ASSIGN_OR_RETURN(const std::vector<placement::ExpertUnit> at_risk,
-                                          core.AtRiskWithout(name));
-                return KillSafeJson(name, at_risk);
-              });
+              [](const RouterCore& core) { return StatusJson(core.Status(Clock::Real().Now())); });
   }));
+  routes.push_back(
+      Get("/moe/kill-safe", [router](const AdminRequest& request, const ReplyPtr& reply) {
+        AskRouter(router, reply,
+                  [name = service::QueryValue(request.query, "worker")](
+                      const RouterCore& core) -> absl::StatusOr<std::string> {
+                    CONCLAVE_ASSIGN_OR_RETURN(const std::vector<placement::ExpertUnit> at_risk,
+                                              core.AtRiskWithout(name));
+                    return KillSafeJson(name, at_risk);
+                  });
+      }));
   routes.push_back(Change("/moe/drain", sources, DrainOf(false), &DrainedBody));
   routes.push_back(Change("/moe/undrain", sources, DrainOf(true), &DrainedBody));
   routes.push_back(Change("/moe/pin", sources, &PinOf, &EpochBody));

@@ -36,8 +36,8 @@ class Admin final : public v1::AdminService::CallbackService {
   Reactor* CheckKillSafe(grpc::CallbackServerContext* context,
                          const v1::CheckKillSafeRequest* request,
                          v1::CheckKillSafeResponse* response) override;
-  grpc::ServerWriteReactor<v1::LiveUpdate>* WatchLive(
-      grpc::CallbackServerContext* context, const v1::WatchLiveRequest* request) override;
+  grpc::ServerWriteReactor<v1::LiveUpdate>* WatchLive(grpc::CallbackServerContext* context,
+                                                      const v1::WatchLiveRequest* request) override;
 
  private:
   // Answers at once with an error, or lets the loop do it.

@@ -425,8 +425,8 @@ WorkerStream* RouterServer::Impl::OpenWorker(const absl::Status& allowed) {
 WatchStream* RouterServer::Impl::OpenWatch(const absl::Status& allowed) {
   const SessionId session = next_session_++;
   WatchStream::Hooks hooks;
-  hooks.on_message = [this, session,
-                      is_first = true, reporter = Reporter()](const v1::WatchRequest& request) mutable -> absl::Status {
+  hooks.on_message = [this, session, is_first = true, reporter = Reporter()](
+                         const v1::WatchRequest& request) mutable -> absl::Status {
     if (request.has_register_() != is_first) {
       return InvalidArgument(
           "message_field", is_first ? "register: expected it first" : "register: expected it once");

@@ -48,11 +48,10 @@ absl::Status CheckAddress(const std::string& field, const std::string& text) {
   const auto address = service::ParseAddress(text);
   if (!address.ok() || address->port == 0 || address->host == "0.0.0.0" || address->host == "::" ||
       address->host.empty()) {
-    return WithParam(
-        InvalidArgument("placement_worker", field +
-                                                ": expected HOST:PORT that others can connect to, "
-                                                "with a port of 1 to 65535"),
-        field);
+    return WithParam(InvalidArgument("placement_worker",
+                                     field + ": expected HOST:PORT that others can connect to, "
+                                             "with a port of 1 to 65535"),
+                     field);
   }
   return absl::OkStatus();
 }
