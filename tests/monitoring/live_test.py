@@ -6,8 +6,6 @@ without them, each with return_routed_experts. Then every expression of deploy/ 
 compared, exactly, with those of the answers; and a worker is killed, which annotations and alerts have to show.
 """
 
-import ast
-import base64
 import collections
 import http.client
 import json
@@ -28,6 +26,7 @@ import yaml
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "e2e"))
 import cluster as clusters  # noqa: E402
 import conclave_process as conclave  # noqa: E402
+import routed  # noqa: E402
 
 SHORT = {"__rate_interval": "10s", "__range": "1m", "__interval": "1s"}
 
@@ -119,19 +118,6 @@ class Prometheus:
         self.close()
 
 
-def routed_rows(response: conclave.Response) -> collections.Counter:
-    """(index of the MoE layer, expert, rank) -> rows; -1 stands where a kept KV block was used and nothing was computed."""
-    content = base64.b64decode(response.json()["choices"][0]["routed_experts"])
-    start = 10 + int.from_bytes(content[8:10], "little")
-    header = ast.literal_eval(content[10:start].decode())
-    if header["descr"] != "<i2" or header["fortran_order"]:
-        raise AssertionError(f"not 16-bit integers, row by row: {header}")
-    _, num_layers, top_k = header["shape"]
-    values = memoryview(content[start:]).cast("h")
-    return collections.Counter((index // top_k % num_layers, expert, index % top_k)
-                               for index, expert in enumerate(values) if expert >= 0)
-
-
 def over_ranks(rows: collections.Counter) -> collections.Counter:
     """(index of the MoE layer, expert) -> rows, whichever choice of the row the expert was."""
     sums: collections.Counter = collections.Counter()
@@ -165,7 +151,7 @@ class Asking:
                 if response.status != 200:
                     self.failures.append(repr(response))
                     continue
-                self.rows += routed_rows(response)
+                self.rows += routed.rows(response.json()["choices"][0])
                 self.answers["image_url" in json.dumps(body["messages"])] += 1
 
     def stop(self):
