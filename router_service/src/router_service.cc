@@ -116,7 +116,9 @@ class Streams {
 class RouterServer::Impl {
  public:
   explicit Impl(RouterServerOptions options)
-      : options_(std::move(options)), metrics_(options_.metrics), cluster_(*this) {}
+      : options_(std::move(options)),
+        metrics_(options_.metrics, [this] { RefreshMetrics(); }),
+        cluster_(*this) {}
 
   absl::Status Start();
   ~Impl();
@@ -126,6 +128,7 @@ class RouterServer::Impl {
     MutexLock lock(health_mu_);
     return health_;
   }
+  std::string dtype() const { return metrics_.dtype(); }
 
  private:
   class Cluster final : public v1::ClusterService::CallbackService {
@@ -151,6 +154,8 @@ class RouterServer::Impl {
   void PostFrom(SessionId session, Event event);
   void OnAction(Action action, const RouterIdentity& router);
   void OnTick(const RouterCore& core);
+  // For a scrape: waits until the loop has said how things are, a moment at most.
+  void RefreshMetrics();
   template <typename T>
   void SendCommand(const T& action, const RouterIdentity& router);
   // Loads what the store has and lets a core begin with it.
@@ -317,7 +322,30 @@ absl::Status RouterServer::Impl::Start() {
   return absl::OkStatus();
 }
 
+void RouterServer::Impl::RefreshMetrics() {
+  // A loop that is busy for longer has set the figures at its last tick.
+  constexpr std::chrono::milliseconds kWaitMax{250};
+  struct Answer {
+    Mutex mu;
+    CondVar changed;
+    bool is_there ABSL_GUARDED_BY(mu) = false;
+  };
+  const auto answer = std::make_shared<Answer>();
+  const bool is_asked = core_.Ask([this, answer](const RouterCore& core) {
+    metrics_.Update(core.Status(Clock::Real().Now()), core.counters());
+    MutexLock lock(answer->mu);
+    answer->is_there = true;
+    answer->changed.NotifyAll();
+  });
+  const MonotonicTime until = Clock::Real().Now() + kWaitMax;
+  MutexLock lock(answer->mu);
+  while (is_asked && !answer->is_there && Clock::Real().Now() < until) {
+    answer->changed.WaitFor(answer->mu, until - Clock::Real().Now());
+  }
+}
+
 RouterServer::Impl::~Impl() {
+  metrics_.Stop();
   streams_.Close();
   if (leader_ != nullptr) {
     leader_->Stop();
@@ -510,5 +538,6 @@ absl::StatusOr<std::unique_ptr<RouterServer>> RouterServer::Start(RouterServerOp
 
 uint16_t RouterServer::port() const { return impl_->port(); }
 RouterServer::Health RouterServer::health() const { return impl_->health(); }
+std::string RouterServer::dtype() const { return impl_->dtype(); }
 
 }  // namespace conclave::router_service

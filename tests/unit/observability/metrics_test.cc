@@ -77,6 +77,15 @@ TEST(MetricsTest, CollectorIsAskedAtEveryScrape) {
   EXPECT_THAT(metrics.Text(), HasSubstr("moe_rows_total{layer=\"1\"} 20\n"));
 }
 
+TEST(MetricsTest, WhatIsToBeUpToDateIsAskedForBeforeThePage) {
+  Metrics metrics;
+  const Gauge gauge = metrics.AddGauge("conclave_g", "G.");
+  double value = 1;
+  metrics.AddRefresh([&] { gauge.Set(value++); });
+  EXPECT_THAT(metrics.Text(), HasSubstr("conclave_g 1\n"));
+  EXPECT_THAT(metrics.Text(), HasSubstr("conclave_g 2\n"));
+}
+
 TEST(MetricsTest, CountsOfBucketsThatSomebodyElseKeepsBecomeAHistogram) {
   Metrics metrics;
   const double bounds[] = {0.1, 1.0};

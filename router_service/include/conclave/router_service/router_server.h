@@ -64,6 +64,8 @@ class RouterServer {
     std::string blocked;  // likewise; of a router that stands by: what keeps it from leading
   };
   Health health() const;
+  // Numeric mode of the workers ("bf16"); empty before one has registered. Any thread.
+  std::string dtype() const;
 
  private:
   class Impl;
