@@ -148,6 +148,28 @@ struct LoadSource {
     return out;
   }
 
+  // Each expert's first choices and probability.
+  std::vector<observability::ExpertTokens> OfProbabilities() {
+    std::vector<observability::ExpertTokens> out;
+    MutexLock lock(mu);
+    if (gates == nullptr) {
+      return out;
+    }
+    // Both go by layer and expert, the loads of one expert one after the other.
+    const std::vector<double> probabilities = gates->Probabilities();
+    out.reserve(probabilities.size());
+    for (const frontend::GateCounter::Load& load : gates->Loads()) {
+      if (out.empty() || out.back().layer != load.layer || out.back().expert != load.expert) {
+        observability::ExpertTokens& sample = out.emplace_back();
+        sample.layer = load.layer;
+        sample.expert = load.expert;
+        sample.weights = probabilities[out.size() - 1];
+      }
+      out.back().tokens += load.rank == 0 ? load.rows : 0;
+    }
+    return out;
+  }
+
   // What the dispatcher has counted.
   DispatchReading OfDispatcher() {
     MutexLock lock(mu);
@@ -292,6 +314,8 @@ void EmbeddedCluster::State::StartEngine() {
     const auto of_gates = [source = loads] { return source->OfGates(); };
     observability::AddExpertTokens(*options.metrics, of_gates);
     observability::AddExpertWeights(*options.metrics, of_gates);
+    observability::AddGateBalance(*options.metrics,
+                                  [source = loads] { return source->OfProbabilities(); });
     AddDispatchMetrics(*options.metrics, options.name,
                        [source = loads] { return source->OfDispatcher(); });
     if (!assembly->workers.empty()) {

@@ -278,10 +278,12 @@ class Router {
  private:
   absl::Status Listen(router_service::CoreOptions core) {
     metrics_.AddProcessMetrics();
-    metrics_
-        .AddGauge("conclave_build_info", "1; the labels say what runs.",
-                  {{"version", Version()}, {"dtype", ""}})
-        .Set(1);
+    // What its workers compute in, which it learns from them.
+    metrics_.AddCollector("conclave_build_info", "1; the labels say what runs.",
+                          observability::Metrics::Kind::kGauge, [this] {
+                            return std::vector<observability::Metrics::Sample>{
+                                {{{"version", Version()}, {"dtype", server_->dtype()}}, 1}};
+                          });
     (void)service::RaiseOpenFilesLimit(8192);
     router_service::RouterServerOptions options;
     options.core = std::move(core);

@@ -145,7 +145,7 @@ absl::Status RouterCore::Impl::Do(const ReplicateCommand& command, AdminReply& /
     // Back to the common number at once: later plans only take away what is in their way.
     PlanInput input = MakePlanInput();
     input.replicas[command.unit] = input.replication;
-    Aim(MakeGoal(input, PlanPurpose::kRepair).goal, imbalance_planned_, "replicate");
+    Aim(MakeGoal(input, PlanPurpose::kRepair).goal, imbalance_planned_, PlanReason::kOperator);
   }
   MarkDirty();
   WantRepair(milliseconds(0));
@@ -159,9 +159,10 @@ absl::Status RouterCore::Impl::Do(const RebalanceCommand& command, AdminReply& r
   }
   const PlanInput input = MakePlanInput();
   Aim(MakeGoal(input, command.is_full ? PlanPurpose::kFull : PlanPurpose::kBalance).goal,
-      reply.rebalance.imbalance_after, "an operator's rebalance");
+      reply.rebalance.imbalance_after, PlanReason::kOperator);
   rebalanced_at_ = planned_at_ = now_;
   ++counters_.rebalances;
+  ++counters_.operator_rebalances;
   reply.rebalance.plan_id = plan_id_;
   return absl::OkStatus();
 }
@@ -294,6 +295,10 @@ RouterStatus RouterCore::Impl::Status(MonotonicTime now) const {
           : static_cast<uint64_t>(
                 std::chrono::duration_cast<milliseconds>(now - published_at_).count());
   status.plan_id = plan_id_;
+  status.plan_age_ms =
+      plan_id_ == 0 ? 0
+                    : static_cast<uint64_t>(
+                          std::chrono::duration_cast<milliseconds>(now - plan_begun_at_).count());
   return status;
 }
 

@@ -9,6 +9,16 @@
 
 namespace conclave::router_service {
 
+std::string_view NameOf(PlanReason reason) {
+  constexpr std::string_view kNames[] = {"repair", "fill", "uneven", "operator"};
+  return kNames[static_cast<size_t>(reason)];
+}
+
+std::string_view NameOf(PlanResult result) {
+  constexpr std::string_view kNames[] = {"done", "replaced", "given_up"};
+  return kNames[static_cast<size_t>(result)];
+}
+
 PlacementDelta Diff(const PlacementView& from, const PlacementView& to) {
   PlacementDelta delta;
   auto old_member = from.workers.begin();

@@ -322,7 +322,7 @@ class LiveTest(conclave.TestCase):
             self.cluster.workers.popitem()[1].kill()
         self.assertEqual(self.frontend.chat(questions()[0]).status, 200)
         self.wait_for_alert("ExpertWithoutReplica", "pending")
-        self.wait_for_alert("FrontendRescues", "firing")
+        self.wait_for_alert("DegradedTokens", "firing")
 
     def test_7_a_router_that_is_gone_is_shown(self):
         self.cluster.router.kill()

@@ -68,6 +68,8 @@ class RouterServer {
     std::string blocked;  // likewise; of a router that stands by: what keeps it from leading
   };
   Health health() const;
+  // Numeric mode of the workers ("bf16"); empty before one has registered. Any thread.
+  std::string dtype() const;
 
   // What operators ask, as AdminService has it. Any thread. The call-backs come on a thread of the
   // server, once; at once with an error where this router stands by.
