@@ -6,7 +6,6 @@
 #include <atomic>
 #include <cmath>
 #include <deque>
-#include <limits>
 #include <thread>
 #include <utility>
 
@@ -14,9 +13,9 @@
 #include "conclave/base/failpoint.h"
 #include "conclave/base/mutex.h"
 #include "conclave/base/status.h"
-#include "conclave/text/prompt_template.h"
 #include "micro_batch_policy.h"
 #include "sequence.h"
+#include "sequence_trace.h"
 
 namespace conclave::frontend {
 namespace {
@@ -84,10 +83,6 @@ struct Engine::State : public model::StepObserver {
   void End(Sequence& sequence, FinishReason reason, const absl::Status& status);
   void OnGate(int32_t layer, MatView<const float> logits, MatView<const float> probabilities,
               const model::GateChoice& choice) override;
-  // How many leading positions keep the embedding as it is stored.
-  int32_t NumUnscaled(const SequenceRequest& request, int32_t prompt_rows) const;
-  std::unique_ptr<Sequence> MakeSequence(SequenceId id, SequenceRequest request,
-                                         std::shared_ptr<SequenceSink> sink) const;
 
   const EngineOptions options;
   model::Decoder& decoder;
@@ -144,55 +139,6 @@ Engine::State::State(const EngineOptions& engine_options, model::Decoder& model,
   sampler_scratch.reserve(static_cast<size_t>(vocab_size));
 }
 
-int32_t Engine::State::NumUnscaled(const SequenceRequest& request, int32_t prompt_rows) const {
-  const checkpoint::ModelDesc& desc = decoder.desc();
-  const bool is_multimodal = desc.vision.kind != checkpoint::TowerKind::kNone;
-  if (desc.embedding_scale == 1.0f ||
-      (is_multimodal && options.embedding_scaling == EmbeddingScaling::kConsistent)) {
-    return std::numeric_limits<int32_t>::max();
-  }
-  return request.images.empty() ? 0 : prompt_rows;
-}
-
-std::unique_ptr<Sequence> Engine::State::MakeSequence(SequenceId id, SequenceRequest request,
-                                                      std::shared_ptr<SequenceSink> sink) const {
-  auto sequence = std::make_unique<Sequence>();
-  sequence->id = id;
-  sequence->sink = std::move(sink);
-  sequence->submitted = clock.Now();
-  int32_t prompt_rows = static_cast<int32_t>(request.tokens.size() - request.images.size());
-  for (const std::shared_ptr<const ImageFeatures>& features : request.images) {
-    prompt_rows += features->num_rows;
-  }
-  sequence->rope_table = decoder.RopeTable(prompt_rows);
-  sequence->num_unscaled = NumUnscaled(request, prompt_rows);
-  size_t image = 0;
-  for (const int32_t token : request.tokens) {
-    if (token != text::kImageToken) {
-      sequence->keys.push_back(sequence->KeyOf(token, static_cast<int32_t>(sequence->keys.size())));
-      sequence->image_index.push_back(-1);
-      sequence->prompt_tokens.push_back(token);
-      continue;
-    }
-    CONCLAVE_CHECK(image < request.images.size());
-    const ImageFeatures& features = *request.images[image];
-    for (int32_t row = 0; row < features.num_rows; ++row) {
-      sequence->keys.push_back({features.digest, row, sequence->rope_table * 2});
-      sequence->image_index.push_back(static_cast<int16_t>(image));
-    }
-    sequence->stats.image_rows += features.num_rows;
-    ++image;
-  }
-  CONCLAVE_CHECK(image == request.images.size() && !sequence->keys.empty());
-  sequence->stats.prompt_rows = static_cast<int32_t>(sequence->keys.size());
-  CONCLAVE_CHECK(request.max_tokens >= 1 &&
-                 sequence->stats.prompt_rows + request.max_tokens <= options.max_model_len);
-  sequence->generated.reserve(static_cast<size_t>(request.max_tokens));
-  sequence->keys.reserve(sequence->keys.size() + static_cast<size_t>(request.max_tokens));
-  sequence->request = std::move(request);
-  return sequence;
-}
-
 void Engine::State::TakeInbox() {
   std::vector<SequenceId> to_cancel;
   {
@@ -238,6 +184,9 @@ void Engine::State::Admit() {
       sequence.stats.cached_rows = sequence.num_computed;
       sequence.stats.queue = clock.Now() - sequence.submitted;
     }
+    if (sequence.trace != nullptr) {
+      sequence.trace->OnAdmitted(clock.Now());
+    }
     running.push_back(std::move(waiting.front()));
     waiting.pop_front();
   }
@@ -268,6 +217,9 @@ void Engine::State::Preempt(Sequence& sequence) {
     }
   }
   ReleaseBlocks(sequence);
+  if (sequence.trace != nullptr) {
+    sequence.trace->OnPreempted(clock.Now());
+  }
   const auto it = std::find_if(running.begin(), running.end(),
                                [&](const auto& s) { return s.get() == &sequence; });
   waiting.push_front(std::move(*it));
@@ -377,9 +329,14 @@ bool Engine::State::Run() {
   // A request that wants to see the gates sees whole steps.
   const int32_t num_first =
       wants_gates ? 0 : micro_batches.Choose(static_cast<int32_t>(rows.size()));
+  const bool is_traced = BeginTracedStep(row_sequence, options.step_trace);
   const MonotonicTime start = clock.Now();
   const absl::StatusOr<MatView<const float>> logits =
       decoder.Step(rows, logit_rows, kv, experts, wants_gates ? this : nullptr, num_first);
+  if (is_traced) {
+    EndTracedStep({start, clock.Now(), num_first > 0, logits.status()}, row_sequence, rows,
+                  options.step_trace);
+  }
   if (!logits.ok()) {
     // Nothing of the step may be used. Sequences outside it go on.
     for (Sequence* sequence : row_sequence) {
@@ -445,6 +402,9 @@ void Engine::State::Emit(Sequence& sequence, std::span<const float> logits) {
     observer->OnTokenGap(now - sequence.last_token);
   }
   sequence.last_token = now;
+  if (sequence.trace != nullptr) {
+    sequence.trace->OnToken(now);
+  }
   sequence.generated.push_back(token.token);
   sequence.keys.push_back(sequence.KeyOf(token.token, static_cast<int32_t>(sequence.keys.size())));
   ++sequence.stats.generated;
@@ -472,7 +432,11 @@ void Engine::State::ReleaseBlocks(Sequence& sequence) {
 
 void Engine::State::End(Sequence& sequence, FinishReason reason, const absl::Status& status) {
   ReleaseBlocks(sequence);
-  sequence.stats.total = clock.Now() - sequence.submitted;
+  const MonotonicTime now = clock.Now();
+  sequence.stats.total = now - sequence.submitted;
+  if (sequence.trace != nullptr) {
+    sequence.trace->OnEnd(reason, status, sequence.stats, sequence.submitted, now);
+  }
   if (observer != nullptr) {
     observer->OnSequenceEnd(reason, sequence.stats);
   }
@@ -574,7 +538,8 @@ absl::StatusOr<SequenceId> Engine::Submit(SequenceRequest request,
     id = SequenceId(state_->next_id++);
   }
   std::unique_ptr<Sequence> sequence =
-      state_->MakeSequence(id, std::move(request), std::move(sink));
+      MakeSequence(state_->options, state_->decoder, id, std::move(request), std::move(sink),
+                   state_->clock.Now());
   {
     MutexLock lock(state_->mu);
     state_->inbox.push_back(std::move(sequence));

@@ -14,6 +14,10 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
+namespace conclave::observability {
+class RequestTrace;
+}  // namespace conclave::observability
+
 namespace conclave::frontend {
 
 // Part of a message: text, or an encoded picture (JPEG, PNG bytes).
@@ -57,6 +61,8 @@ struct ChatRequest {
   bool return_token_ids = false;
   bool return_routed_experts = false;
   ImageMode image_mode = ImageMode::kModelDefault;
+  // Null: not traced.
+  std::shared_ptr<observability::RequestTrace> trace;
 };
 
 struct TokenLogprob {

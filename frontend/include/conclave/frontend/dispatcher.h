@@ -18,6 +18,7 @@
 #include "absl/status/status.h"
 #include "conclave/base/clock.h"
 #include "conclave/base/ids.h"
+#include "conclave/frontend/dispatch_observer.h"
 #include "conclave/frontend/expert_rescue.h"
 #include "conclave/frontend/link_health.h"
 #include "conclave/frontend/link_source.h"
@@ -54,6 +55,8 @@ struct DispatcherOptions {
   ExpertRescue* rescue = nullptr;
   std::chrono::milliseconds rescue_after{300};
   const Clock* clock = &Clock::Real();
+  // Told of every attempt and layer; null: nobody. Outlives the dispatcher.
+  DispatchObserver* observer = nullptr;
 };
 
 // Cumulative, any thread.
