@@ -5,6 +5,7 @@
 #include <string>
 #include <utility>
 
+#include "chat_trace.h"
 #include "conclave/base/status.h"
 #include "sequence.h"
 
@@ -96,20 +97,6 @@ Span ComputeSpan(RequestTrace& request, const AttemptRecord& attempt,
   return span;
 }
 
-const char* NameOf(FinishReason reason) {
-  switch (reason) {
-    case FinishReason::kStop:
-      return "stop";
-    case FinishReason::kLength:
-      return "length";
-    case FinishReason::kCancelled:
-      return "abort";
-    case FinishReason::kError:
-      break;
-  }
-  return "error";
-}
-
 }  // namespace
 
 SequenceTrace::SequenceTrace(std::shared_ptr<RequestTrace> request)
@@ -171,7 +158,7 @@ void SequenceTrace::OnEnd(FinishReason reason, const absl::Status& status,
     spans.back().id = decode_id_;
     spans.back().attributes = {{"gen_ai.usage.completion_tokens", stats.generated},
                                {"conclave.steps", num_decode_steps_},
-                               {"conclave.finish_reason", NameOf(reason)}};
+                               {"conclave.finish_reason", TraceNameOf(reason)}};
   }
   const int64_t first_token_ns =
       first_token_ ? request_->UnixNanos(*first_token_) : INT64_MAX;

@@ -191,8 +191,10 @@ void RequestTrace::Set(SpanAttribute attribute) {
 
 void RequestTrace::Fail(std::string_view reason) {
   MutexLock lock(mu_);
-  span_.is_error = true;
-  span_.error = std::string(reason);
+  if (!span_.is_error) {
+    span_.is_error = true;
+    span_.error = std::string(reason);
+  }
 }
 
 void RequestTrace::End(MonotonicTime end) {

@@ -173,6 +173,7 @@ class RequestTrace {
 
   // Of the request's own span; a later value of a key takes the place of the earlier.
   void Set(SpanAttribute attribute) ABSL_LOCKS_EXCLUDED(mu_);
+  // The first reason stays: who comes later knows less.
   void Fail(std::string_view reason) ABSL_LOCKS_EXCLUDED(mu_);
   // The answer is out, or nobody waits for it any more. The latest counts; without one the end is
   // when the last owner lets go.
