@@ -65,6 +65,9 @@ class EmbeddedCluster {
   // Of its dispatcher. Any thread.
   frontend::DispatchStats dispatch_stats() const;
 
+  // As StragglerLog::Json; without links there is nothing in it. Any thread.
+  std::string stragglers() const;
+
   // Takes no new request and waits until running ones have ended or `timeout` passed.
   void Drain(std::chrono::milliseconds timeout);
 

@@ -11,7 +11,7 @@
 #include <utility>
 
 #include "conclave/base/status.h"
-#include "conclave/service/http_url.h"
+#include "conclave/service/server_url.h"
 #include "conclave/service/units.h"
 #include "conversation.h"
 #include "sse.h"
@@ -31,8 +31,8 @@ constexpr auto kReadTimeout = std::chrono::minutes(10);
 constexpr uint64_t kReplyBytesMax = uint64_t{64} << 20;
 
 // What stands before the paths of the API; a base URL of other clients ends with "/v1".
-absl::StatusOr<service::HttpUrl> ParseUrl(const std::string& text) {
-  std::optional<service::HttpUrl> url = service::ParseHttpUrl(text, "80");
+absl::StatusOr<service::ServerUrl> ParseUrl(const std::string& text) {
+  std::optional<service::ServerUrl> url = service::ParseServerUrl(text, "80");
   if (!url) {
     return InvalidArgument(
         "usage", "--url: expected http://HOST[:PORT][/v1], found " + service::Quoted(text));
@@ -48,7 +48,7 @@ using Parser = http::response_parser<http::string_body>;
 // One request at a time. Every operation runs the loop until it is done or timed out.
 class Connection {
  public:
-  explicit Connection(service::HttpUrl server) : server_(std::move(server)) {}
+  explicit Connection(service::ServerUrl server) : server_(std::move(server)) {}
 
   // Sends a request on a new connection and reads the reply's header.
   absl::Status Start(http::verb verb, const std::string& path, std::string body) {
@@ -149,7 +149,7 @@ class Connection {
 
   std::string Name() const { return "http://" + server_.Authority(); }
 
-  const service::HttpUrl server_;
+  const service::ServerUrl server_;
   asio::io_context context_{1};
   std::optional<beast::tcp_stream> stream_;
   beast::flat_buffer buffer_;
@@ -158,7 +158,7 @@ class Connection {
 
 class HttpSource final : public AnswerSource {
  public:
-  explicit HttpSource(service::HttpUrl server) : connection_(std::move(server)) {}
+  explicit HttpSource(service::ServerUrl server) : connection_(std::move(server)) {}
 
   absl::Status FindModel() {
     CONCLAVE_RETURN_IF_ERROR(connection_.Start(http::verb::get, "/v1/models", ""));
@@ -213,7 +213,7 @@ class HttpSource final : public AnswerSource {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<AnswerSource>> ConnectTo(const std::string& url) {
-  CONCLAVE_ASSIGN_OR_RETURN(service::HttpUrl server, ParseUrl(url));
+  CONCLAVE_ASSIGN_OR_RETURN(service::ServerUrl server, ParseUrl(url));
   auto source = std::make_unique<HttpSource>(std::move(server));
   CONCLAVE_RETURN_IF_ERROR(source->FindModel());
   return source;

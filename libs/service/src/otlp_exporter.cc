@@ -64,8 +64,8 @@ Outcome OutcomeOf(const http::response<http::string_body>& reply) {
 
 }  // namespace
 
-absl::StatusOr<HttpUrl> ParseOtlpEndpoint(std::string_view text) {
-  std::optional<HttpUrl> url = ParseHttpUrl(text, "4318");
+absl::StatusOr<ServerUrl> ParseOtlpEndpoint(std::string_view text) {
+  std::optional<ServerUrl> url = ParseServerUrl(text, "4318");
   if (!url) {
     const bool is_tls = text.starts_with("https:");
     return InvalidArgument(

@@ -15,7 +15,7 @@
 
 #include "absl/status/statusor.h"
 #include "conclave/observability/trace.h"
-#include "conclave/service/http_url.h"
+#include "conclave/service/server_url.h"
 
 namespace conclave::service {
 
@@ -26,7 +26,7 @@ struct OtlpResourceField {
 };
 
 struct OtlpExporterOptions {
-  HttpUrl endpoint;  // of ParseOtlpEndpoint
+  ServerUrl endpoint;  // of ParseOtlpEndpoint
   std::vector<OtlpResourceField> resource;
   std::string version;  // of this program
 
@@ -47,7 +47,7 @@ struct OtlpExporterOptions {
 // "http://HOST[:PORT][/PATH]": port 4318 where it names none, and "/v1/traces" behind a path that
 // does not end so. kInvalidArgument ("usage") for anything else; https is refused with a word of
 // what to do instead.
-absl::StatusOr<HttpUrl> ParseOtlpEndpoint(std::string_view text);
+absl::StatusOr<ServerUrl> ParseOtlpEndpoint(std::string_view text);
 
 class OtlpExporter {
  public:

@@ -7,7 +7,7 @@
 
 namespace conclave::service {
 
-struct HttpUrl {
+struct ServerUrl {
   std::string host;  // a name or an address, IPv6 without brackets
   std::string port;  // 1 to 65535
   std::string path;  // without the final slash; empty: the root
@@ -18,6 +18,6 @@ struct HttpUrl {
 
 // nullopt for anything else: another scheme, a port that is none, a user, a query or a fragment.
 // `default_port`: where the URL names none.
-std::optional<HttpUrl> ParseHttpUrl(std::string_view text, std::string_view default_port);
+std::optional<ServerUrl> ParseServerUrl(std::string_view text, std::string_view default_port);
 
 }  // namespace conclave::service

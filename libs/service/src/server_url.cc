@@ -1,14 +1,14 @@
-#include "conclave/service/http_url.h"
+#include "conclave/service/server_url.h"
 
 #include <boost/url/parse.hpp>
 
 namespace conclave::service {
 
-std::string HttpUrl::Authority() const {
+std::string ServerUrl::Authority() const {
   return (host.find(':') == std::string::npos ? host : '[' + host + ']') + ':' + port;
 }
 
-std::optional<HttpUrl> ParseHttpUrl(std::string_view text, std::string_view default_port) {
+std::optional<ServerUrl> ParseServerUrl(std::string_view text, std::string_view default_port) {
   const auto parsed = boost::urls::parse_uri({text.data(), text.size()});
   if (!parsed.has_value()) {
     return std::nullopt;
@@ -20,7 +20,7 @@ std::optional<HttpUrl> ParseHttpUrl(std::string_view text, std::string_view defa
       parsed->has_userinfo()) {
     return std::nullopt;
   }
-  HttpUrl url;
+  ServerUrl url;
   url.host = parsed->host_address();
   url.port = has_port ? std::string(parsed->port()) : std::string(default_port);
   url.path = std::string(parsed->encoded_path());
