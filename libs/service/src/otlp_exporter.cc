@@ -169,13 +169,14 @@ Outcome OtlpExporter::State::Post(const std::string& body, steady_clock::time_po
     return RunUntil(context, is_done, deadline) && !failure;
   };
   const auto failed = [&](const char* what) {
-    stream.close();
-    resolver.cancel();
-    // What was started refers to this frame: it is over before that is left.
-    context.restart();
-    context.run();
     Outcome outcome;
     outcome.why = std::string(what) + ": " + (failure ? failure.message() : "out of time");
+    stream.close();
+    resolver.cancel();
+    // What was started refers to this frame: it is over before that is left. A name server that
+    // does not answer is the one thing that cannot be told to end; the system's own limit does it.
+    context.restart();
+    context.run();
     return outcome;
   };
   tcp::resolver::results_type addresses;
@@ -229,13 +230,12 @@ void OtlpExporter::State::SendBatch(std::span<const Span> batch) {
       const uint64_t rejected = std::min<uint64_t>(outcome.rejected, batch.size());
       tracer.CountExported(batch.size() - rejected);
       tracer.CountFailed(rejected);
-      if (std::exchange(is_failing, false)) {
+      if (rejected > 0) {
+        Say("it rejected some of a batch", rejected);
+      } else if (std::exchange(is_failing, false)) {
         observability::LogInfo("the collector takes spans again",
                                {{"collector", options.endpoint.Authority()}});
         next_log = {};
-      }
-      if (rejected > 0) {
-        Say("it rejected some of a batch", rejected);
       }
       return;
     }
