@@ -234,6 +234,7 @@ absl::StatusOr<SequenceRequest> ChatService::State::BuildSequence(OpenRequest& r
     sequence.stop_tokens = stop_tokens;
   }
   sequence.wants_routed_experts = request.request.return_routed_experts;
+  sequence.wants_gate_probabilities = request.request.return_gate_probabilities;
   sequence.trace = request.trace.request();
   return sequence;
 }
@@ -310,7 +311,7 @@ void ChatService::State::SubmitChoices(const Request& request, const SequenceReq
                                  });
     const absl::StatusOr<SequenceId> id = engine.Submit(std::move(copy), answer);
     if (!id.ok()) {
-      request->OnChoiceEnd({choice, FinishReason::kError, id.status(), {}});
+      request->OnChoiceEnd({choice, FinishReason::kError, id.status(), {}, {}, {}});
       EndChoice(request, FinishReason::kError, {});
       continue;
     }
@@ -329,7 +330,7 @@ void ChatService::State::SubmitChoices(const Request& request, const SequenceReq
 
 void ChatService::State::Fail(const Request& request, FinishReason reason,
                               const absl::Status& status) {
-  request->OnChoiceEnd({0, reason, status, {}});
+  request->OnChoiceEnd({0, reason, status, {}, {}, {}});
   {
     MutexLock lock(request->mu);
     request->remaining = 0;

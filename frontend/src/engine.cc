@@ -31,14 +31,6 @@ int32_t NumKvBlocks(const EngineOptions& options, const model::Decoder& decoder)
   return static_cast<int32_t>(std::max(wanted, least));
 }
 
-int32_t MostExperts(const checkpoint::ModelDesc& desc) {
-  int32_t most = 1;
-  for (const checkpoint::MoeLayerSpec& layer : desc.moe.layers) {
-    most = std::max(most, layer.num_experts);
-  }
-  return most;
-}
-
 bool IsFinite(std::span<const float> values) {
   bool finite = true;
   for (const float value : values) {
@@ -83,6 +75,7 @@ struct Engine::State : public model::StepObserver {
   void End(Sequence& sequence, FinishReason reason, const absl::Status& status);
   void OnGate(int32_t layer, MatView<const float> logits, MatView<const float> probabilities,
               const model::GateChoice& choice) override;
+  int32_t CountTouched();
 
   const EngineOptions options;
   model::Decoder& decoder;
@@ -102,6 +95,8 @@ struct Engine::State : public model::StepObserver {
   std::vector<Sequence*> row_sequence;
   std::vector<int32_t> logit_rows;
   bool wants_gates = false;
+  uint64_t num_resent = 0;  // of the executor, behind the last step
+  int32_t num_touched = 0;  // of the step
   bool is_reported_busy = false;
   std::vector<std::pair<float, int32_t>> sampler_scratch;
 
@@ -127,7 +122,7 @@ Engine::State::State(const EngineOptions& engine_options, model::Decoder& model,
       observer(engine_observer),
       kv(decoder.kv_layout(), decoder.desc().num_layers, NumKvBlocks(options, decoder)),
       micro_batches(decoder.desc().moe.layers.empty() ? MicroBatching::kOne : options.micro_batches,
-                    MostExperts(decoder.desc()), decoder.desc().moe.top_k) {
+                    MostExperts(decoder.desc().moe), decoder.desc().moe.top_k) {
   CONCLAVE_CHECK(options.max_num_seqs >= 1 && options.prefill_chunk >= 1 &&
                  options.prefill_chunk_mixed >= 1);
   CONCLAVE_CHECK(options.max_model_len >= 1 &&
@@ -289,8 +284,7 @@ void Engine::State::PlanPrefill() {
 }
 
 void Engine::State::OnGate(int32_t layer, MatView<const float> /*logits*/,
-                           MatView<const float> /*probabilities*/,
-                           const model::GateChoice& choice) {
+                           MatView<const float> probabilities, const model::GateChoice& choice) {
   const std::vector<checkpoint::MoeLayerSpec>& layers = decoder.desc().moe.layers;
   const auto index =
       static_cast<size_t>(std::find_if(layers.begin(), layers.end(),
@@ -299,6 +293,10 @@ void Engine::State::OnGate(int32_t layer, MatView<const float> /*logits*/,
   const auto top_k = static_cast<size_t>(choice.experts.cols);
   const size_t stride = layers.size() * top_k;
   for (size_t r = 0; r < rows.size(); ++r) {
+    if (row_sequence[r]->request.wants_gate_probabilities) {
+      KeepProbabilities(decoder.desc().moe, *row_sequence[r], rows[r].position, index,
+                        probabilities.RowSpan(static_cast<int64_t>(r)));
+    }
     if (!row_sequence[r]->request.wants_routed_experts) {
       continue;
     }
@@ -314,13 +312,27 @@ void Engine::State::OnGate(int32_t layer, MatView<const float> /*logits*/,
   }
 }
 
+// Marks the sequences of a step in which a call was sent again; how many had not been marked.
+int32_t Engine::State::CountTouched() {
+  const uint64_t resent = experts.num_resent();
+  if (std::exchange(num_resent, resent) == resent) {
+    return 0;
+  }
+  int32_t count = 0;
+  for (Sequence* sequence : row_sequence) {
+    count += std::exchange(sequence->is_touched, true) ? 0 : 1;
+  }
+  return count;
+}
+
 bool Engine::State::Run() {
   logit_rows.clear();
   wants_gates = false;
   for (size_t r = 0; r < rows.size(); ++r) {
     // Only now: the tables may have grown while rows were added.
     rows[r].block_table = row_sequence[r]->blocks.data();
-    wants_gates |= row_sequence[r]->request.wants_routed_experts;
+    const SequenceRequest& request = row_sequence[r]->request;
+    wants_gates |= request.wants_routed_experts || request.wants_gate_probabilities;
     if (rows[r].position + 1 == static_cast<int32_t>(row_sequence[r]->keys.size())) {
       logit_rows.push_back(static_cast<int32_t>(r));
     }
@@ -337,6 +349,7 @@ bool Engine::State::Run() {
     EndTracedStep({start, clock.Now(), num_first > 0, logits.status()}, row_sequence, rows,
                   options.step_trace);
   }
+  num_touched = CountTouched();
   if (!logits.ok()) {
     // Nothing of the step may be used. Sequences outside it go on.
     for (Sequence* sequence : row_sequence) {
@@ -469,6 +482,7 @@ bool Engine::State::Step() {
   step.prefill_rows = static_cast<int32_t>(rows.size()) - step.decode_rows;
   if (!rows.empty()) {
     step.is_divided = Run();
+    step.touched = num_touched;
   }
   step.duration = clock.Now() - start;
   Report(step);

@@ -1,5 +1,6 @@
 #include "sequence.h"
 
+#include <algorithm>
 #include <limits>
 #include <utility>
 
@@ -49,6 +50,8 @@ std::unique_ptr<Sequence> MakeSequence(const EngineOptions& options, const model
       sequence->keys.push_back({features.digest, row, sequence->rope_table * 2});
       sequence->image_index.push_back(static_cast<int16_t>(image));
     }
+    sequence->stats.image_spans.emplace_back(
+        static_cast<int32_t>(sequence->keys.size()) - features.num_rows, features.num_rows);
     sequence->stats.image_rows += features.num_rows;
     ++image;
   }
@@ -63,6 +66,30 @@ std::unique_ptr<Sequence> MakeSequence(const EngineOptions& options, const model
   }
   sequence->request = std::move(request);
   return sequence;
+}
+
+int32_t MostExperts(const checkpoint::MoeSpec& moe) {
+  int32_t most = 1;
+  for (const checkpoint::MoeLayerSpec& layer : moe.layers) {
+    most = std::max(most, layer.num_experts);
+  }
+  return most;
+}
+
+void KeepProbabilities(const checkpoint::MoeSpec& moe, Sequence& sequence, int32_t position,
+                       size_t moe_layer, std::span<const float> probabilities) {
+  const auto width = static_cast<size_t>(MostExperts(moe));
+  const size_t stride = moe.layers.size() * width;
+  const size_t end = (static_cast<size_t>(position) + 1) * stride;
+  if (end > kGateValuesMax) {
+    return;
+  }
+  std::vector<float>& kept = sequence.stats.gate_probabilities;
+  if (kept.size() < end) {
+    kept.resize(end, std::numeric_limits<float>::quiet_NaN());
+  }
+  std::copy(probabilities.begin(), probabilities.end(),
+            kept.begin() + static_cast<std::ptrdiff_t>(end - stride + moe_layer * width));
 }
 
 }  // namespace conclave::frontend

@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "conclave/base/mutex.h"
+#include "conclave/live/feed.h"
 #include "conclave/router_service/router_types.h"
 #include "core_slot.h"
 
@@ -31,8 +32,9 @@ class AdminReplies {
   std::map<uint64_t, Waiter> waiters_ ABSL_GUARDED_BY(mu_);
 };
 
-// Both outlive the service, and the service the server that has it.
-std::unique_ptr<grpc::Service> MakeAdminService(CoreSlot& core, AdminReplies& replies);
+// All outlive the service, and the service the server that has it.
+std::unique_ptr<grpc::Service> MakeAdminService(CoreSlot& core, AdminReplies& replies,
+                                                live::Feed& feed);
 
 // kPermissionDenied ("peer_role", "peer_identity") unless the peer's certificate has the role.
 // Without TLS there are no roles: the listener is loopback, or the operator said --insecure.

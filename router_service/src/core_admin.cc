@@ -242,6 +242,23 @@ WorkerStatus RouterCore::Impl::StatusOf(const Worker& worker, MonotonicTime now)
   return status;
 }
 
+RouterSigns RouterCore::Impl::Signs() const {
+  RouterSigns signs;
+  signs.epoch = published_epoch_;
+  signs.plan_id = plan_id_;
+  signs.num_frontends = frontends_.size();
+  for (const auto& [id, worker] : workers_) {
+    if (worker.IsAlive()) {
+      const MemberState state = worker.IsSuspect()   ? MemberState::kSuspect
+                                : IsDraining(worker) ? MemberState::kDraining
+                                                     : MemberState::kLive;
+      signs.workers.push_back(
+          {id, state, worker.is_drained, worker.is_distrusted, !worker.loading.empty()});
+    }
+  }
+  return signs;
+}
+
 RouterStatus RouterCore::Impl::Status(MonotonicTime now) const {
   RouterStatus status;
   status.router = identity_;
@@ -263,7 +280,8 @@ RouterStatus RouterCore::Impl::Status(MonotonicTime now) const {
     }
   }
   for (const auto& [session, frontend] : frontends_) {
-    status.frontends.push_back({frontend.id, frontend.registration.name, frontend.acked});
+    const FrontendRegistration& r = frontend.registration;
+    status.frontends.push_back({frontend.id, r.name, frontend.acked, r.incarnation, r.api_address});
   }
   status.imbalance_planned = imbalance_planned_;
   const PlanInput input = MakePlanInput();

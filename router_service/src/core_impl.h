@@ -30,6 +30,7 @@ class RouterCore::Impl {
   const RouterIdentity& identity() const { return identity_; }
   const RouterCounters& counters() const { return counters_; }
   RouterStatus Status(MonotonicTime now) const;
+  RouterSigns Signs() const;
   absl::StatusOr<std::vector<ExpertUnit>> AtRiskWithout(const std::string& name) const;
   absl::StatusOr<RebalancePlan> TryRebalance(bool is_full) const;
 

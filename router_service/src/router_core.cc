@@ -50,6 +50,7 @@ void RouterCore::Step(MonotonicTime now, const Event& event, std::vector<Action>
 const RouterIdentity& RouterCore::identity() const { return impl_->identity(); }
 const RouterCounters& RouterCore::counters() const { return impl_->counters(); }
 RouterStatus RouterCore::Status(MonotonicTime now) const { return impl_->Status(now); }
+RouterSigns RouterCore::Signs() const { return impl_->Signs(); }
 absl::StatusOr<std::vector<ExpertUnit>> RouterCore::AtRiskWithout(const std::string& name) const {
   return impl_->AtRiskWithout(name);
 }

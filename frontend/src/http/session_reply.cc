@@ -57,6 +57,7 @@ ReplyShape ShapeOf(const ParsedChat& parsed, const ModelCard& card, std::string 
   shape.has_token_ids = parsed.request.return_token_ids;
   shape.num_moe_layers = card.num_moe_layers;
   shape.moe_top_k = card.moe_top_k;
+  shape.experts_max = card.experts_max;
   return shape;
 }
 

@@ -77,6 +77,23 @@ TEST(MetricsTest, CollectorIsAskedAtEveryScrape) {
   EXPECT_THAT(metrics.Text(), HasSubstr("moe_rows_total{layer=\"1\"} 20\n"));
 }
 
+TEST(MetricsTest, CountsOfBucketsThatSomebodyElseKeepsBecomeAHistogram) {
+  Metrics metrics;
+  const double bounds[] = {0.1, 1.0};
+  uint64_t beyond = 4;
+  metrics.AddHistogramCollector("moe_s_seconds", "S.", bounds, [&beyond] {
+    return std::vector<Metrics::HistogramSample>{{{{"worker", "1"}}, {2, 3, beyond++}, 7.5}};
+  });
+  const std::string page = metrics.Text();
+  EXPECT_THAT(page, HasSubstr("# TYPE moe_s_seconds histogram\n"));
+  EXPECT_THAT(page, HasSubstr("moe_s_seconds_bucket{worker=\"1\",le=\"0.1\"} 2\n"));
+  EXPECT_THAT(page, HasSubstr("moe_s_seconds_bucket{worker=\"1\",le=\"1\"} 5\n"));
+  EXPECT_THAT(page, HasSubstr("moe_s_seconds_bucket{worker=\"1\",le=\"+Inf\"} 9\n"));
+  EXPECT_THAT(page, HasSubstr("moe_s_seconds_count{worker=\"1\"} 9\n"));
+  EXPECT_THAT(page, HasSubstr("moe_s_seconds_sum{worker=\"1\"} 7.5\n"));
+  EXPECT_THAT(metrics.Text(), HasSubstr("moe_s_seconds_count{worker=\"1\"} 10\n"));
+}
+
 TEST(MetricsTest, HandlesWithoutMetricsDoNothing) {
   Counter().Add();
   Gauge().Set(1);

@@ -60,6 +60,7 @@ struct ChatRequest {
   bool ignore_eos = false;
   bool return_token_ids = false;
   bool return_routed_experts = false;
+  bool return_gate_probabilities = false;
   ImageMode image_mode = ImageMode::kModelDefault;
   // Null: not traced.
   std::shared_ptr<observability::RequestTrace> trace;
@@ -110,6 +111,9 @@ struct ChoiceEnd {
   // ChatRequest::return_routed_experts: [positions][MoE layers][top_k], -1 where a kept KV block
   // was used.
   std::vector<int16_t> routed_experts;
+  // ChatRequest::return_gate_probabilities, as SequenceStats has them.
+  std::vector<float> gate_probabilities;
+  std::vector<std::pair<int32_t, int32_t>> image_spans;
 };
 
 // Receives a request's output. Calls come from the backend's threads, one at a time per request,
@@ -137,6 +141,7 @@ struct ModelCard {
   // The inner axes of ChoiceEnd::routed_experts. 0: not known; the reply then holds a flat array.
   int32_t num_moe_layers = 0;
   int32_t moe_top_k = 0;
+  int32_t experts_max = 0;  // of the largest layer: the inner axis of gate_probabilities
 };
 
 // Thread-safe.

@@ -81,6 +81,7 @@ struct FrontendRegistration {
   std::string cluster_id;
   std::string name;
   uint64_t incarnation = 0;
+  std::string api_address;  // of its HTTP API; empty: none
   ModelIdentity model;
   NumericMode numeric;
   RouterIdentity last_router;
@@ -352,12 +353,33 @@ struct FrontendStatus {
   uint32_t frontend_id = 0;
   std::string name;
   Epoch acked_epoch;
+  uint64_t incarnation = 0;
+  std::string api_address;
 };
 
 struct ExpertStatus {
   ExpertUnit unit;
   std::vector<WorkerId> workers;
   RowKinds rows_per_second{};
+};
+
+// What of a worker's standing may change from one moment to the next.
+struct MemberSign {
+  WorkerId worker;
+  MemberState state = MemberState::kLive;
+  bool is_drained = false;
+  bool is_distrusted = false;
+  bool is_loading = false;
+  friend bool operator==(const MemberSign&, const MemberSign&) = default;
+};
+
+// Cheap to ask for after every step: when it is another one, there is news in the status.
+struct RouterSigns {
+  Epoch epoch;
+  uint64_t plan_id = 0;
+  size_t num_frontends = 0;
+  std::vector<MemberSign> workers;
+  friend bool operator==(const RouterSigns&, const RouterSigns&) = default;
 };
 
 struct RouterStatus {
