@@ -81,12 +81,14 @@ class Server {
         .AddGauge("conclave_build_info", "1; the labels say what runs.",
                   {{"version", Version()}, {"dtype", settings_.engine.dtype}})
         .Set(1);
+    tracing_ = std::make_unique<Tracing>(settings_.trace, role_.name, metrics_);
     frontend::HttpServerOptions api;
     api.host = settings_.listen.host;
     api.port = settings_.listen.port;
     api.limits.body_bytes_max = settings_.max_body.bytes;
     api.load_progress = [this] { return progress_.fraction(); };
     api.version = Version();
+    api.tracer = tracing_->tracer();
     if (service::IsLoopback(settings_.listen.host)) {
       api.metrics_text = [this] { return metrics_.Text(); };
     }
@@ -161,6 +163,7 @@ class Server {
     options.host = settings_.grpc_address.host;
     options.port = settings_.grpc_address.port;
     options.limits.body_bytes_max = settings_.max_body.bytes;
+    options.tracer = tracing_->tracer();
     CONCLAVE_ASSIGN_OR_RETURN(
         grpc_, frontend::InferenceServer::Start(
                    options, tls_, [this](const char* method, const char* code, double seconds) {
@@ -264,6 +267,8 @@ class Server {
   AdminKey key_;
   Phase phase_;
   observability::Metrics metrics_;
+  // Made when signals are watched, since it has a thread; what is traced ends before it.
+  std::unique_ptr<Tracing> tracing_;
   observability::HttpMetrics http_metrics_;
   observability::GrpcMetrics grpc_metrics_;
   service::Progress progress_;
@@ -318,6 +323,7 @@ void AddApiServerOptions(service::OptionSet& set, ApiServerSettings& settings, b
            .help = "memory of images that wait or are decoded; requests beyond it get 503",
            .group = "Images"},
           &settings.image_memory, {{int64_t{1} << 20}, {int64_t{64} << 40}});
+  AddTraceOptions(set, settings.trace);
   AddProcessOptions(set, settings.process, "how long running answers may take after SIGTERM");
   AddLogOptions(set, settings.log);
   set.Refuse("api-key",
@@ -328,6 +334,7 @@ void AddApiServerOptions(service::OptionSet& set, ApiServerSettings& settings, b
 absl::Status CheckApiServerSettings(ApiServerSettings& settings) {
   CONCLAVE_RETURN_IF_ERROR(service::CheckReadyFd(settings.process.ready_fd));
   CONCLAVE_RETURN_IF_ERROR(CheckTlsFiles(settings.tls));
+  CONCLAVE_RETURN_IF_ERROR(CheckTraceSettings(settings.trace));
   CONCLAVE_RETURN_IF_ERROR(ResolveListeners({&settings.listen, &settings.admin_listen},
                                             settings.insecure, settings.insecure));
   if (settings.grpc_listen.empty()) {

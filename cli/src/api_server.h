@@ -20,6 +20,7 @@
 #include "engine_options.h"
 #include "server_process.h"
 #include "tls_options.h"
+#include "tracing.h"
 
 namespace conclave::transport {
 struct TlsIdentity;
@@ -45,6 +46,7 @@ struct ApiServerSettings {
   service::ByteSize max_body{int64_t{32} << 20};
   std::chrono::milliseconds image_decode_timeout{500};
   service::ByteSize image_memory{int64_t{512} << 20};
+  TraceSettings trace;
   ProcessSettings process;
 };
 

@@ -15,6 +15,8 @@
 #include "conclave/frontend/chat_service.h"
 #include "conclave/frontend/engine.h"
 #include "conclave/frontend/gate_counter.h"
+#include "conclave/frontend/step_trace.h"
+#include "conclave/frontend/straggler_log.h"
 #include "conclave/observability/engine_metrics.h"
 #include "conclave/observability/log.h"
 #include "dispatch_metrics.h"
@@ -189,6 +191,24 @@ struct LoadSource {
   }
 };
 
+void AddStragglers(observability::Metrics& metrics,
+                   const std::shared_ptr<const frontend::StragglerLog>& log) {
+  using Waits = frontend::StragglerLog::Waits;
+  const auto add = [&](const char* name, const char* help, double (*value)(const Waits&)) {
+    metrics.AddCollector(name, help, observability::Metrics::Kind::kCounter, [log, value] {
+      std::vector<observability::Metrics::Sample> samples;
+      for (const Waits& waits : log->Workers()) {
+        samples.push_back({{{"worker", std::to_string(waits.worker.value())}}, value(waits)});
+      }
+      return samples;
+    });
+  };
+  add("moe_straggler_seconds_total", "Time that layers waited for this worker's answer alone.",
+      [](const Waits& waits) { return Seconds(waits.waited); });
+  add("moe_straggler_calls_total", "Layers that waited for this worker's answer alone.",
+      [](const Waits& waits) { return static_cast<double>(waits.calls); });
+}
+
 }  // namespace
 
 struct EmbeddedCluster::State {
@@ -212,6 +232,9 @@ struct EmbeddedCluster::State {
   const kernels::Context compute;
   frontend::EngineOptions engine_options;
   std::shared_ptr<LoadSource> loads = std::make_shared<LoadSource>();
+  // Shared with the metrics, which outlive the cluster.
+  std::shared_ptr<frontend::StragglerLog> stragglers = std::make_shared<frontend::StragglerLog>();
+  frontend::StepTrace step_trace{stragglers.get()};
   std::unique_ptr<Assembly> assembly;
   LiveCounters live;
   std::unique_ptr<MetricsBridge> bridge;
@@ -230,6 +253,7 @@ absl::Status EmbeddedCluster::State::Plan() {
   engine_options.prefill_chunk = options.prefill_chunk;
   engine_options.prefill_chunk_mixed = std::max(1, options.prefill_chunk / 4);
   engine_options.embedding_scaling = options.embedding_scaling;
+  engine_options.step_trace = &step_trace;
   engine_options.micro_batches =
       options.links == nullptr && options.micro_batches == frontend::MicroBatching::kAuto
           ? frontend::MicroBatching::kOne
@@ -316,6 +340,9 @@ void EmbeddedCluster::State::StartEngine() {
     observability::AddExpertWeights(*options.metrics, of_gates);
     observability::AddGateBalance(*options.metrics,
                                   [source = loads] { return source->OfProbabilities(); });
+    if (options.links != nullptr) {
+      AddStragglers(*options.metrics, stragglers);
+    }
     AddDispatchMetrics(*options.metrics, options.name,
                        [source = loads] { return source->OfDispatcher(); });
     if (!assembly->workers.empty()) {
@@ -356,6 +383,7 @@ absl::StatusOr<std::unique_ptr<EmbeddedCluster>> EmbeddedCluster::Start(
   load.use_frames = options.use_frames;
   load.links = options.links;
   load.rescue_bytes = options.rescue_bytes;
+  load.dispatch_observer = &state->step_trace;
   load.max_rows = frontend::MaxStepRows(state->engine_options);
   // Every sequence may end its prompt in one step.
   load.max_logit_rows = state->engine_options.max_num_seqs;
@@ -407,6 +435,8 @@ live::ClusterPicture EmbeddedCluster::Picture() const {
   }
   return picture;
 }
+
+std::string EmbeddedCluster::stragglers() const { return state_->stragglers->Json(); }
 
 void EmbeddedCluster::Drain(std::chrono::milliseconds timeout) { state_->chat->Drain(timeout); }
 

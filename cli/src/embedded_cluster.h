@@ -74,6 +74,9 @@ class EmbeddedCluster {
   live::FrontendFigures Figures() const;
   live::ClusterPicture Picture() const;
 
+  // As StragglerLog::Json; without links there is nothing in it. Any thread.
+  std::string stragglers() const;
+
   // Takes no new request and waits until running ones have ended or `timeout` passed.
   void Drain(std::chrono::milliseconds timeout);
 

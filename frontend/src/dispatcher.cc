@@ -246,6 +246,7 @@ void Dispatcher::MicroBatch::AbandonAll() {
   for (Call& call : calls) {
     for (Attempt& attempt : call.live) {
       if (attempt.slot != nullptr) {
+        Tell(call, attempt, AttemptEnd::kAbandoned, s.Now());
         s.Drop(attempt);
       }
     }
@@ -300,6 +301,7 @@ absl::Status Dispatcher::Finish(int32_t micro_batch) {
   State& s = *state_;
   MicroBatch& batch = s.micro_batches[static_cast<size_t>(micro_batch)];
   MicroBatch& other = s.micro_batches[static_cast<size_t>(1 - micro_batch)];
+  batch.awaited_at = s.Now();
   std::optional<absl::Status> status = s.Advance(batch);
   other.ServeEarly(false);
   s.is_caller_away = false;
@@ -347,6 +349,7 @@ void Dispatcher::MicroBatch::Begin(int32_t moe_layer, MatView<const float> n,
   s.Enter();
   is_running = true;
   early_status = absl::OkStatus();
+  awaited_at = s.Now();
   layer = moe_layer;
   if (s.placement == nullptr) {
     return;
@@ -389,6 +392,9 @@ std::optional<absl::Status> Dispatcher::State::Advance(MicroBatch& batch) {
   }
   (void)CONCLAVE_FAILPOINT("f.after_combine", {.layer = batch.layer});
   batch.AbandonAll();
+  if (options.observer != nullptr) {
+    options.observer->OnLayer({batch.layer, batch.index, status.ok(), batch.awaited_at, Now()});
+  }
   batch.is_running = false;
   if (!IsRunning()) {
     source.Leave();

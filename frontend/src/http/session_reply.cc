@@ -80,6 +80,7 @@ Session::Awaitable<bool> Session::ServeChat(std::string body, Exchange& exchange
   const bool is_stream = parsed->is_stream;
   ReplyShape shape = ShapeOf(*parsed, backend.model(), state_.NewId());
   parsed->request.request_id = exchange.request_id;
+  parsed->request.trace = exchange.trace;
   if (!parsed->has_seed) {
     parsed->request.sampling.seed = state_.NewSeed();
   }

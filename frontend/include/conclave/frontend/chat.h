@@ -14,6 +14,10 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
+namespace conclave::observability {
+class RequestTrace;
+}  // namespace conclave::observability
+
 namespace conclave::frontend {
 
 // Part of a message: text, or an encoded picture (JPEG, PNG bytes).
@@ -58,6 +62,8 @@ struct ChatRequest {
   bool return_routed_experts = false;
   bool return_gate_probabilities = false;
   ImageMode image_mode = ImageMode::kModelDefault;
+  // Null: not traced.
+  std::shared_ptr<observability::RequestTrace> trace;
 };
 
 struct TokenLogprob {

@@ -19,6 +19,7 @@
 #include "conclave/base/clock.h"
 #include "conclave/base/ids.h"
 #include "conclave/frontend/dispatch_counts.h"
+#include "conclave/frontend/dispatch_observer.h"
 #include "conclave/frontend/expert_rescue.h"
 #include "conclave/frontend/link_health.h"
 #include "conclave/frontend/link_source.h"
@@ -55,6 +56,8 @@ struct DispatcherOptions {
   ExpertRescue* rescue = nullptr;
   std::chrono::milliseconds rescue_after{300};
   const Clock* clock = &Clock::Real();
+  // Told of every attempt and layer; null: nobody. Outlives the dispatcher.
+  DispatchObserver* observer = nullptr;
 };
 
 // Cumulative, any thread.

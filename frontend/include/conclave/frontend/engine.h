@@ -20,6 +20,7 @@
 #include "conclave/base/clock.h"
 #include "conclave/base/ids.h"
 #include "conclave/frontend/chat.h"
+#include "conclave/frontend/step_trace.h"
 #include "conclave/model/decoder.h"
 #include "conclave/model/sampler.h"
 
@@ -40,6 +41,7 @@ struct SequenceRequest {
   std::vector<int32_t> stop_tokens;  // generation ends on one; it is not emitted
   bool wants_routed_experts = false;
   bool wants_gate_probabilities = false;
+  std::shared_ptr<observability::RequestTrace> trace;  // null: not traced
 };
 
 struct SequenceToken {
@@ -107,6 +109,9 @@ struct EngineOptions {
   int64_t kv_bytes = 0;       // at least one sequence of max_model_len fits
   EmbeddingScaling embedding_scaling = EmbeddingScaling::kReference;
   MicroBatching micro_batches = MicroBatching::kOne;
+  // What the dispatcher of `experts` tells, for traces; null: they end at the engine's steps.
+  // Outlives the engine.
+  StepTrace* step_trace = nullptr;
 };
 
 // Rows that a step may have under `options`: DecoderOptions::max_rows.
