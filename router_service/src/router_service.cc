@@ -122,6 +122,8 @@ class RouterServer::Impl {
   ~Impl();
 
   uint16_t port() const { return port_; }
+  CoreSlot& core() { return core_; }
+  AdminReplies& replies() { return replies_; }
   Health health() const {
     MutexLock lock(health_mu_);
     return health_;
@@ -510,5 +512,15 @@ absl::StatusOr<std::unique_ptr<RouterServer>> RouterServer::Start(RouterServerOp
 
 uint16_t RouterServer::port() const { return impl_->port(); }
 RouterServer::Health RouterServer::health() const { return impl_->health(); }
+
+void RouterServer::StartRecording(RecordingDone done) {
+  Record(true, impl_->core(), impl_->replies(), std::move(done));
+}
+void RouterServer::StopRecording(RecordingDone done) {
+  Record(false, impl_->core(), impl_->replies(), std::move(done));
+}
+void RouterServer::GetRecording(RecordingTake done) {
+  TakeRecording(impl_->core(), std::move(done));
+}
 
 }  // namespace conclave::router_service

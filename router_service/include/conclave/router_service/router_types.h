@@ -241,10 +241,16 @@ struct RebalanceCommand {
   bool is_full = false;
 };
 
+// Begins or ends a recording of the routing (routing_trace.h).
+struct RecordCommand {
+  bool is_start = false;
+  int64_t unix_us = 0;  // now, by the wall clock: what the recording says when it began
+};
+
 // What an operator asks; answered by an AdminReply with the same number once it is durable.
 struct AdminEvent {
   uint64_t request = 0;
-  std::variant<DrainCommand, PinCommand, ReplicateCommand, RebalanceCommand> command;
+  std::variant<DrainCommand, PinCommand, ReplicateCommand, RebalanceCommand, RecordCommand> command;
 };
 
 using Event = std::variant<TickEvent, WorkerRegisterEvent, HeartbeatEvent, LoadEvent,
@@ -313,12 +319,28 @@ struct RebalancePlan {
   uint64_t plan_id = 0;
 };
 
+// What was recorded so far.
+struct RecordingStatus {
+  bool is_recording = false;
+  bool is_full = false;  // stopped by the limit of its memory
+  uint64_t bytes = 0;
+  uint64_t windows = 0;
+  uint64_t rows = 0;
+};
+
+// The file of a recording, in pieces that never change.
+struct Recording {
+  RecordingStatus status;
+  std::vector<std::shared_ptr<const std::string>> pieces;  // empty: nothing was recorded
+};
+
 struct AdminReply {
   uint64_t request = 0;
   absl::Status status;
   bool is_drained = false;
   Epoch epoch;
   RebalancePlan rebalance;
+  RecordingStatus recording;
 };
 
 enum class Severity : uint8_t { kInfo, kWarning, kError };
@@ -374,6 +396,7 @@ struct RouterStatus {
   double imbalance_seen = 0;
   uint64_t placement_age_ms = 0;
   uint64_t plan_id = 0;
+  std::optional<RecordingStatus> recording;
 };
 
 // What has been counted since the start.
