@@ -198,23 +198,23 @@ std::string StatusJson(const RouterStatus& status) {
     }
     experts.push_back(std::move(object));
   }
-  return json::serialize(json::object{{"router_id", status.router.router_id},
-                                      {"term", status.router.term},
-                                      {"epoch", status.epoch.value()},
-                                      {"state", status.state},
-                                      {"blocked", status.blocked},
-                                      {"replication_wanted", status.replication_wanted},
-                                      {"replication_lowest", status.replication_lowest},
-                                      {"imbalance_planned", status.imbalance_planned},
-                                      {"imbalance_seen", status.imbalance_seen},
-                                      {"placement_age_ms", status.placement_age_ms},
-                                      {"plan_id", status.plan_id},
-                                      {"recording", status.recording.has_value()
-                                                        ? RecordingObject(*status.recording)
-                                                        : json::value()},
-                                      {"workers", std::move(workers)},
-                                      {"frontends", std::move(frontends)},
-                                      {"experts", std::move(experts)}}) +
+  return json::serialize(json::object{
+             {"router_id", status.router.router_id},
+             {"term", status.router.term},
+             {"epoch", status.epoch.value()},
+             {"state", status.state},
+             {"blocked", status.blocked},
+             {"replication_wanted", status.replication_wanted},
+             {"replication_lowest", status.replication_lowest},
+             {"imbalance_planned", status.imbalance_planned},
+             {"imbalance_seen", status.imbalance_seen},
+             {"placement_age_ms", status.placement_age_ms},
+             {"plan_id", status.plan_id},
+             {"recording",
+              status.recording.has_value() ? RecordingObject(*status.recording) : json::value()},
+             {"workers", std::move(workers)},
+             {"frontends", std::move(frontends)},
+             {"experts", std::move(experts)}}) +
          "\n";
 }
 

@@ -44,9 +44,7 @@ void Declare(service::OptionSet& set, PlanSettings& settings) {
            .group = "What if",
            .unset_means = "none"},
           &settings.without);
-  set.Add({.name = "add",
-           .help = "further, empty workers from the start",
-           .group = "What if"},
+  set.Add({.name = "add", .help = "further, empty workers from the start", .group = "What if"},
           &settings.add, {0, kMany});
   set.Add({.name = "replicas",
            .help = "wanted replicas of every expert",
@@ -61,8 +59,7 @@ void Declare(service::OptionSet& set, PlanSettings& settings) {
   set.Add({.name = "rebalance-interval",
            .help = "at least so long between two rebalances",
            .group = "What if"},
-          &settings.rebalance_interval,
-          {std::chrono::milliseconds(1), std::chrono::hours(24)});
+          &settings.rebalance_interval, {std::chrono::milliseconds(1), std::chrono::hours(24)});
   set.Add({.name = "full",
            .help = "plan from nothing once, as soon as there are loads of 10 s",
            .group = "What if"},
@@ -137,9 +134,8 @@ int RunPlan(const Invocation& invocation) {
   const auto report = router_service::ReplayWhatIf(*trace, *options);
   if (!report.ok()) {
     const bool is_of_file = ReasonOf(report.status()) == "trace_empty";
-    return service::Fail(
-        is_of_file ? Annotate(report.status(), settings.trace) : report.status(),
-        is_of_file ? ExitCode::kConfig : ExitCode::kUsage);
+    return service::Fail(is_of_file ? Annotate(report.status(), settings.trace) : report.status(),
+                         is_of_file ? ExitCode::kConfig : ExitCode::kUsage);
   }
   return PrintResult(settings.json ? PlanJson(*report) : PlanText(*report));
 }

@@ -51,21 +51,19 @@ std::string Head(const WhatIfReport& report) {
   for (const uint64_t kind : report.rows) {
     rows += kind;
   }
-  std::string out = "recorded: " + Fixed(report.seconds, 1) + " s, " +
-                    std::to_string(report.num_windows) + " windows, " + std::to_string(rows) +
-                    " rows (decode " + std::to_string(report.rows[0]) + " text, " +
-                    std::to_string(report.rows[1]) + " image; prefill " +
-                    std::to_string(report.rows[2]) + " text, " + std::to_string(report.rows[3]) +
-                    " image)\n";
+  std::string out =
+      "recorded: " + Fixed(report.seconds, 1) + " s, " + std::to_string(report.num_windows) +
+      " windows, " + std::to_string(rows) + " rows (decode " + std::to_string(report.rows[0]) +
+      " text, " + std::to_string(report.rows[1]) + " image; prefill " +
+      std::to_string(report.rows[2]) + " text, " + std::to_string(report.rows[3]) + " image)\n";
   if (report.end == TraceEnd::kCut) {
     out += "the file breaks off: what follows is of its whole windows\n";
   } else if (report.end == TraceEnd::kFull) {
     out += "the recorder's memory was full: the traffic went on\n";
   }
   return out + "planned: " + std::to_string(report.num_workers) + " workers, " +
-         std::to_string(report.num_experts) + " experts of " +
-         std::to_string(report.expert_bytes) + " bytes, " + std::to_string(report.replication) +
-         " replicas wanted\n";
+         std::to_string(report.num_experts) + " experts of " + std::to_string(report.expert_bytes) +
+         " bytes, " + std::to_string(report.replication) + " replicas wanted\n";
 }
 
 std::string Courses(const WhatIfReport& report) {

@@ -39,7 +39,8 @@ struct AdminClient::State {
     }
     if (!is_ours && absl::IsUnimplemented(status)) {
       return Error(absl::StatusCode::kUnimplemented, "router_version",
-                   options.address + ": this router does not know the call; expected one of version " +
+                   options.address +
+                       ": this router does not know the call; expected one of version " +
                        "0.1.0 or later");
     }
     return is_ours ? status : Error(status.code(), "internal", MessageOf(status));

@@ -275,10 +275,9 @@ grpc::ServerWriteReactor<v1::GetRecordingResponse>* Admin::GetRecording(
 
 void Record(bool is_start, CoreSlot& core, AdminReplies& replies, RecordingDone done) {
   AdminEvent event;
-  event.command = RecordCommand{
-      is_start, std::chrono::duration_cast<std::chrono::microseconds>(
-                    std::chrono::system_clock::now().time_since_epoch())
-                    .count()};
+  event.command = RecordCommand{is_start, std::chrono::duration_cast<std::chrono::microseconds>(
+                                              std::chrono::system_clock::now().time_since_epoch())
+                                              .count()};
   event.request = replies.Add([done = std::move(done)](const AdminReply& reply) {
     if (reply.status.ok()) {
       done(reply.recording);

@@ -43,7 +43,7 @@ class PlacementGauge {
   const std::vector<MoeLayer> moe_layers_;
   std::vector<TraceWorker> workers_;
   ReplicaMap placement_;
-  bool is_stale_ = true;  // holders_ is not of workers_ and placement_
+  bool is_stale_ = true;                      // holders_ is not of workers_ and placement_
   std::vector<std::vector<size_t>> holders_;  // per expert, indices of workers
   std::vector<Layer> layers_;
   double rows_ = 0;

@@ -132,9 +132,8 @@ void ReplayCluster::Join(const TraceWorker& worker, const std::vector<ExpertUnit
 }
 
 ReplayCluster::Member* ReplayCluster::MemberOf(SessionId session) {
-  const auto it = std::find_if(members_.begin(), members_.end(), [&](const auto& entry) {
-    return entry.second.session == session;
-  });
+  const auto it = std::find_if(members_.begin(), members_.end(),
+                               [&](const auto& entry) { return entry.second.session == session; });
   return it == members_.end() ? nullptr : &it->second;
 }
 
@@ -184,9 +183,7 @@ void ReplayCluster::AddRows(std::span<const ExpertRows> rows) {
   Send(std::move(event));
 }
 
-void ReplayCluster::RebalanceFully() {
-  Send(AdminEvent{next_request_++, RebalanceCommand{true}});
-}
+void ReplayCluster::RebalanceFully() { Send(AdminEvent{next_request_++, RebalanceCommand{true}}); }
 
 void ReplayCluster::RunTo(std::chrono::nanoseconds time) {
   const MonotonicTime until = At(time);

@@ -68,7 +68,7 @@ class ReplayCluster {
   uint64_t load_seq_ = 0;
   std::map<std::string, Member> members_;
   std::map<std::string, uint64_t> incarnations_;
-  std::deque<Event> due_;                        // now
+  std::deque<Event> due_;                       // now
   std::multimap<MonotonicTime, Event> coming_;  // loads that end
   std::shared_ptr<const std::vector<UnitReplicas>> placement_;
   Epoch epoch_;

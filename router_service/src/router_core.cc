@@ -57,9 +57,7 @@ absl::StatusOr<RebalancePlan> RouterCore::TryRebalance(bool is_full) const {
   return impl_->TryRebalance(is_full);
 }
 
-absl::StatusOr<Recording> RouterCore::CurrentRecording() const {
-  return impl_->CurrentRecording();
-}
+absl::StatusOr<Recording> RouterCore::CurrentRecording() const { return impl_->CurrentRecording(); }
 
 RouterCore::Impl::Impl(CoreOptions options, std::optional<RouterState> state)
     : options_(std::move(options)),

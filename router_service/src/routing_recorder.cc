@@ -12,9 +12,9 @@ constexpr size_t kEndBytes = 16;
 
 // Empty: nobody serves it, or it is not placed yet.
 std::vector<WorkerId> WorkersOf(const RoutingRecorder::Experts& placement, ExpertUnit unit) {
-  const auto it = std::lower_bound(
-      placement.begin(), placement.end(), unit,
-      [](const UnitReplicas& entry, ExpertUnit key) { return entry.unit < key; });
+  const auto it =
+      std::lower_bound(placement.begin(), placement.end(), unit,
+                       [](const UnitReplicas& entry, ExpertUnit key) { return entry.unit < key; });
   return it != placement.end() && it->unit == unit ? it->workers : std::vector<WorkerId>();
 }
 
@@ -73,8 +73,7 @@ void RoutingRecorder::EndWindow(MonotonicTime now, std::vector<TraceWorker> work
   rows_.clear();
   const auto length = std::chrono::duration_cast<std::chrono::microseconds>(now - window_at_);
   window_at_ = now;
-  if (Append(encoder_->Window(length, rows) +
-             Changes(std::move(workers), std::move(placement)))) {
+  if (Append(encoder_->Window(length, rows) + Changes(std::move(workers), std::move(placement)))) {
     ++status_->windows;
   }
 }

@@ -58,8 +58,8 @@ class RoutingRecorder {
   std::optional<TraceEncoder> encoder_;
   MonotonicTime window_at_;
   std::map<ExpertUnit, ExpertRows> rows_;
-  std::vector<TraceWorker> workers_;  // as written last
-  std::set<WorkerId> known_;          // all that were ever written
+  std::vector<TraceWorker> workers_;          // as written last
+  std::set<WorkerId> known_;                  // all that were ever written
   std::shared_ptr<const Experts> placement_;  // likewise
   std::vector<std::shared_ptr<const std::string>> pieces_;
   std::string open_;  // the last piece, which still grows

@@ -26,6 +26,9 @@ constexpr uint64_t kBytesMax = uint64_t{1} << 50;
 constexpr uint64_t kRowsMax = uint64_t{1} << 40;
 constexpr uint64_t kWindowUsMax = 86'400'000'000;
 constexpr uint64_t kTimeUsMax = uint64_t{1} << 62;
+// Of a whole recording.
+constexpr int64_t kTotalUsMax = int64_t{31} * 86'400'000'000;
+constexpr uint64_t kWorkerIdMax = 1 << 30;
 constexpr double kSpeedMax = 1e9;
 
 enum FrameType : uint8_t { kHead = 1, kWindow, kWorkers, kPlacement, kEnd };
@@ -114,7 +117,11 @@ class Body {
   }
   int32_t I32() { return static_cast<int32_t>(Number(INT32_MAX)); }
   // A number of things that take at least one byte each.
-  uint64_t Count(uint64_t max) { return Number(std::min<uint64_t>(max, bytes_.size())); }
+  uint64_t Count(uint64_t max) {
+    const uint64_t count = Number(max);
+    Require(count <= bytes_.size());
+    return is_good_ ? count : 0;
+  }
   std::string Text() {
     const uint64_t length = Count(kTextMax);
     std::string text(bytes_.substr(0, is_good_ ? length : 0));
@@ -158,8 +165,8 @@ class TraceReader {
   void ReadPlacement(Body& in);
   // The expert `gap` behind the last one.
   void Advance(Body& in, uint64_t gap, int64_t& last) const {
-    in.Require(gap < units_.size() && last + 1 + static_cast<int64_t>(gap) <
-                                          static_cast<int64_t>(units_.size()));
+    in.Require(gap < units_.size() &&
+               last + 1 + static_cast<int64_t>(gap) < static_cast<int64_t>(units_.size()));
     last += in.is_good() ? 1 + static_cast<int64_t>(gap) : 0;
   }
   ExpertUnit Unit(Body& in) const {
@@ -171,6 +178,7 @@ class TraceReader {
   RoutingTrace trace_;
   std::vector<ExpertUnit> units_;
   std::map<WorkerId, std::string> known_;  // names of all workers so far
+  int64_t total_us_ = 0;
   bool has_head_ = false;
   bool has_end_ = false;
   bool has_workers_ = false;
@@ -232,7 +240,8 @@ void TraceReader::ReadHead(Body& in) {
   for (uint64_t i = in.Count(kTraceUnitsMax); i > 0 && in.is_good(); --i) {
     const ExpertUnit unit = Unit(in);
     const auto replicas = static_cast<int32_t>(in.Number(kWorkersMax));
-    in.Require(replicas > 0 && head.replicas.emplace(unit, replicas).second);
+    in.Require(replicas > 0 && (head.replicas.empty() || head.replicas.rbegin()->first < unit));
+    head.replicas.emplace(unit, replicas);
   }
   for (uint64_t i = in.Count(kPinsMax); i > 0 && in.is_good(); --i) {
     const ExpertUnit unit = Unit(in);
@@ -246,7 +255,8 @@ void TraceReader::ReadWindow(Body& in) {
   in.Require(has_workers_ && has_placement_);
   TraceWindow window;
   window.length = std::chrono::microseconds(in.Number(kWindowUsMax));
-  in.Require(window.length.count() > 0);
+  total_us_ += window.length.count();
+  in.Require(window.length.count() > 0 && total_us_ <= kTotalUsMax);
   int64_t last = -1;
   while (in.is_good() && !in.is_at_end()) {
     const uint64_t word = in.Number(kTraceUnitsMax * 16);
@@ -273,7 +283,7 @@ void TraceReader::ReadWorkers(Body& in) {
   std::set<std::string> names;
   for (uint64_t i = in.Count(kWorkersMax); i > 0 && in.is_good(); --i) {
     TraceWorker worker;
-    worker.id = WorkerId(in.I32());
+    worker.id = WorkerId(static_cast<int32_t>(in.Number(kWorkerIdMax)));
     worker.name = in.Text();
     worker.host = in.Text();
     worker.speed = in.F64();
@@ -453,8 +463,8 @@ absl::StatusOr<RoutingTrace> ReadTrace(std::string_view bytes) {
   while (bytes.size() - at >= kFrameHeadBytes) {
     const size_t length = ReadU32(bytes.substr(at));
     if (length > kBodyBytesMax) {
-      return Corrupt(at, "expected a part of at most 64 MiB, found " + std::to_string(length) +
-                             " bytes");
+      return Corrupt(
+          at, "expected a part of at most 64 MiB, found " + std::to_string(length) + " bytes");
     }
     if (bytes.size() - at < kFrameHeadBytes + length + kFrameTailBytes) {
       break;

@@ -144,8 +144,8 @@ class Wishes {
                    std::to_string(workers.size()) + " workers with " + std::to_string(memory) +
                        " bytes in all hold " + std::to_string(places) +
                        " experts; expected room for one replica of each of " +
-                       std::to_string(num_units) + " (" +
-                       std::to_string(ExpertBytes(workers)) + " bytes an expert)");
+                       std::to_string(num_units) + " (" + std::to_string(ExpertBytes(workers)) +
+                       " bytes an expert)");
     }
     return absl::OkStatus();
   }
@@ -220,7 +220,7 @@ class Replay {
   std::vector<TraceWorker> workers_;  // as recorded, now
   ReplicaMap placement_;              // likewise
   ReplicaMap first_placement_;
-  std::unique_ptr<ReplayCluster> cluster_;  // from the first window on
+  std::unique_ptr<ReplayCluster> cluster_;                   // from the first window on
   std::shared_ptr<const std::vector<UnitReplicas>> gauged_;  // what planned_ has
   LoadTable loads_;
   PlacementGauge recorded_;
@@ -242,9 +242,9 @@ absl::Status Replay::Begin() {
   report_.replication = options_.replication.value_or(trace_.head.replication);
   report_.expert_bytes = ExpertBytes(workers);
   first_placement_ = placement_;
-  cluster_ = std::make_unique<ReplayCluster>(trace_.head, report_.replication,
-                                             options_.rebalance_interval, wishes_.names(), workers,
-                                             held);
+  cluster_ =
+      std::make_unique<ReplayCluster>(trace_.head, report_.replication, options_.rebalance_interval,
+                                      wishes_.names(), workers, held);
   recorded_.SetWorkers(workers_);
   recorded_.SetPlacement(placement_);
   kept_.SetWorkers(workers);
@@ -286,12 +286,12 @@ void Replay::Apply(const TraceWindow& window) {
   }
   time_ += window.length;
   cluster_->AddRows(window.rows);
+  const uint64_t before = cluster_->counters().rebalances;
   if (options_.is_full && !is_full_done_ && time_ >= full_at_) {
     is_full_done_ = true;
     cluster_->RunTo(time_);
     cluster_->RebalanceFully();
   }
-  const uint64_t before = cluster_->counters().rebalances;
   cluster_->RunTo(time_);
   if (cluster_->counters().rebalances > before) {
     report_.rebalanced_at.push_back(std::chrono::duration<double>(time_).count());
@@ -315,10 +315,9 @@ void Replay::Apply(const TracePlacement& placement) {
   for (const auto& [unit, ids] : placement.changed) {
     std::vector<WorkerId>& old = placement_[unit];
     if (cluster_ != nullptr) {
-      report_.recorded.num_loads +=
-          std::count_if(ids.begin(), ids.end(), [&](WorkerId id) {
-            return std::find(old.begin(), old.end(), id) == old.end();
-          });
+      report_.recorded.num_loads += std::count_if(ids.begin(), ids.end(), [&](WorkerId id) {
+        return std::find(old.begin(), old.end(), id) == old.end();
+      });
     }
     old = ids;
   }
@@ -381,7 +380,8 @@ void Replay::ReportExperts() {
       image += Image(rows);
     }
     const auto share = [&](uint64_t rows, uint64_t all) {
-      return all == 0 ? 0.0 : static_cast<double>(rows) * layer.num_experts / static_cast<double>(all);
+      return all == 0 ? 0.0
+                      : static_cast<double>(rows) * layer.num_experts / static_cast<double>(all);
     };
     for (int32_t e = 0; e < layer.num_experts; ++e) {
       const ExpertUnit unit{layer.layer, ExpertId(e)};

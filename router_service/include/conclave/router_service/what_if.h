@@ -1,7 +1,7 @@
 // What a router would have done with recorded traffic: the recording is replayed through a real
-// RouterCore on a virtual clock, with virtual workers that load at 1 GB/s, so that planner, averages,
-// pauses, budgets of moves and repairs are the router's own. Pure and deterministic: the same
-// recording and wishes give the same report, on any machine.
+// RouterCore on a virtual clock, with virtual workers that load at 1 GB/s, so that planner,
+// averages, pauses, budgets of moves and repairs are the router's own. Pure and deterministic: the
+// same recording and wishes give the same report, on any machine.
 //
 // Imbalance is max / mean of the rows per speed of the workers, per layer, where the replicas of an
 // expert share its rows evenly. It is averaged over the recording with the layer's rows as weights:
@@ -39,9 +39,9 @@ struct WhatIfOptions {
 
 // How one way of placing the experts did.
 struct WhatIfCourse {
-  double imbalance = 0;  // mean over the layers that had rows
-  double unserved = 0;   // part of all rows whose expert nobody served
-  int64_t num_loads = 0;  // replicas that workers had to load
+  double imbalance = 0;        // mean over the layers that had rows
+  double unserved = 0;         // part of all rows whose expert nobody served
+  int64_t num_loads = 0;       // replicas that workers had to load
   int64_t num_rebalances = 0;  // of the recorded course: placements that came after the first
 };
 
@@ -94,7 +94,7 @@ struct WhatIfReport {
   WhatIfCourse recorded;
   WhatIfCourse kept;
   WhatIfCourse planned;
-  int64_t bytes_loaded = 0;  // by the planned course
+  int64_t bytes_loaded = 0;           // by the planned course
   std::vector<double> rebalanced_at;  // seconds from the start
   std::vector<WhatIfLayer> layers;
   std::vector<WhatIfExpert> hottest;  // at most 8, by share
@@ -104,8 +104,8 @@ struct WhatIfReport {
 
 // kInvalidArgument ("trace_empty") for a recording without workers or without rows; kNotFound
 // ("worker_unknown") for a name in `without`; kInvalidArgument ("placement_worker") when no worker
-// is left; kResourceExhausted ("placement_over_capacity") when the workers of the start have no room
-// for one replica of every expert.
+// is left; kResourceExhausted ("placement_over_capacity") when the workers of the start have no
+// room for one replica of every expert.
 absl::StatusOr<WhatIfReport> ReplayWhatIf(const RoutingTrace& trace, const WhatIfOptions& options);
 
 }  // namespace conclave::router_service
