@@ -131,6 +131,8 @@ class RouterServer::Impl {
   void Ask(std::function<void(const absl::StatusOr<const RouterCore*>&)> question);
   void Change(Command command, std::function<void(const AdminReply&)> on_reply);
   absl::StatusOr<std::string> FrontendApi();
+  CoreSlot& core() { return core_; }
+  AdminReplies& replies() { return replies_; }
   Health health() const {
     MutexLock lock(health_mu_);
     return health_;
@@ -640,5 +642,15 @@ void RouterServer::Change(Command command, std::function<void(const AdminReply&)
 }
 RouterServer::Health RouterServer::health() const { return impl_->health(); }
 std::string RouterServer::dtype() const { return impl_->dtype(); }
+
+void RouterServer::StartRecording(RecordingDone done) {
+  Record(true, impl_->core(), impl_->replies(), std::move(done));
+}
+void RouterServer::StopRecording(RecordingDone done) {
+  Record(false, impl_->core(), impl_->replies(), std::move(done));
+}
+void RouterServer::GetRecording(RecordingTake done) {
+  TakeRecording(impl_->core(), std::move(done));
+}
 
 }  // namespace conclave::router_service

@@ -85,6 +85,15 @@ class RouterServer {
   // ("no_frontend") when there is none.
   absl::StatusOr<std::string> FrontendApi();
 
+  // Recorded routing (routing_trace.h), as AdminService has it: begins a recording, ends it, gives
+  // its file up to now. Any thread; returns at once. `done` is called once: on a thread of the
+  // server, which it must not hold up, or within the call when this router does not command.
+  // kFailedPrecondition ("recording_model", "stale_term"), kNotFound ("no_recording"), kUnavailable
+  // ("standby").
+  void StartRecording(std::function<void(const absl::StatusOr<RecordingStatus>&)> done);
+  void StopRecording(std::function<void(const absl::StatusOr<RecordingStatus>&)> done);
+  void GetRecording(std::function<void(absl::StatusOr<Recording>)> done);
+
  private:
   class Impl;
   explicit RouterServer(std::unique_ptr<Impl> impl);

@@ -243,10 +243,16 @@ struct RebalanceCommand {
   bool is_full = false;
 };
 
+// Begins or ends a recording of the routing (routing_trace.h).
+struct RecordCommand {
+  bool is_start = false;
+  int64_t unix_us = 0;  // now, by the wall clock: what the recording says when it began
+};
+
 // What an operator asks; answered by an AdminReply with the same number once it is durable.
 struct AdminEvent {
   uint64_t request = 0;
-  std::variant<DrainCommand, PinCommand, ReplicateCommand, RebalanceCommand> command;
+  std::variant<DrainCommand, PinCommand, ReplicateCommand, RebalanceCommand, RecordCommand> command;
 };
 
 using Event = std::variant<TickEvent, WorkerRegisterEvent, HeartbeatEvent, LoadEvent,
@@ -315,12 +321,28 @@ struct RebalancePlan {
   uint64_t plan_id = 0;
 };
 
+// What was recorded so far.
+struct RecordingStatus {
+  bool is_recording = false;
+  bool is_full = false;  // stopped by the limit of its memory
+  uint64_t bytes = 0;
+  uint64_t windows = 0;
+  uint64_t rows = 0;
+};
+
+// The file of a recording, in pieces that never change.
+struct Recording {
+  RecordingStatus status;
+  std::vector<std::shared_ptr<const std::string>> pieces;  // empty: nothing was recorded
+};
+
 struct AdminReply {
   uint64_t request = 0;
   absl::Status status;
   bool is_drained = false;
   Epoch epoch;
   RebalancePlan rebalance;
+  RecordingStatus recording;
 };
 
 enum class Severity : uint8_t { kInfo, kWarning, kError };
@@ -398,6 +420,7 @@ struct RouterStatus {
   uint64_t placement_age_ms = 0;
   uint64_t plan_id = 0;      // under way; 0: none
   uint64_t plan_age_ms = 0;  // since it was made
+  std::optional<RecordingStatus> recording;
 };
 
 // Why a plan was made: an expert or a worker was lost or joined; room for further replicas; loads
