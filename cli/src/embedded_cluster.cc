@@ -1,6 +1,7 @@
 #include "embedded_cluster.h"
 
 #include <algorithm>
+#include <atomic>
 #include <ctime>
 #include <utility>
 #include <vector>
@@ -49,7 +50,11 @@ class MetricsBridge : public frontend::EngineObserver, public frontend::ChatObse
  public:
   explicit MetricsBridge(const observability::EngineMetrics& metrics) : metrics_(metrics) {}
 
+  // Any thread.
+  uint64_t num_steps() const { return num_steps_.load(std::memory_order_relaxed); }
+
   void OnStep(const Step& step) override {
+    num_steps_.fetch_add(1, std::memory_order_relaxed);
     metrics_.num_requests_running.Set(step.running);
     metrics_.num_requests_waiting.Set(step.waiting);
     metrics_.kv_cache_usage.Set(step.kv_used);
@@ -102,6 +107,7 @@ class MetricsBridge : public frontend::EngineObserver, public frontend::ChatObse
 
  private:
   const observability::EngineMetrics metrics_;
+  std::atomic<uint64_t> num_steps_{0};
 };
 
 // The gates and the workers as a scrape sees them. Metrics outlive the cluster, so the links are
@@ -284,6 +290,13 @@ frontend::ChatBackend& EmbeddedCluster::backend() { return *state_->chat; }
 
 frontend::DispatchStats EmbeddedCluster::dispatch_stats() const {
   return state_->assembly->dispatcher->Stats();
+}
+
+service::Pulse EmbeddedCluster::engine_pulse() const {
+  const frontend::DispatchStats calls = dispatch_stats();
+  const uint64_t beats = state_->bridge->num_steps() + calls.calls + calls.retries + calls.hedges +
+                         calls.timeouts + calls.waits + calls.rescues;
+  return {beats, state_->engine->num_open() == 0};
 }
 
 void EmbeddedCluster::Drain(std::chrono::milliseconds timeout) { state_->chat->Drain(timeout); }

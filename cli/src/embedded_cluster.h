@@ -16,6 +16,7 @@
 #include "conclave/frontend/link_source.h"
 #include "conclave/kernels/isa.h"
 #include "conclave/observability/metrics.h"
+#include "conclave/service/watchdog.h"
 #include "conclave/tensor/dtype.h"
 
 namespace conclave::cli {
@@ -64,6 +65,10 @@ class EmbeddedCluster {
 
   // Of its dispatcher. Any thread.
   frontend::DispatchStats dispatch_stats() const;
+
+  // Of its engine's thread: steps and calls to workers, so that a step that waits for one is no
+  // hang. Any thread.
+  service::Pulse engine_pulse() const;
 
   // Takes no new request and waits until running ones have ended or `timeout` passed.
   void Drain(std::chrono::milliseconds timeout);

@@ -122,6 +122,9 @@ class RouterServer::Impl {
   ~Impl();
 
   uint16_t port() const { return port_; }
+  bool Post(std::function<void()> task) {
+    return core_.Ask([run = std::move(task)](const RouterCore& /*core*/) { run(); });
+  }
   Health health() const {
     MutexLock lock(health_mu_);
     return health_;
@@ -509,6 +512,7 @@ absl::StatusOr<std::unique_ptr<RouterServer>> RouterServer::Start(RouterServerOp
 }
 
 uint16_t RouterServer::port() const { return impl_->port(); }
+bool RouterServer::Post(std::function<void()> task) { return impl_->Post(std::move(task)); }
 RouterServer::Health RouterServer::health() const { return impl_->health(); }
 
 }  // namespace conclave::router_service

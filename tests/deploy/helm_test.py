@@ -231,11 +231,15 @@ class HelmTest(unittest.TestCase):
             found = {}
             for where, _, spec, container in self.pods():
                 if where.startswith(f"{name}:"):
-                    found[where] = next(volume["secret"]["secretName"] for volume in spec["volumes"] if volume["name"] == "secret")
-                    # Whoever owns the files of a secret is not who runs: the key is copied, for its owner alone.
-                    copy = spec["initContainers"][0]
-                    self.assertEqual(copy["command"][:3], ["install", "-m", "0400"], where)
-                    self.assertEqual({path.rsplit("/", 1)[1] for path in copy["command"][5:]}, {"tls.crt", "tls.key", "ca.crt"})
+                    secret = next(volume["secret"] for volume in spec["volumes"] if volume["name"] == "tls")
+                    found[where] = secret["secretName"]
+                    # root:fsGroup, which may read: what conclave takes of a key, and nothing wider.
+                    self.assertEqual(int(str(secret["defaultMode"])), 0o440, where)
+                    self.assertEqual(spec["securityContext"]["fsGroup"], spec["securityContext"]["runAsGroup"], where)
+                    self.assertNotIn("initContainers", spec, where)
+                    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+                    for file in ("tls.crt", "tls.key", "ca.crt"):
+                        self.assertTrue(any(arg.endswith(f"={mounts['tls']}/{file}") for arg in container["args"]), file)
                     self.assertNotIn("--trusted-network", container["args"])
             self.assertEqual(sorted(found.values()), sorted([router, "prod-conclave-worker-tls", "prod-conclave-frontend-tls"]))
         objects = self.rendered["tls_cert_manager"]
