@@ -90,7 +90,7 @@ void AnnounceStopping(const Invocation& invocation, milliseconds timeout) {
   // What comes behind the drain, the end of threads and memory, takes a moment too.
   constexpr std::chrono::seconds kEnd{10};
   const std::chrono::microseconds whole = timeout + kEnd;
-  // Only the unit's state line, and a drain longer than the unit allows, suffer when nobody listens.
+  // Only the unit's state line and a drain longer than it allows suffer when nobody listens.
   (void)service::NotifyServiceManager(
       Variable(invocation, "NOTIFY_SOCKET"),
       "STOPPING=1\nEXTEND_TIMEOUT_USEC=" + std::to_string(whole.count()));

@@ -58,7 +58,7 @@ class RouterServer {
 
   uint16_t port() const;
 
-  // Runs `task`, which must not block, on the thread of the core, soon. False while there is no core:
+  // Runs `task`, which must not block, on the core's thread, soon. False while there is no core:
   // this router stands by. Any thread.
   bool Post(std::function<void()> task);
 
