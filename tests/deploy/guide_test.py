@@ -256,8 +256,17 @@ class GuideTest(unittest.TestCase):
             units = site.managers["host"].units
             self.assertEqual(units["conclave-worker@2"].starts, 2, "it was killed and started again")
             self.assertGreater(units["conclave-frontend"].pings, 0)
-            # Clients of members first, as After= has it: nobody waits for the end of its drain but the last worker.
             site.managers["host"].systemctl(["stop", "conclave-frontend"])
+
+    def test_a_wrong_setting(self):
+        """As the guide says of a service: exit code 3, which names the line, and no second try."""
+        with Site(["host"]) as site:
+            self.install(site)
+            (site.machines["host"].etc / "conclave" / "serve.yaml").write_text("listen: 127.0.0.1:8000\nworker: 2\n")
+            with self.assertRaisesRegex(AssertionError, "ended with 3") as failed:
+                site.managers["host"].systemctl(["start", "conclave-serve"])
+            self.assertIn("serve.yaml:2", str(failed.exception))
+            self.assertEqual(site.managers["host"].units["conclave-serve"].starts, 1)
 
     def test_a_proxy_in_front(self):
         if not shutil.which("/usr/sbin/nginx"):
