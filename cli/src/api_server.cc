@@ -62,12 +62,12 @@ class Server {
     if (const absl::Status status = AnnounceServing(); !status.ok()) {
       return service::Fail(status, ExitCode::kInternal);
     }
-    watchdog_ = StartWatchdog(
-        invocation_, {{"engine", [this] { return cluster_->engine_pulse(); }},
-                      {"http", service::Knock([this](std::function<void()> answer) {
-                         api_->Post(std::move(answer));
-                         return true;
-                       })}});
+    watchdog_ =
+        StartWatchdog(invocation_, {{"engine", [this] { return cluster_->engine_pulse(); }},
+                                    {"http", service::Knock([this](std::function<void()> answer) {
+                                       api_->Post(std::move(answer));
+                                       return true;
+                                     })}});
     phase_.WaitForStop();
     Drain();
     return static_cast<int>(ExitCode::kDone);

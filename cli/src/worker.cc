@@ -218,12 +218,12 @@ class Worker {
       if (const absl::Status status = AnnounceServing(); !status.ok()) {
         return service::Fail(status, ExitCode::kInternal);
       }
-      watchdog_ = StartWatchdog(
-          invocation_, {{"compute-0", [this] { return server_->compute_pulse(); }},
-                        {"control", service::Knock([this](std::function<void()> answer) {
-                           server_->PostToControl(std::move(answer));
-                           return true;
-                         })}});
+      watchdog_ = StartWatchdog(invocation_,
+                                {{"compute-0", [this] { return server_->compute_pulse(); }},
+                                 {"control", service::Knock([this](std::function<void()> answer) {
+                                    server_->PostToControl(std::move(answer));
+                                    return true;
+                                  })}});
       LogInfo("ready",
               {{"worker", server_->worker_id()}, {"experts", server_->figures().num_experts}});
     }

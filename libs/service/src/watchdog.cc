@@ -84,10 +84,9 @@ std::optional<microseconds> WatchdogInterval(const std::string& usec, const std:
   }
   const absl::StatusOr<int64_t> number = ParseInt(usec);
   if (!number.ok() || *number < 1 || *number > kIntervalMax) {
-    observability::LogWarning(
-        "the watchdog is off: WATCHDOG_USEC is not understood",
-        {{"expected", "microseconds, 1 to " + std::to_string(kIntervalMax)},
-         {"found", Quoted(usec)}});
+    observability::LogWarning("the watchdog is off: WATCHDOG_USEC is not understood",
+                              {{"expected", "microseconds, 1 to " + std::to_string(kIntervalMax)},
+                               {"found", Quoted(usec)}});
     return std::nullopt;
   }
   return microseconds(*number);
@@ -132,8 +131,7 @@ void Watchdog::Look() {
     } else {
       observability::LogError(
           "watchdog: no sign of life, the service manager is told nothing until there is one",
-          {{"thread", name},
-           {"seconds", std::chrono::duration<double>(period_).count()}});
+          {{"thread", name}, {"seconds", std::chrono::duration<double>(period_).count()}});
     }
     hanging_ = name;
   }

@@ -102,8 +102,8 @@ Reader Reader::Self() {
 std::string WhyKeyIsUnsafe(const KeyFileAccess& file, const Reader& reader) {
   constexpr uid_t kRoot = 0;
   const mode_t others = file.mode & (S_IRWXG | S_IRWXO);
-  const bool is_of_group = std::find(reader.groups.begin(), reader.groups.end(), file.group) !=
-                           reader.groups.end();
+  const bool is_of_group =
+      std::find(reader.groups.begin(), reader.groups.end(), file.group) != reader.groups.end();
   const bool is_group_allowed = file.owner == kRoot && is_of_group;
   if ((file.owner == reader.user || file.owner == kRoot) &&
       (others == 0 || (others == S_IRGRP && is_group_allowed))) {

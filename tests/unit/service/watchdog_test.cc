@@ -124,11 +124,13 @@ TEST(WatchdogIntervalTest, IsOfThisProcessOnly) {
 }
 
 TEST(WatchdogIntervalTest, IgnoresWhatItDoesNotUnderstandAndSaysSo) {
-  for (const auto& [usec, pid, named] :
-       {std::tuple("0", "7", "WATCHDOG_USEC"), {"-5", "7", "WATCHDOG_USEC"},
-        {"30s", "7", "WATCHDOG_USEC"}, {"1.5", "7", "WATCHDOG_USEC"},
-        {"18446744073709551615", "7", "WATCHDOG_USEC"}, {"30000000", "me", "WATCHDOG_PID"},
-        {"30000000", "0", "WATCHDOG_PID"}}) {
+  for (const auto& [usec, pid, named] : {std::tuple("0", "7", "WATCHDOG_USEC"),
+                                         {"-5", "7", "WATCHDOG_USEC"},
+                                         {"30s", "7", "WATCHDOG_USEC"},
+                                         {"1.5", "7", "WATCHDOG_USEC"},
+                                         {"18446744073709551615", "7", "WATCHDOG_USEC"},
+                                         {"30000000", "me", "WATCHDOG_PID"},
+                                         {"30000000", "0", "WATCHDOG_PID"}}) {
     ::testing::internal::CaptureStderr();
     EXPECT_EQ(WatchdogInterval(usec, pid, 7), std::nullopt) << usec;
     const std::string log = ::testing::internal::GetCapturedStderr();
@@ -145,9 +147,10 @@ TEST(WatchdogTest, TellsWhileThreadsLiveAndNoLonger) {
   std::atomic<bool> hangs{false};
   ::testing::internal::CaptureStderr();
   {
-    const Watchdog watchdog(
-        path, milliseconds(40),
-        {{"engine", [&] { return Pulse{hangs ? beats.load() : beats.fetch_add(1), false}; }}});
+    const Watchdog watchdog(path, milliseconds(40),
+                            {{"engine", [&] {
+                                return Pulse{hangs ? beats.load() : beats.fetch_add(1), false};
+                              }}});
     for (int i = 0; i < 3; ++i) {
       EXPECT_EQ(socket.Wait(seconds(20)), "WATCHDOG=1");
     }
