@@ -19,6 +19,7 @@
 #include "conclave/service/ready.h"
 #include "conclave/service/signals.h"
 #include "live_routes.h"
+#include "conclave/service/watchdog.h"
 #include "output.h"
 
 namespace conclave::cli {
@@ -69,6 +70,12 @@ class Server {
     if (const absl::Status status = AnnounceServing(); !status.ok()) {
       return service::Fail(status, ExitCode::kInternal);
     }
+    watchdog_ =
+        StartWatchdog(invocation_, {{"engine", [this] { return cluster_->engine_pulse(); }},
+                                    {"http", service::Knock([this](std::function<void()> answer) {
+                                       api_->Post(std::move(answer));
+                                       return true;
+                                     })}});
     phase_.WaitForStop();
     Drain();
     return static_cast<int>(ExitCode::kDone);
@@ -229,7 +236,7 @@ class Server {
 
   void Drain() {
     LogInfo("draining", {{"timeout", service::ToString(settings_.process.drain_timeout)}});
-    AnnounceStopping(invocation_);
+    AnnounceStopping(invocation_, settings_.process.drain_timeout);
     // Both doors close before either waits, and one time bounds both.
     const MonotonicTime end = Clock::Real().Now() + settings_.process.drain_timeout;
     if (grpc_ != nullptr) {
@@ -280,6 +287,7 @@ class Server {
   std::unique_ptr<frontend::HttpServer> api_;
   std::unique_ptr<frontend::InferenceServer> grpc_;  // null without --grpc-listen
   std::unique_ptr<service::AdminServer> admin_;
+  std::unique_ptr<service::Watchdog> watchdog_;  // null where nobody asks for it
 };
 
 }  // namespace

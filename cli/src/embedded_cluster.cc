@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <atomic>
 #include <ctime>
 #include <utility>
 #include <vector>
@@ -55,8 +56,12 @@ class MetricsBridge : public frontend::EngineObserver, public frontend::ChatObse
   MetricsBridge(const observability::EngineMetrics& metrics, LiveCounters& live)
       : metrics_(metrics), live_(live) {}
 
+  // Any thread.
+  uint64_t num_steps() const { return num_steps_.load(std::memory_order_relaxed); }
+
   void OnStep(const Step& step) override {
     live_.OnStep(step);
+    num_steps_.fetch_add(1, std::memory_order_relaxed);
     metrics_.num_requests_running.Set(step.running);
     metrics_.num_requests_waiting.Set(step.waiting);
     metrics_.kv_cache_usage.Set(step.kv_used);
@@ -117,6 +122,7 @@ class MetricsBridge : public frontend::EngineObserver, public frontend::ChatObse
  private:
   const observability::EngineMetrics metrics_;
   LiveCounters& live_;
+  std::atomic<uint64_t> num_steps_{0};
 };
 
 // The gates and the workers as a scrape sees them. Metrics outlive the cluster, so the links are
@@ -437,6 +443,13 @@ live::ClusterPicture EmbeddedCluster::Picture() const {
 }
 
 std::string EmbeddedCluster::stragglers() const { return state_->stragglers->Json(); }
+
+service::Pulse EmbeddedCluster::engine_pulse() const {
+  const frontend::DispatchStats calls = dispatcher().Stats();
+  const uint64_t beats = state_->bridge->num_steps() + calls.calls + calls.retries + calls.hedges +
+                         calls.timeouts + calls.waits + calls.rescues;
+  return {beats, state_->engine->num_open() == 0};
+}
 
 void EmbeddedCluster::Drain(std::chrono::milliseconds timeout) { state_->chat->Drain(timeout); }
 

@@ -133,6 +133,9 @@ class RouterServer::Impl {
   absl::StatusOr<std::string> FrontendApi();
   CoreSlot& core() { return core_; }
   AdminReplies& replies() { return replies_; }
+  bool Post(std::function<void()> task) {
+    return core_.Ask([run = std::move(task)](const RouterCore& /*core*/) { run(); });
+  }
   Health health() const {
     MutexLock lock(health_mu_);
     return health_;
@@ -640,6 +643,7 @@ void RouterServer::Ask(std::function<void(const absl::StatusOr<const RouterCore*
 void RouterServer::Change(Command command, std::function<void(const AdminReply&)> on_reply) {
   impl_->Change(std::move(command), std::move(on_reply));
 }
+bool RouterServer::Post(std::function<void()> task) { return impl_->Post(std::move(task)); }
 RouterServer::Health RouterServer::health() const { return impl_->health(); }
 std::string RouterServer::dtype() const { return impl_->dtype(); }
 

@@ -7,9 +7,7 @@ compared, exactly, with those of the answers; and a worker is killed, which anno
 """
 
 import collections
-import http.client
 import json
-import math
 import pathlib
 import re
 import subprocess
@@ -21,6 +19,7 @@ import unittest
 import urllib.parse
 
 import expressions
+import prometheus_api
 import yaml
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "e2e"))
@@ -42,10 +41,11 @@ def is_nothing_yet(expression: expressions.Expression) -> bool:
     return expression.kind == "annotation" and expression.where.split(": ")[1] in NOTHING_YET
 
 
-class Prometheus:
+class Prometheus(prometheus_api.Api):
     """Debian's server with the project's configuration, its addresses and periods replaced. Use as a context manager."""
 
     def __init__(self, targets: dict[str, list[str]]):
+        super().__init__()
         self._folder = tempfile.TemporaryDirectory(prefix="conclave-prometheus-")
         folder = pathlib.Path(self._folder.name)
         config = yaml.safe_load((expressions.PROMETHEUS / "prometheus.yml").read_text(encoding="utf-8"))
@@ -62,7 +62,7 @@ class Prometheus:
              "--web.listen-address=127.0.0.1:0"], stdout=self._log, stderr=subprocess.STDOUT)
         try:
             clusters.wait_until(self._is_listening, "Prometheus listens", 30)
-            clusters.wait_until(lambda: self._get("/-/ready")[0] == 200, "Prometheus is ready", 30)
+            clusters.wait_until(lambda: self.status_of("/-/ready")[0] == 200, "Prometheus is ready", 30)
         except BaseException:
             print(self.log())
             self.close()
@@ -74,31 +74,6 @@ class Prometheus:
         found = re.search(r'msg="Listening on" address=127\.0\.0\.1:(\d+)', self.log())
         self.port = int(found[1]) if found else 0
         return self.port > 0
-
-    def _get(self, path: str) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        try:
-            connection.request("GET", path)
-            response = connection.getresponse()
-            return response.status, response.read()
-        finally:
-            connection.close()
-
-    def get(self, path: str, **query: str):
-        status, body = self._get(f"{path}?{urllib.parse.urlencode(query)}")
-        answer = json.loads(body)
-        if status != 200 or answer["status"] != "success":
-            raise AssertionError(f"{path} {query}: {status} {answer}")
-        return answer["data"]
-
-    def ask(self, expression: str) -> list[tuple[dict[str, str], float]]:
-        """Series that have a value now, with it."""
-        found = self.get("/api/v1/query", query=expression)
-        return [(series["metric"], float(series["value"][1])) for series in found["result"]]
-
-    def has_data(self, expression: str) -> bool:
-        """One value at least is a number: a quotient without calls is none."""
-        return any(math.isfinite(value) for _, value in self.ask(expression))
 
     def log(self) -> str:
         self._log.seek(0)

@@ -62,6 +62,10 @@ class RouterServer {
 
   uint16_t port() const;
 
+  // Runs `task`, which must not block, on the core's thread, soon. False while there is no core:
+  // this router stands by. Any thread.
+  bool Post(std::function<void()> task);
+
   // Any thread; as of the last tick.
   struct Health {
     std::string state;    // of RouterStatus; "standby": another one leads, or nobody can
