@@ -1,12 +1,12 @@
 // A map of layers × experts on a canvas: one pixel per cell, scaled up, so that 61 × 256 cells cost as little as 2 × 4. Mouse
 // and arrow keys move a cursor, Enter or a click pins a cell, and a line below says in figures what the colour means.
 
-import {divergingChannels, ink} from "./colour.js";
+import {ink, palette, theme} from "./colour.js";
 import {el, setText, uniqueId} from "./dom.js";
 
 const GUTTER = 36;  // layer numbers
 const TOP = 20;  // expert numbers
-const CELL_WIDTH_MAX = 128;
+const CELL_WIDTH_MAX = 160;
 const FIGURES_WIDTH_MIN = 34;
 const FIGURES_HEIGHT_MIN = 16;
 
@@ -36,9 +36,10 @@ export class Heatmap {
 		new ResizeObserver(() => this.#draw()).observe(this.scroll);
 	}
 
-	// `values[unit]` with NaN for "no rows"; `position(value)` on the scale from -1 to 1; `figure(value)` as text.
-	update({layers, values, position, figure, pin}) {
-		Object.assign(this, {layers, values, position, figure, pin});
+	// `values[unit]` with NaN for "no rows"; `scale`: [low, high, position of a value between them]; `figure(value)` as text.
+	update({layers, values, scale, figure, pin}) {
+		if (this.scale !== scale || this.theme !== theme()) this.pixelOf = palette(...scale);
+		Object.assign(this, {layers, values, scale, figure, pin, theme: theme()});
 		this.columns = layers.reduce((most, layer) => Math.max(most, layer.experts), 0);
 		this.#draw();
 	}
@@ -82,17 +83,12 @@ export class Heatmap {
 		cells.height = layers.length;
 		const pen = cells.getContext("2d");
 		const image = pen.createImageData(columns, layers.length);
+		const pixels = new Uint32Array(image.data.buffer);
 		for (let row = 0; row < layers.length; ++row) {
 			const {first, experts} = layers[row];
 			for (let column = 0; column < experts; ++column) {
 				const value = values[first + column];
-				if (Number.isNaN(value)) continue;
-				const [red, green, blue] = divergingChannels(this.position(value));
-				const at = 4 * (row * columns + column);
-				image.data[at] = red;
-				image.data[at + 1] = green;
-				image.data[at + 2] = blue;
-				image.data[at + 3] = 255;
+				if (!Number.isNaN(value)) pixels[row * columns + column] = this.pixelOf(value);
 			}
 		}
 		pen.putImageData(image, 0, 0);

@@ -1,5 +1,7 @@
 // The rows of the last 15 minutes, in steps: fetched once, then continued from what the store sees.
 
+import {accumulate} from "./recent.js";
+
 const KEPT_SECONDS = 15 * 60;
 
 export class History {
@@ -41,7 +43,7 @@ export class History {
 		this.base = Float64Array.from(answer.rows);
 		this.last = this.base.slice();
 		this.steps = answer.steps.map((pairs) => this.#stepOf(pairs));
-		for (const step of this.steps) add(this.last, step, 1);
+		for (const step of this.steps) accumulate(this.last, step, 1);
 		this.cache = {index: 0, rows: this.base.slice()};
 		this.version += 1;
 	}
@@ -77,8 +79,8 @@ export class History {
 	// Rows as they stood at times[index]. The array is reused by the next call.
 	rowsAt(index) {
 		const {cache} = this;
-		while (cache.index < index) add(cache.rows, this.steps[cache.index++], 1);
-		while (cache.index > index) add(cache.rows, this.steps[--cache.index], -1);
+		while (cache.index < index) accumulate(cache.rows, this.steps[cache.index++], 1);
+		while (cache.index > index) accumulate(cache.rows, this.steps[--cache.index], -1);
 		return cache.rows;
 	}
 
@@ -102,13 +104,9 @@ export class History {
 
 	#forgetFirst() {
 		this.rowsAt(Math.max(1, this.cache.index));
-		add(this.base, this.steps[0], 1);
+		accumulate(this.base, this.steps[0], 1);
 		this.times.shift();
 		this.steps.shift();
 		this.cache.index -= 1;
 	}
-}
-
-function add(rows, {indices, increments}, sign) {
-	for (let i = 0; i < indices.length; ++i) rows[indices[i]] += sign * increments[i];
 }

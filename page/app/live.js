@@ -25,14 +25,17 @@ export class Stream {
 		this.source.addEventListener("snapshot", (event) => measure("conclave.apply", () => this.#snapshot(event.data)));
 		this.source.addEventListener("delta", (event) => measure("conclave.apply", () => this.#delta(event.data)));
 		this.source.onerror = () => this.#lost();
-		this.#expectMore();
+		const start = Date.now();
+		this.silence = setInterval(() => {
+			if (Date.now() - Math.max(start, this.lastSign ?? 0) > SILENCE_MS) this.#lost();
+		}, 1000);
 		this.onChange();
 	}
 
 	stop() {
 		this.source?.close();
 		this.source = null;
-		clearTimeout(this.silence);
+		clearInterval(this.silence);
 		clearTimeout(this.retry);
 		this.retryAt = null;
 		this.state = "off";
@@ -57,13 +60,7 @@ export class Stream {
 		this.lostAt = null;
 		this.failures = 0;
 		this.lastSign = Date.now();
-		this.#expectMore();
 		this.onChange();
-	}
-
-	#expectMore() {
-		clearTimeout(this.silence);
-		this.silence = setTimeout(() => this.#lost(), SILENCE_MS);
 	}
 
 	#lost() {

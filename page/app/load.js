@@ -13,6 +13,9 @@ import {panel} from "./panel.js";
 import {past, requestRender, selection, store, view} from "./state.js";
 
 const LAYERS_SHOWN = 12;  // the least balanced ones, if there are more
+// What the colours tell apart: share ÷ fair share, and differences of two of them.
+const RATIOS = [0, 4, ratioPosition];
+const DIFFERENCES = [-2, 2, (value) => value / 2];
 const PLAY_MS = 250;
 const LARGE_TABLE_MS = 5000;  // a table of many thousand cells is not built every second
 
@@ -96,7 +99,7 @@ function updateMaps() {
 	show(compareBox, isCompare);
 	if (keyBox.dataset.theme !== theme()) refreshColours();
 	const shared = {layers: store.layers, pin: view.pin};
-	const ratio = {...shared, position: ratioPosition, figure: (value) => fixed(value)};
+	const ratio = {...shared, scale: RATIOS, figure: fixed};
 	if (!isCompare) {
 		singleMap.update({...ratio, values: selection.ratios()});
 		return;
@@ -105,7 +108,7 @@ function updateMaps() {
 	const text = selection.ratios("text");
 	imageMap.update({...ratio, values: image});
 	textMap.update({...ratio, values: text});
-	differenceMap.update({...shared, values: image.map((value, unit) => value - text[unit]), position: (value) => value / 2,
+	differenceMap.update({...shared, values: image.map((value, unit) => value - text[unit]), scale: DIFFERENCES,
 		figure: (value) => (value > 0 ? "+" : "") + fixed(value)});
 }
 
@@ -144,7 +147,7 @@ function imbalancePerStep() {
 	const list = imbalances;
 	if (list.key !== key || list.perStep.length > past.steps.length) Object.assign(list, {key, perStep: []});
 	const slots = slotsOf(view.modality, view.phase);
-	const rows = new Float64Array(store.rows.length);
+	const rows = list.perStep.length < past.steps.length ? new Float64Array(store.rows.length) : null;
 	for (let i = list.perStep.length; i < past.steps.length; ++i) {
 		rows.fill(0);
 		const {indices, increments} = past.steps[i];

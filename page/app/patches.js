@@ -68,7 +68,7 @@ export class Patches {
 			const x = (patch % columns) * width;
 			const y = Math.floor(patch / columns) * height;
 			if (expert < 0) continue;
-			pen.globalAlpha = this.mode === "both" ? 0.55 : 1;
+			pen.globalAlpha = this.mode === "both" ? 0.45 : 1;
 			pen.fillStyle = expertColour(this.layer, expert, experts);
 			pen.fillRect(x + 0.5, y + 0.5, width - 1, height - 1);
 			pen.globalAlpha = 1;
@@ -99,7 +99,7 @@ export class Patches {
 		const kept = counts.get(-1) ?? 0;
 		this.legend.replaceChildren(el("span.legend-title", `First choices in L${layer}; these colours are of this layer alone.`),
 			...known.map(([expert, patches]) => el("span.legend",
-				el("span.swatch", {style: {background: expertColour(this.layer, expert, experts)}}), `expert ${expert}: ${plural(patches, "patch").replace("patchs", "patches")}`)),
+				el("span.swatch", {style: {background: expertColour(this.layer, expert, experts)}}), `expert ${expert}: ${plural(patches, "row")}`)),
 			kept ? el("span.legend", `${kept} not computed: the prefix cache had them`) : "");
 	}
 

@@ -58,6 +58,9 @@ class Picture:
             self.event("live", worker["id"], f"{worker['name']} serves its experts", at=START + 4)
         if workers:
             self.event("epoch", -1, "epoch 1: placed for the first time", at=START + 5, epoch=1, moves=len(experts))
+        self.state["events"].sort(key=lambda event: event["time"])
+        for number, event in enumerate(self.state["events"]):
+            event["id"] = number
         self.traffic = traffic and workers > 0 and has_model
         if self.traffic:
             self.time = START
