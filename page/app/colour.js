@@ -47,5 +47,5 @@ export function ratioPosition(ratio) {
 // Expert colours of one layer: the hue is turned from layer to layer, as the same number in another layer is another expert.
 export function expertColour(layerIndex, expert, experts) {
 	const hue = (360 * (expert / experts) + 47 * layerIndex + 25) % 360;
-	return theme() === "dark" ? `hsl(${hue} 45% 25%)` : `hsl(${hue} 70% 80%)`;
+	return theme() === "dark" ? `hsl(${hue} 50% 21%)` : `hsl(${hue} 70% 80%)`;
 }

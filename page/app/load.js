@@ -15,7 +15,7 @@ import {past, requestRender, selection, store, view} from "./state.js";
 const LAYERS_SHOWN = 12;  // the least balanced ones, if there are more
 // What the colours tell apart: share ÷ fair share, and differences of two of them.
 const RATIOS = [0, 4, ratioPosition];
-const DIFFERENCES = [-2, 2, (value) => value / 2];
+const DIFFERENCES = [-2, 2, (value) => Math.sign(value) * Math.sqrt(Math.abs(value) / 2)];
 const PLAY_MS = 250;
 const LARGE_TABLE_MS = 5000;  // a table of many thousand cells is not built every second
 
@@ -42,7 +42,7 @@ const map = (title, mapOf) => new Heatmap({title, describe: describe(mapOf),
 const singleMap = map("Share ÷ fair share", () => view.modality);
 const imageMap = map("Image rows: share ÷ fair share", () => "image");
 const textMap = map("Text rows: share ÷ fair share", () => "text");
-const differenceMap = map("Difference, image − text", () => null);
+const differenceMap = map("Image − text: blue more text, orange more image", () => null);
 const what = el("p.note", {"aria-live": "polite"});
 const empty = el("p.empty", "No traffic yet. Ask something: ",
 	el("code", "conclave ask models/demo/samples/two.jpg \"How many objects are there?\""), ", or use the tab Chat.");

@@ -49,7 +49,7 @@ class Flow {
 		this.modality = modality;
 		this.svg = svg("svg.sankey", {role: "img", "aria-label": `Paths of ${modality} rows through the layers`});
 		this.body = el("tbody");
-		this.table = el("table.paths", el("thead", el("tr", ["experts", "", "share", "ratio"].map((text) => el("th", {scope: "col"}, text)))),
+		this.table = el("table.paths", {"aria-label": `Most frequent paths of ${modality} rows`}, el("thead", el("tr", ["experts", "", "share", "ratio"].map((text) => el("th", {scope: "col"}, text)))),
 			this.body);
 		this.box = el("div", this.svg, this.table);
 		this.note = el("p.note");

@@ -13,7 +13,7 @@ const CHIPS_MAX = 1200;  // more are shown by pages of layers
 const CHIP = {width: 28, height: 20, gap: 4};
 const HEAD = 64;
 const LABEL = 40;
-const COLUMN_MIN = 100;
+const COLUMN_MIN = 104;
 const COLUMN_MAX = 220;
 
 let drawnEpoch, pageKey;
@@ -192,8 +192,8 @@ function drawChips(shown, layers, layout, isGliding) {
 			node = newChip(place.unit);
 			chipGroup.append(node.element);
 		} else if (isGliding && !chipNodes.has(key)) {
-			traces.append(svg("line", {x1: node.x + CHIP.width / 2, y1: node.y + CHIP.height / 2,
-				x2: place.x + CHIP.width / 2, y2: place.y + CHIP.height / 2}));
+			traces.append(svg("line", {x1: node.x + CHIP.width / 2, y1: node.y + CHIP.height + 2,
+				x2: place.x + CHIP.width / 2, y2: place.y + CHIP.height + 2}));
 		}
 		chipNodes.set(key, node);
 		fillChip(node, place, isGliding);

@@ -31,7 +31,7 @@ const heading = el("h2", {id: uniqueId("whatif")}, "What if …");
 const field = (label, input, kind = "") => el(`div.field${kind}`, el("label", {for: input.id}, label), input);
 export const element = el("section.panel.whatif", {"aria-labelledby": heading.id}, heading,
 	el("p.note", "Every button shows its plan first; nothing happens before you confirm it."),
-	el("div.whatif-row", workerBox.element, kill, changing.slice(0, 2)),
+	el("div.whatif-row", workerBox.element), el("div.whatif-row", kill, changing.slice(0, 2)),
 	el("div.whatif-row", layerBox.element, expertBox.element, field("Replicas", replicasInput), changing[2]),
 	el("div.whatif-row", rebalance), el("form.whatif-row", {onsubmit: (event) => event.preventDefault()}, field("Admin key", keyInput, ".wide")),
 	reason, output);

@@ -8,7 +8,7 @@ import {store, view} from "./state.js";
 
 const STRAGGLER_FACTOR = 2;
 
-const list = el("ul.workers");
+const list = el("ul.workers", {tabindex: "0", "aria-label": "Workers"});
 const empty = el("p.empty", "No worker has joined yet. Start one: ",
 	el("code", "conclave worker --router HOST:PORT"));
 const note = el("p.note");
@@ -70,7 +70,7 @@ function newRow() {
 
 function fillRow(row, {worker, p99, isStraggler}, holders) {
 	setText(row.name, worker.name);
-	setText(row.state, worker.state + (worker.is_distrusted ? ", distrusted" : ""));
+	setText(row.state, worker.state + (worker.is_distrusted ? ", distrusted" : "") + (holders?.includes(worker.id) ? ", holds the pinned expert" : ""));
 	setAttr(row.state, "data-state", worker.state);
 	const isHere = !["dead", "left"].includes(worker.state);
 	row.bar.style.width = `${100 * Math.max(0, Math.min(1, isHere ? worker.busy : 0))}%`;
