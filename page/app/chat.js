@@ -1,6 +1,7 @@
 // A chat with the model, through this server's own address. Every answer says how long its parts took, and shows the picture with
 // the experts that its patches chose.
 
+import {ask, request} from "./api.js";
 import {button, el, selectBox, setText, show, uniqueId} from "./dom.js";
 import {Drawing} from "./draw.js";
 import {count, duration, fixed, plural} from "./format.js";
@@ -27,13 +28,12 @@ async function* chunksOf(response) {
 	let text = "";
 	for (;;) {
 		const {done, value} = await reader.read();
-		text += value ?? "";
-		let end;
-		while ((end = text.search(/\r?\n\r?\n/)) >= 0) {
-			const data = text.slice(0, end).split(/\r?\n/).filter((line) => line.startsWith("data:")).map((line) => line.slice(5).trim()).join("\n");
-			text = text.slice(end).replace(/^\r?\n\r?\n/, "");
+		const events = (text + (value ?? "")).split("\n\n");
+		text = events.pop();
+		for (const event of events) {
+			const data = event.replace(/^data: ?/, "");
 			if (data === "[DONE]") return;
-			if (data) yield JSON.parse(data);
+			yield JSON.parse(data);
 		}
 		if (done) throw new Error("the answer broke off before its end");
 	}
@@ -104,9 +104,7 @@ export async function takeImage(file) {
 async function fetchModels() {
 	models = [];
 	try {
-		const response = await fetch("v1/models");
-		const answer = await response.json();
-		if (!response.ok) throw new Error(answer.error?.message ?? `v1/models: the server answered ${response.status}`);
+		const answer = await ask("v1/models");
 		models = answer.data.map((model) => model.id);
 		modelBox.update(models.map((id) => [id, id]), models[0]);
 		say("");
@@ -176,10 +174,10 @@ async function submit(event) {
 	questionBox.value = "";
 	show(empty, false);
 	const answer = addTurn(modelBox.select.value || "Model", "", null);
-	await ask(answer);
+	await answerInto(answer);
 }
 
-async function ask(answer) {
+async function answerInto(answer) {
 	abort = new AbortController();
 	send.disabled = true;
 	show(stop, true);
@@ -200,15 +198,9 @@ async function ask(answer) {
 
 async function stream(answer) {
 	const started = performance.now();
-	const response = await fetch("v1/chat/completions", {
-		method: "POST", headers: {"Content-Type": "application/json"}, signal: abort.signal,
-		body: JSON.stringify({model: modelBox.select.value, messages: turns, stream: true, stream_options: {include_usage: true},
-			temperature: 0, return_routed_experts: true, conclave: {return_gate_probabilities: true}}),
-	});
-	if (!response.ok) {
-		const problem = await response.json().catch(() => ({}));
-		throw new Error(problem.error?.message ?? `the server answered ${response.status}`);
-	}
+	const response = await request("v1/chat/completions", {signal: abort.signal, body: {model: modelBox.select.value, messages: turns,
+		stream: true, stream_options: {include_usage: true}, temperature: 0, return_routed_experts: true,
+		conclave: {return_gate_probabilities: true}}});
 	const reply = {text: "", seconds: 0};
 	for await (const chunk of chunksOf(response)) {
 		if (chunk.error) throw new Error(chunk.error.message);
@@ -239,16 +231,17 @@ function footText({usage, extension, seconds}) {
 }
 
 function showPatches(answer, {routes, extension}) {
-	const [rows] = extension?.image_rows ?? [];
+	const rows = extension?.image_rows?.at(-1);  // of the last picture
 	const grid = store.picture.model?.image;
 	if (!routes || !rows || !lastPicture || !grid) return;
-	if (rows[1] !== grid.rows * grid.columns) {
-		answer.element.append(el("p.note", `${plural(rows[1], "row")} of the picture do not form the grid of ${grid.rows} × ${grid.columns} patches.`));
-		return;
-	}
 	try {
+		if (rows[1] !== grid.rows * grid.columns) throw new Error(`${rows[1]} rows are no grid of ${grid.rows} × ${grid.columns}`);
 		const patches = new Patches({picture: lastPicture, routes: decodeNpy(routes), rows, grid, layers: store.layers,
 			probabilities: extension.gate_probabilities ? decodeNpy(extension.gate_probabilities) : null, chosenLayer: view.pin?.layer});
+		if (!patches.isComputed) {
+			answer.element.append(el("p.note", "The prefix cache had the picture's rows: no expert was asked for them again."));
+			return;
+		}
 		grids.push(patches);
 		answer.element.append(patches.element);
 	} catch (error) {

@@ -1,6 +1,7 @@
 // The rows of the last 15 minutes, in steps: fetched once, then continued from what the store sees.
 
-import {accumulate} from "./recent.js";
+import {ask} from "./api.js";
+import {accumulate, differenceOf} from "./recent.js";
 
 const KEPT_SECONDS = 15 * 60;
 
@@ -25,9 +26,7 @@ export class History {
 		this.clear("the history is being read");
 		let answer;
 		try {
-			const response = await fetch("moe/history");
-			if (!response.ok) throw new Error(`moe/history: the server answered ${response.status}`);
-			answer = await response.json();
+			answer = await ask("moe/history");
 		} catch (error) {
 			this.clear(error.message);
 			return;
@@ -42,7 +41,8 @@ export class History {
 		this.times = answer.times;
 		this.base = Float64Array.from(answer.rows);
 		this.last = this.base.slice();
-		this.steps = answer.steps.map((pairs) => this.#stepOf(pairs));
+		this.steps = answer.steps.map((pairs) => ({indices: Uint32Array.from(pairs.filter((_, i) => i % 2 === 0)),
+			increments: Float64Array.from(pairs.filter((_, i) => i % 2 === 1))}));
 		for (const step of this.steps) accumulate(this.last, step, 1);
 		this.cache = {index: 0, rows: this.base.slice()};
 		this.version += 1;
@@ -54,16 +54,8 @@ export class History {
 		if (this.base === null || store.rows.length !== this.base.length) return;
 		const time = store.picture.time;
 		if (time < this.times[this.times.length - 1] + this.step) return;
-		const indices = [];
-		const increments = [];
-		for (let i = 0; i < store.rows.length; ++i) {
-			if (store.rows[i] !== this.last[i]) {
-				indices.push(i);
-				increments.push(store.rows[i] - this.last[i]);
-			}
-		}
 		this.times.push(time);
-		this.steps.push({indices: Uint32Array.from(indices), increments: Float64Array.from(increments)});
+		this.steps.push(differenceOf(this.last, store.rows));
 		this.last.set(store.rows);
 		while (this.times.length > 2 && this.times[1] < time - KEPT_SECONDS) this.#forgetFirst();
 		this.version += 1;
@@ -90,16 +82,6 @@ export class History {
 		this.base = this.store.rows.slice();
 		this.last = this.base.slice();
 		this.cache = {index: 0, rows: this.base.slice()};
-	}
-
-	#stepOf(pairs) {
-		const n = pairs.length / 2;
-		const step = {indices: new Uint32Array(n), increments: new Float64Array(n)};
-		for (let i = 0; i < n; ++i) {
-			step.indices[i] = pairs[2 * i];
-			step.increments[i] = pairs[2 * i + 1];
-		}
-		return step;
 	}
 
 	#forgetFirst() {

@@ -10,6 +10,7 @@ import * as pinned from "./pinned.js";
 import * as rates from "./rates.js";
 import * as workers from "./workers.js";
 import {panel} from "./panel.js";
+import {accumulate} from "./recent.js";
 import {past, requestRender, selection, store, view} from "./state.js";
 
 const LAYERS_SHOWN = 12;  // the least balanced ones, if there are more
@@ -19,8 +20,7 @@ const DIFFERENCES = [-2, 2, (value) => Math.sign(value) * Math.sqrt(Math.abs(val
 const PLAY_MS = 250;
 const LARGE_TABLE_MS = 5000;  // a table of many thousand cells is not built every second
 
-let playing;
-const imbalances = {key: null, perStep: []};
+let playing, knownKey, known;
 const modalityChoice = choice("Rows of which kind", [["all", "all"], ["image", "image"], ["text", "text"]],
 	(modality) => view.set({modality}));
 const phaseChoice = choice("Rows of which phase", [["both", "both"], ["prefill", "prefill"], ["decode", "decode"]],
@@ -143,19 +143,17 @@ function mapTable() {
 
 // The imbalance of every step of the history, for the sparklines. Only new steps are computed.
 function imbalancePerStep() {
-	const key = [view.modality, view.phase, store.numUnits, past.times[0]].join();
-	const list = imbalances;
-	if (list.key !== key || list.perStep.length > past.steps.length) Object.assign(list, {key, perStep: []});
-	const slots = slotsOf(view.modality, view.phase);
-	const rows = list.perStep.length < past.steps.length ? new Float64Array(store.rows.length) : null;
-	for (let i = list.perStep.length; i < past.steps.length; ++i) {
-		rows.fill(0);
-		const {indices, increments} = past.steps[i];
-		for (let j = 0; j < indices.length; ++j) rows[indices[j]] = increments[j];
-		const loads = loadsOf(rows, slots, new Float64Array(store.numUnits));
-		list.perStep.push(store.layers.map((layer) => imbalanceOf(loads, layer)));
-	}
-	return list.perStep;
+	const key = [view.modality, view.phase, store.numUnits].join();
+	if (key !== knownKey) known = new WeakMap();
+	knownKey = key;
+	return past.steps.map((step) => {
+		if (!known.has(step)) {
+			const loads = loadsOf(accumulate(new Float64Array(store.rows.length), step, 1), slotsOf(view.modality, view.phase),
+				new Float64Array(store.numUnits));
+			known.set(step, store.layers.map((layer) => imbalanceOf(loads, layer)));
+		}
+		return known.get(step);
+	});
 }
 
 function updateImbalance() {
@@ -237,19 +235,12 @@ function imbalanceItem() {
 			svg("path.spark")));
 }
 
-// From 1 (the floor) to the largest value, at least 2, so that a balanced layer looks flat.
+// From 1 (the floor) to the largest value, at least 2, so that a balanced layer looks flat. A step without rows is a gap.
 function sparkline(values) {
 	const top = Math.max(2, ...values.filter((value) => !Number.isNaN(value)));
-	let isDrawing = false;
 	return values.map((value, index) => {
-		if (Number.isNaN(value)) {
-			isDrawing = false;
-			return "";
-		}
 		const x = (SPARK.width * index) / Math.max(1, values.length - 1);
 		const y = SPARK.height - 1 - ((value - 1) / (top - 1)) * (SPARK.height - 2);
-		const command = `${isDrawing ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`;
-		isDrawing = true;
-		return command;
+		return isNaN(value) ? "" : `${isNaN(values[index - 1]) ? "M" : "L"}${x.toFixed(1)} ${y.toFixed(1)}`;
 	}).join("") || "M0 0";
 }

@@ -1,6 +1,6 @@
 // A picture with its patch grid: every patch coloured by the expert that its row chose first, in the layer that the reader picks.
 
-import {el, selectBox, setText, show, uniqueId} from "./dom.js";
+import {el, selectBox, setText, uniqueId} from "./dom.js";
 import {expertColour, ink} from "./colour.js";
 import {expertName, fixed, percent, plural} from "./format.js";
 
@@ -30,11 +30,15 @@ export class Patches {
 			"aria-label": "Patches of the picture; arrow keys walk them", "aria-describedby": this.readout.id,
 			onpointermove: (event) => this.#point(event), onpointerleave: () => this.#leave(), onblur: () => this.#leave(),
 			onfocus: () => this.#move(0, 0), onkeydown: (event) => this.#key(event)});
-		this.note = el("p.note", this.#noteText());
 		this.element = el("div.patches", this.canvas,
-			el("div.patch-side", el("div.controls", this.select.element, this.modes.element), this.legend, this.readout, this.note));
-		show(this.note, this.note.textContent !== "");
+			el("div.patch-side", el("div.controls", this.select.element, this.modes.element), this.legend, this.readout,
+				picture.width === picture.height ? null : el("p.note", "The picture is drawn as if padded to a square, as MoE-LLaVA does.")));
 		this.draw();
+	}
+
+	// Whether any of its rows was computed for this answer.
+	get isComputed() {
+		return Array.from({length: this.rows[1]}, (_, patch) => this.#first(patch)).some((expert) => expert >= 0);
 	}
 
 	draw() {
@@ -101,10 +105,6 @@ export class Patches {
 			...known.map(([expert, patches]) => el("span.legend",
 				el("span.swatch", {style: {background: expertColour(this.layer, expert, experts)}}), `expert ${expert}: ${plural(patches, "row")}`)),
 			kept ? el("span.legend", `${kept} not computed: the prefix cache had them`) : "");
-	}
-
-	#noteText() {
-		return this.picture.width === this.picture.height ? "" : "The picture is drawn as if padded to a square, as MoE-LLaVA does.";
 	}
 
 	#first(patch) {

@@ -36,6 +36,13 @@ export class Recent {
 // Adds to `sums` what a tick or a step added, or takes it back (`sign` -1).
 export function accumulate(sums, {indices, increments}, sign) {
 	for (let i = 0; i < indices.length; ++i) sums[indices[i]] += sign * increments[i];
+	return sums;
+}
+
+// What counters gained: {indices, increments} of those that differ.
+export function differenceOf(before, now) {
+	const indices = Uint32Array.from(now.keys()).filter((i) => now[i] !== before[i]);
+	return {indices, increments: Float64Array.from(indices, (i) => now[i] - before[i])};
 }
 
 // Whole counters (serving, workers) as they stood at recent ticks: what a span added is a difference of two of them.

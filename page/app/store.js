@@ -1,7 +1,7 @@
 // The one state behind all views: a snapshot, kept current by deltas (docs/live.md). The matrices are typed arrays, all else
 // stays as the server said it. Views read; only load() and apply() write.
 
-import {Recent, Samples} from "./recent.js";
+import {differenceOf, Recent, Samples} from "./recent.js";
 
 export const SPANS = [10, 60];
 const EVENTS_MAX = 500;
@@ -125,16 +125,9 @@ export class Store {
 
 	// Whether the counters only grew; otherwise the server has begun anew.
 	#caughtUp(before, time) {
-		const indices = [];
-		const increments = [];
-		for (let i = 0; i < before.length; ++i) {
-			if (this.rows[i] < before[i]) return false;
-			if (this.rows[i] > before[i]) {
-				indices.push(i);
-				increments.push(this.rows[i] - before[i]);
-			}
-		}
-		this.recent.add(time, Uint32Array.from(indices), Float64Array.from(increments));
+		const {indices, increments} = differenceOf(before, this.rows);
+		if (increments.some((gained) => gained < 0)) return false;
+		this.recent.add(time, indices, increments);
 		return true;
 	}
 

@@ -1,18 +1,11 @@
 // What would happen if …: drain, kill, replicate, rebalance. Each shows its plan first and asks once. The admin key stays in the
 // field: it is sent with the one request that needs it and kept nowhere.
 
+import {ask} from "./api.js";
 import {button, el, selectBox, setText, show, uniqueId} from "./dom.js";
 import {spreadOf, workerLoadsOf} from "./figures.js";
 import {bytes, count, expertName, fixed, plural} from "./format.js";
 import {selection, store, view} from "./state.js";
-
-async function ask(method, path, body, key) {
-	const headers = {...(key && {Authorization: `Bearer ${key}`}), ...(body && {"Content-Type": "application/json"})};
-	const response = await fetch(path, {method, headers, body: body && JSON.stringify(body)});
-	const answer = await response.json().catch(() => ({}));
-	if (!response.ok) throw new Error(answer.error?.message ?? `the server answered ${response.status}`);
-	return answer;
-}
 
 let confirm = null;  // the button that carries out the plan that shows
 let lastPin = null;
@@ -91,7 +84,7 @@ function propose(title, lines, label, act) {
 }
 
 function send(path, body) {
-	return ask("POST", path, body, keyInput.value);
+	return ask(path, {body, key: keyInput.value});
 }
 
 function placed() {
@@ -116,7 +109,7 @@ function riskText(name, {is_safe: isSafe, at_risk: atRisk}) {
 }
 
 function askKillSafe(name) {
-	return ask("GET", `moe/kill-safe?worker=${encodeURIComponent(name)}`);
+	return ask(`moe/kill-safe?worker=${encodeURIComponent(name)}`);
 }
 
 async function planKill() {
@@ -170,7 +163,7 @@ function likelyHolders(holders, replicas) {
 }
 
 async function planRebalance() {
-	const plan = await ask("POST", "moe/rebalance", {dry_run: true, full: false});
+	const plan = await ask("moe/rebalance", {body: {dry_run: true, full: false}});
 	const nameOf = (id) => (id >= 0 ? store.workerName(id) : "a file");
 	const lines = [`${plural(plan.moves.length, "move")}, ${bytes(plan.bytes)}.`,
 		`Imbalance ${fixed(plan.imbalance_before)} before, ${fixed(plan.imbalance_after)} after, as the planner predicts.`,
