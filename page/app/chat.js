@@ -45,7 +45,7 @@ let grids = [];
 let pending = null;  // {file, bitmap} for the next question
 let models = null;
 const log = el("div.chat-log", {role: "log", "aria-label": "Conversation", "aria-live": "polite"});
-const empty = el("p.empty", "Ask the model something, with or without a picture. Under each answer: what it cost, and which experts the picture's patches chose.");
+const empty = el("p.empty", "Ask the model something, with or without a picture, which may also be pasted or dropped here. Under each answer: what it cost, and which experts the picture's patches chose.");
 const modelBox = selectBox("Model", () => {});
 const reason = el("p.note");
 const status = el("p.warn", {role: "alert"});
@@ -67,7 +67,7 @@ const form = el("form.chat-form", {onsubmit: (event) => submit(event)},
 	el("div.field.wide", el("label", {for: questionBox.id}, "Question"), questionBox),
 	el("div.controls", button("Picture …", () => fileInput.click()), drawButton, preview, remove,
 		el("span.grow"), modelBox.element, stop, send),
-	fileInput, drawing.element, reason, status, el("p.note", "Pictures may also be pasted or dropped here."));
+	fileInput, drawing.element, reason, status);
 stop.hidden = remove.hidden = true;
 toggleDrawing(false);
 const heading = el("h2", {id: uniqueId("chat")}, "Chat");

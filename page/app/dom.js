@@ -50,10 +50,10 @@ export function uniqueId(prefix) {
 	return `${prefix}-${++names}`;
 }
 
-// A group of buttons of which one is pressed. `options`: [[value, label, title], …].
+// A group of buttons of which one is pressed. `options`: [[value, label], …].
 export function choice(label, options, onChoose) {
-	const buttons = options.map(([value, text, title]) => el("button", {
-		type: "button", title, "data-value": value, onclick: () => onChoose(value),
+	const buttons = options.map(([value, text]) => el("button", {
+		type: "button", "data-value": value, onclick: () => onChoose(value),
 	}, text));
 	return {
 		element: el("div.choice", {role: "group", "aria-label": label}, buttons),

@@ -12,15 +12,15 @@ function isSame(a, b) {
 	return a?.id === b?.id && a?.time === b?.time;
 }
 
-const list = el("ol.events", {role: "log", "aria-live": "polite", "aria-label": "Events, newest first", tabindex: "0"});
+const list = el("ol");
+const log = el("div.events", {role: "log", "aria-live": "polite", "aria-label": "Events, newest first", tabindex: "0"}, list);
 const empty = el("p.empty", "Nothing has happened yet.");
 let newest = null;  // the last event that is shown
-document.getElementById("events").append(el("h2", "Events"), list, empty);
+document.getElementById("events").append(el("h2", "Events"), log, empty);
 
 export function update() {
 	const events = store.picture?.events ?? [];
 	show(empty, events.length === 0);
-	show(list, events.length > 0);
 	const last = events[events.length - 1] ?? null;
 	if (isSame(last, newest)) return;
 	const known = events.findIndex((event) => isSame(event, newest));

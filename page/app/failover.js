@@ -95,10 +95,8 @@ function axis(from, to, x, bottom, width) {
 	const ticks = svg("g");
 	for (let at = Math.ceil(from / step) * step; at <= to; at += step) {
 		ticks.append(svg("line.rule", {x1: x(at), x2: x(at), y1: 0, y2: bottom}));
-		const isNearEnd = x(at) > width - 36;
-		if (x(at) > LABEL + 20) {
-			ticks.append(svg("text.label.small", {x: isNearEnd ? width : x(at), y: bottom + 16,
-				"text-anchor": isNearEnd ? "end" : "middle"}, time(at)));
+		if (x(at) > LABEL + 28 && x(at) < width - 28) {
+			ticks.append(svg("text.label.small", {x: x(at), y: bottom + 16, "text-anchor": "middle"}, time(at)));
 		}
 	}
 	return ticks;

@@ -1,4 +1,4 @@
-// The line that answers the first question: is every expert served? And the tabs.
+// Is every expert served? And the tabs.
 
 import {theme} from "./colour.js";
 import {button, el, setAttr, setText} from "./dom.js";

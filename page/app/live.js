@@ -14,7 +14,6 @@ export class Stream {
 		this.state = "connecting";  // "live", "lost", "off"
 		this.lostAt = null;  // Date.now() of the last sign of life
 		this.retryAt = null;
-		this.gaps = 0;
 		this.failures = 0;
 	}
 
@@ -47,12 +46,8 @@ export class Stream {
 	}
 
 	#delta(text) {
-		if (this.store.apply(JSON.parse(text))) {
-			this.#alive();
-		} else {
-			this.gaps += 1;
-			this.start();
-		}
+		if (this.store.apply(JSON.parse(text))) this.#alive();
+		else this.start();
 	}
 
 	#alive() {

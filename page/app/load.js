@@ -137,8 +137,7 @@ function mapTable() {
 	const columns = store.layers.reduce((most, layer) => Math.max(most, layer.experts), 0);
 	return table(`Rows and share ÷ fair share. ${what.textContent}`,
 		["layer", ...Array.from({length: columns}, (_, expert) => `expert ${expert}`)],
-		store.layers.map((layer) => [`L${layer.layer}`, ...Array.from({length: layer.experts}, (_, expert) =>
-			`${count(loads[layer.first + expert])} (${fixed(ratios[layer.first + expert])})`)]));
+		store.layers.map((layer) => [`L${layer.layer}`, ...layer.units.map((u) => `${count(loads[u])} (${fixed(ratios[u])})`)]));
 }
 
 // The imbalance of every step of the history, for the sparklines. Only new steps are computed.

@@ -13,7 +13,6 @@ export class Patches {
 		Object.assign(this, {picture, routes, probabilities, rows, grid, layers});
 		this.layer = Math.max(0, layers.findIndex((layer) => layer.layer === chosenLayer));
 		this.cursor = null;
-		this.mode = "both";
 		this.readout = el("output.readout", {id: uniqueId("patch"), "aria-live": "polite"});
 		this.legend = el("p.patch-legend");
 		this.select = selectBox("Layer", (value) => {
@@ -21,17 +20,12 @@ export class Patches {
 			this.draw();
 		});
 		this.select.update(layers.map(({layer}, index) => [String(index), `L${layer}`]), this.layer);
-		this.modes = selectBox("Show", (value) => {
-			this.mode = value;
-			this.draw();
-		});
-		this.modes.update([["both", "picture and experts"], ["experts", "experts"], ["picture", "picture"]], this.mode);
 		this.canvas = el("canvas", {width: 2 * SIZE, height: 2 * SIZE, tabindex: "0", role: "application", "aria-roledescription": "patch grid",
 			"aria-label": "Patches of the picture; arrow keys walk them", "aria-describedby": this.readout.id,
 			onpointermove: (event) => this.#point(event), onpointerleave: () => this.#leave(), onblur: () => this.#leave(),
 			onfocus: () => this.#move(0, 0), onkeydown: (event) => this.#key(event)});
 		this.element = el("div.patches", this.canvas,
-			el("div.patch-side", el("div.controls", this.select.element, this.modes.element), this.legend, this.readout,
+			el("div.patch-side", this.select.element, this.legend, this.readout,
 				picture.width === picture.height ? null : el("p.note", "The picture is drawn as if padded to a square, as MoE-LLaVA does.")));
 		this.draw();
 	}
@@ -46,8 +40,8 @@ export class Patches {
 		pen.setTransform(2, 0, 0, 2, 0, 0);
 		pen.fillStyle = "#7a7a7a";
 		pen.fillRect(0, 0, SIZE, SIZE);
-		if (this.mode !== "experts") this.#drawPicture(pen);
-		if (this.mode !== "picture") this.#drawExperts(pen);
+		this.#drawPicture(pen);
+		this.#drawExperts(pen);
 		this.#drawCursor(pen);
 		this.#drawLegend();
 	}
@@ -72,7 +66,7 @@ export class Patches {
 			const x = (patch % columns) * width;
 			const y = Math.floor(patch / columns) * height;
 			if (expert < 0) continue;
-			pen.globalAlpha = this.mode === "both" ? 0.45 : 1;
+			pen.globalAlpha = 0.45;
 			pen.fillStyle = expertColour(this.layer, expert, experts);
 			pen.fillRect(x + 0.5, y + 0.5, width - 1, height - 1);
 			pen.globalAlpha = 1;

@@ -3,7 +3,7 @@
 // and text rows are apart.
 
 import {choice, el, rowsOf, setAttr, setText, show, svg} from "./dom.js";
-import {divergenceOf, independentShareOf} from "./figures.js";
+import {divergenceOf, firstSharesOf, sumOf} from "./figures.js";
 import {fixed, NONE, percent, plural} from "./format.js";
 import {panel} from "./panel.js";
 import {selection, store, view} from "./state.js";
@@ -49,7 +49,7 @@ class Flow {
 		this.modality = modality;
 		this.svg = svg("svg.sankey", {role: "img", "aria-label": `Paths of ${modality} rows through the layers`});
 		this.body = el("tbody");
-		this.table = el("table.paths", {"aria-label": `Most frequent paths of ${modality} rows`}, el("thead", el("tr", ["experts", "", "share", "ratio"].map((text) => el("th", {scope: "col"}, text)))),
+		this.table = el("table.paths", {"aria-label": `Most frequent paths of ${modality} rows`}, el("thead", el("tr", ["experts", "", "share", "ratio"].map((text) => (text ? el("th", {scope: "col"}, text) : el("td"))))),
 			this.body);
 		this.box = el("div", this.svg, this.table);
 		this.note = el("p.note");
@@ -68,7 +68,7 @@ class Flow {
 		const layers = store.picture.pathways.layers.map((number) => store.layerOf(number)).filter(Boolean);
 		const paths = this.#paths(found, layers);
 		setText(this.note, `${plural(found.rows, "row")} on ${plural(found.distinct, "path")} since the start; the ${paths.length} shown carry ` +
-			`${percent(paths.reduce((sum, path) => sum + path.share, 0), 1)}.` +
+			`${percent(sumOf(paths, (path) => path.share), 1)}.` +
 			(found.other ? ` ${plural(found.other, "row")} took paths that are not counted one by one.` : "") +
 			" The line across a bar: the share if the layers' choices were independent.");
 		if (paths.length === 0) return;
@@ -79,14 +79,15 @@ class Flow {
 	// The paths that are shown: {experts, rows, share, expected, isDim}.
 	#paths(found, layers) {
 		const column = view.pin ? layers.findIndex((layer) => layer.layer === view.pin.layer) : -1;
+		const shares = layers.map((layer) => firstSharesOf(store.rows, this.modality, layer));
 		return found.top.filter((path) => path.experts.length === layers.length).slice(0, Number(view.paths)).map((path) => ({
 			...path, share: path.rows / found.rows, isDim: column >= 0 && path.experts[column] !== view.pin.expert,
-			expected: independentShareOf(store.rows, layers, this.modality, path.experts)}));
+			expected: path.experts.reduce((product, expert, i) => product * shares[i][expert], 1)}));
 	}
 
 	#drawRibbons(paths, layers, width) {
 		const x = (column) => 1 + (column * (width - NODE - 2)) / Math.max(1, layers.length - 1);
-		const total = paths.reduce((sum, path) => sum + path.rows, 0);
+		const total = sumOf(paths, (path) => path.rows);
 		const gap = Math.min(12, 60 / Math.max(1, ...layers.map((layer) => layer.experts - 1)));
 		const gaps = gap * Math.max(...layers.map((_, column) => new Set(paths.map((path) => path.experts[column])).size - 1));
 		const scale = (HEIGHT - TOP - gaps) / total;

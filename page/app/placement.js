@@ -3,7 +3,7 @@
 
 import {diverging, ratioPosition} from "./colour.js";
 import {button, el, prefersStill, setAttr, setText, show, svg, table} from "./dom.js";
-import {spreadOf, workerLoadsOf} from "./figures.js";
+import {spreadOf, sumOf, workerLoadsOf} from "./figures.js";
 import {bytes, count, dateTitle, expertName, fixed, percent, plural, time} from "./format.js";
 import {panel} from "./panel.js";
 import {selection, store, view} from "./state.js";
@@ -87,7 +87,7 @@ function seek(index) {
 
 // Layers that are drawn now: all, or a page of them.
 function pageOf(shown) {
-	const chips = shown.experts.reduce((sum, holders) => sum + holders.length, 0);
+	const chips = sumOf(shown.experts, (holders) => holders.length);
 	const perLayer = Math.max(1, chips / Math.max(1, store.layers.length));
 	const size = Math.max(1, Math.floor(CHIPS_MAX / perLayer));
 	const pages = Math.ceil(store.layers.length / size);
@@ -131,9 +131,7 @@ function layoutOf(shown, ids, layers, width) {
 	const perRow = Math.max(1, Math.floor((columnWidth - 12) / (CHIP.width + CHIP.gap)));
 	const rows = layers.map((layer) => {
 		const counts = new Map();
-		for (let u = layer.first; u < layer.first + layer.experts; ++u) {
-			for (const id of shown.experts[u] ?? []) counts.set(id, (counts.get(id) ?? 0) + 1);
-		}
+		for (const id of layer.units.flatMap((u) => shown.experts[u] ?? [])) counts.set(id, (counts.get(id) ?? 0) + 1);
 		const most = Math.max(1, ...counts.values());
 		return {layer, height: Math.ceil(most / perRow) * (CHIP.height + CHIP.gap) + 12};
 	});
@@ -205,7 +203,7 @@ function placesOf(shown, layers, {columns, rows, perRow}) {
 	const wanted = new Map();
 	const taken = new Map();  // "layer:worker" -> chips so far
 	layers.forEach((layer, index) => {
-		for (let u = layer.first; u < layer.first + layer.experts; ++u) {
+		for (const u of layer.units) {
 			for (const id of shown.experts[u] ?? []) {
 				const cell = `${index}:${id}`;
 				const n = taken.get(cell) ?? 0;
@@ -253,9 +251,9 @@ function replicaTable() {
 	if (!shown) return el("p.empty", "Nothing is placed yet.");
 	const ratios = selection.ratios();
 	return table(`Replicas in epoch ${shown.epoch}`, ["expert", "replicas", "on", "load ÷ fair share"], pageOf(shown).flatMap((layer) =>
-		Array.from({length: layer.experts}, (_, expert) => {
-			const holders = shown.experts[layer.first + expert] ?? [];
+		layer.units.map((u, expert) => {
+			const holders = shown.experts[u] ?? [];
 			return [expertName(layer.layer, expert), count(holders.length), holders.map((id) => store.workerName(id)).join(", ") || "nobody",
-				fixed(ratios[layer.first + expert])];
+				fixed(ratios[u])];
 		})));
 }

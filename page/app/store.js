@@ -98,7 +98,7 @@ export class Store {
 		this.layers = [];
 		let units = 0;
 		for (const {layer, experts} of model?.layers ?? []) {
-			this.layers.push({layer, experts, first: units});
+			this.layers.push({layer, experts, first: units, units: Array.from({length: experts}, (_, i) => units + i)});
 			units += experts;
 		}
 		this.numUnits = units;
