@@ -7,9 +7,9 @@
 #include "absl/status/status.h"
 #include "conclave/observability/metrics.h"
 #include "conclave/observability/trace.h"
-#include "conclave/service/server_url.h"
 #include "conclave/service/options.h"
 #include "conclave/service/otlp_exporter.h"
+#include "conclave/service/server_url.h"
 
 namespace conclave::cli {
 

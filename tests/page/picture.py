@@ -58,6 +58,9 @@ class Picture:
             self.event("live", worker["id"], f"{worker['name']} serves its experts", at=START + 4)
         if workers:
             self.event("epoch", -1, "epoch 1: placed for the first time", at=START + 5, epoch=1, moves=len(experts))
+        self.state["events"].sort(key=lambda event: event["time"])
+        for number, event in enumerate(self.state["events"]):
+            event["id"] = number
         self.traffic = traffic and workers > 0 and has_model
         if self.traffic:
             self.time = START
@@ -70,7 +73,7 @@ class Picture:
     def _worker(self, index: int, experts) -> dict:
         held = sum(index in holders for holders in experts)
         return {"id": index, "name": f"w{index}", "host": f"10.0.0.{index + 1}:7100", "state": "live", "experts": held, "loading": 0,
-                "memory": 1 << 30, "memory_used": held * (24 << 20), "busy": 0.3 + 0.15 * (index % 4), "queue": index % 3,
+                "memory": 2 * max(1, held) * (24 << 20), "memory_used": held * (24 << 20), "busy": 0.3 + 0.15 * (index % 4), "queue": index % 3,
                 "rows_per_second": 100.0 * (index + 1), "heartbeat_age_ms": 80, "is_distrusted": False, "calls": 0, "rows": 0,
                 "rows_resent": 0, "hedges": 0, "timeouts": 0, "links_lost": 0, "bytes_out": 0, "bytes_in": 0, "bytes_least": 0,
                 "call_seconds": [0] * 17}
@@ -195,6 +198,9 @@ def lose_worker(picture: Picture, index: int):
         if index in holders:
             kept = [holder for holder in holders if holder != index]
             placement["experts"][unit] = kept + [other for other in others if other not in kept][:1]
+    for other in picture.state["workers"]:
+        other["experts"] = sum(other["id"] in holders for holders in placement["experts"])
+        other["memory_used"] = other["experts"] * (24 << 20)
     placement["epoch"] = epoch
     picture.state["cluster"].update(epoch=epoch, placed_at=time - 0.2)
     picture.event("epoch", -1, f"epoch {epoch}: without w{index}", at=time - 0.2, epoch=epoch, moves=5)
