@@ -81,8 +81,8 @@ Span DispatchSpan(RequestTrace& request, const AttemptRecord& attempt,
   return span;
 }
 
-// What the worker says of its own time. Its clock is another one, so the span is put where both ways
-// of the network take equally long.
+// What the worker says of its own time. Its clock is another one, so the span is put where both
+// ways of the network take equally long.
 Span ComputeSpan(RequestTrace& request, const AttemptRecord& attempt,
                  const observability::SpanId& dispatch) {
   const MonotonicTime start = attempt.is_inline

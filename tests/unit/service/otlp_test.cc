@@ -239,10 +239,14 @@ class OtlpExporterTest : public ::testing::Test {
         .as_array()
         .size();
   }
-  bool WaitFor(const std::function<bool()>& condition) {
+  // Nobody is told when a counter changes, so it is looked at again and again.
+  static bool WaitFor(const std::function<bool()>& condition) {
     const auto deadline = steady_clock::now() + kPatience;
+    Mutex mu;
+    CondVar never;
+    MutexLock lock(mu);
     while (!condition() && steady_clock::now() < deadline) {
-      std::this_thread::sleep_for(milliseconds(1));
+      never.WaitFor(mu, milliseconds(1));
     }
     return condition();
   }
