@@ -125,8 +125,19 @@ class Server {
     return absl::OkStatus();
   }
 
-  // The page: of the router beside this server, or of this process, which has no other.
   std::vector<service::AdminRoute> Routes() {
+    std::vector<service::AdminRoute> routes = PageRoutes();
+    if (cluster_side_ != nullptr) {
+      // In front of those that hand everything below /moe/ on.
+      routes.insert(routes.begin(), StragglersRoute([this] {
+                      return is_loaded_.load() ? cluster_->stragglers() : std::string("{}");
+                    }));
+    }
+    return routes;
+  }
+
+  // The page: of the router beside this server, or of this process, which has no other.
+  std::vector<service::AdminRoute> PageRoutes() {
     const auto body_max = static_cast<size_t>(settings_.max_body.bytes);
     if (role_.router_admin.port != 0) {
       return HandOnLive([this] { return absl::StatusOr<service::Address>(role_.router_admin); },
