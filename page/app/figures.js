@@ -96,7 +96,7 @@ export function quantileOf(counts, bounds, q) {
 		}
 		below += counts[i];
 	}
-	return {value: bounds[bounds.length - 1], beyond: true};
+	return {value: bounds.at(-1), beyond: true};
 }
 
 // Rows per worker if every expert's rows are shared evenly by its replicas. `placement[u]`: worker ids.

@@ -55,8 +55,8 @@ export function update() {
 	const live = store.present.filter((worker) => worker.state === "live").length;
 	setLight(workers, known ? `${live} of ${plural(known, "worker")}` : "no worker yet", known > 0 && live === known);
 	const {experts_served: served, experts_total: total, replicas_lowest: lowest} = picture.cluster;
-	setLight(experts, total === 0 ? "no expert known" : `${served === total ? "all" : `${served} of`} ${plural(total, "expert")} served`,
-		total > 0 && served === total);
+	const isWhole = total > 0 && served === total;
+	setLight(experts, total === 0 ? "no expert known" : `${isWhole ? "all" : `${served} of`} ${plural(total, "expert")} served`, isWhole);
 	setAttr(experts, "title", `fewest replicas of an expert: ${lowest}`);
 }
 

@@ -27,7 +27,8 @@ const phaseChoice = choice("Rows of which phase", [["both", "both"], ["prefill",
 	(phase) => view.set({phase}));
 const windowChoice = choice("Window", [["start", "since start"], ["60", "last 60 s"], ["10", "last 10 s"]],
 	(window) => view.set({window}));
-const compareChoice = choice("Compare image with text", [["off", "one map"], ["on", "image | text"]], (compare) => view.set({compare}));
+const compareChoice = choice("Compare image with text", [["off", "one map"], ["on", "image | text"]],
+		(compare) => view.set({compare}));
 const slider = el("input", {type: "range", min: 0, max: 0, step: 1, "aria-label": "Moment of the last 15 minutes",
 	oninput: () => seek(Number(slider.value))});
 const moment = el("span.moment");
@@ -36,8 +37,7 @@ const liveButton = button("Live", () => goLive());
 const historyBox = el("div.history", playButton, slider, liveButton, moment);
 const controls = el("div.controls", modalityChoice.element, phaseChoice.element, windowChoice.element,
 	compareChoice.element);
-const describe = (mapOf) => (unit, layer, expert) => describeCell(unit, layer, expert, mapOf);
-const map = (title, mapOf) => new Heatmap({title, describe: describe(mapOf),
+const map = (title, mapOf) => new Heatmap({title, describe: (...cell) => describeCell(...cell, mapOf()),
 	onPick: (layer, expert) => view.togglePin(layer, expert)});
 const singleMap = map("Share ÷ fair share", () => view.modality);
 const imageMap = map("Image rows: share ÷ fair share", () => "image");
@@ -61,7 +61,8 @@ mapPanel.element.insertBefore(what, picture);
 mapPanel.element.append(historyBox);
 const imbalanceList = el("ul.imbalance");
 const imbalanceNote = el("p.note");
-const imbalancePanel = panel({name: "imbalance", title: "Imbalance per layer, max ÷ mean", picture: el("div", imbalanceList, imbalanceNote)});
+const imbalancePanel = panel({name: "imbalance", title: "Imbalance per layer, max ÷ mean",
+		picture: el("div", imbalanceList, imbalanceNote)});
 export const element = el("div.columns",
 	el("div.column", mapPanel.element, pinned.element, imbalancePanel.element),
 	el("div.column", workers.element, rates.element));
@@ -109,12 +110,11 @@ function updateMaps() {
 	imageMap.update({...ratio, values: image});
 	textMap.update({...ratio, values: text});
 	differenceMap.update({...shared, values: image.map((value, unit) => value - text[unit]), scale: DIFFERENCES,
-		figure: (value) => (value > 0 ? "+" : "") + fixed(value)});
+		figure: (value) => (value > 0 ? "+" : "") + fixed(value).replace("-", "−")});
 }
 
-function describeCell(unit, layer, expert, mapOf) {
+function describeCell(unit, layer, expert, modality) {
 	const name = expertName(layer.layer, expert);
-	const modality = mapOf();
 	if (modality === null) {
 		const [image, text] = ["image", "text"].map((kind) => selection.ratios(kind)[unit]);
 		return `${name}: image ${fixed(image)} − text ${fixed(text)} = ${fixed(image - text)} fair shares`;
@@ -169,7 +169,8 @@ function updateImbalance() {
 		setAttr(item.querySelector("path"), "d", sparkline(perStep.map((step) => step[index])));
 	});
 	const steps = perStep.length > 1 ? ` The line: every ${Math.round(past.step)} s of the last 15 minutes, from 1 up.` : "";
-	setText(imbalanceNote, (shown.length < all.length ? `The ${shown.length} least balanced of ${all.length} layers.` : "") + steps);
+	setText(imbalanceNote, (shown.length < all.length ? `The ${shown.length} least balanced of ${all.length} layers.` : "") +
+			steps);
 }
 
 function shownIndex() {

@@ -52,7 +52,7 @@ export function update() {
 // The chosen epoch, or the newest.
 function shownEpoch() {
 	const found = store.epochs.find((entry) => entry.epoch === view.epoch);
-	return found ?? store.epochs[store.epochs.length - 1] ?? null;
+	return found ?? store.epochs.at(-1) ?? null;
 }
 
 function workersOf(shown) {
@@ -250,10 +250,12 @@ function replicaTable() {
 	const shown = shownEpoch();
 	if (!shown) return el("p.empty", "Nothing is placed yet.");
 	const ratios = selection.ratios();
-	return table(`Replicas in epoch ${shown.epoch}`, ["expert", "replicas", "on", "load ÷ fair share"], pageOf(shown).flatMap((layer) =>
+	return table(`Replicas in epoch ${shown.epoch}`, ["expert", "replicas", "on", "load ÷ fair share"],
+			pageOf(shown).flatMap((layer) =>
 		layer.units.map((u, expert) => {
 			const holders = shown.experts[u] ?? [];
-			return [expertName(layer.layer, expert), count(holders.length), holders.map((id) => store.workerName(id)).join(", ") || "nobody",
+			return [expertName(layer.layer, expert), count(holders.length),
+					holders.map((id) => store.workerName(id)).join(", ") || "nobody",
 				fixed(ratios[u])];
 		})));
 }

@@ -26,7 +26,8 @@ const recentHead = el("th", {scope: "col"});
 const rows = ROWS.map(([label, , kind]) => el("tr", {"data-kind": kind}, el("th", {scope: "row"}, label), el("td"), el("td")));
 const frontends = el("p.note");
 const box = panel({name: "rates", title: "Rates", picture: el("div", el("table.rates", {"aria-label": "Rates"},
-	el("thead", el("tr", el("th", {scope: "col"}, el("span.hidden", "figure")), recentHead, el("th", {scope: "col"}, "since the start"))),
+	el("thead", el("tr", el("th", {scope: "col"}, el("span.hidden", "figure")), recentHead,
+			el("th", {scope: "col"}, "since the start"))),
 	el("tbody", rows)), frontends)});
 export const element = box.element;
 

@@ -73,7 +73,8 @@ _CONTRAST = """
     }
   }
   for (const line of document.querySelectorAll('.spark, .traces line, .epoch')) {
-    if (line.checkVisibility()) check('line', channels(getComputedStyle(line).stroke), behind(line.closest('svg').parentElement), 4.5);
+    if (line.checkVisibility()) check('line', channels(getComputedStyle(line).stroke),
+                                      behind(line.closest('svg').parentElement), 4.5);
   }
   return [...new Set(faults)];
 }
@@ -88,7 +89,8 @@ _NAMES = """
     const byId = (node.getAttribute('aria-labelledby') ?? '').split(' ').map((id) => document.getElementById(id)?.textContent ?? '').join(' ');
     const label = node.id && document.querySelector(`label[for="${node.id}"]`)?.textContent;
     const isTextName = node.matches('button, a, [role=tab], summary');
-    return [node.getAttribute('aria-label'), byId.trim(), label, isTextName && node.textContent.trim(), node.querySelector(':scope > caption')?.textContent,
+    return [node.getAttribute('aria-label'), byId.trim(), label, isTextName && node.textContent.trim(),
+            node.querySelector(':scope > caption')?.textContent,
       node.getAttribute('title')].find(Boolean);
   };
   const named = 'button, a, input, select, textarea, canvas, table, section, nav, dialog, [role=img], [role=application], [role=tab], [role=tabpanel], ' +
@@ -142,7 +144,8 @@ class Browser:
         self._playwright.stop()
 
     def open(self, url: str, theme: str = "light", width: int = 1280, height: int = 900, **options) -> "OpenPage":
-        return OpenPage(self._chromium.new_context(viewport={"width": width, "height": height}, color_scheme=theme, **options), url)
+        return OpenPage(self._chromium.new_context(viewport={"width": width, "height": height}, color_scheme=theme, **options),
+                        url)
 
 
 class OpenPage:
@@ -185,7 +188,8 @@ class OpenPage:
 
     def cells(self, selector: str) -> list[list[str]]:
         """A table's body, row by row."""
-        return self.page.eval_on_selector(selector, "(table) => [...table.tBodies[0].rows].map((row) => [...row.cells].map((cell) => cell.textContent))")
+        return self.page.eval_on_selector(selector,
+                                          "(table) => [...table.tBodies[0].rows].map((row) => [...row.cells].map((cell) => cell.textContent))")
 
     def wait_for(self, expression: str, argument=None):
         self.page.wait_for_function(expression, arg=argument)

@@ -73,7 +73,8 @@ class Counts:
 
     def loads(self, layer: int, experts: int, modality: str, phase: str) -> list[int]:
         return [sum(count for (at, which, m, p), count in self.rows.items()
-                    if (at, which) == (layer, expert) and modality in ("all", m) and phase in ("both", p)) for expert in range(experts)]
+                    if (at, which) == (layer, expert) and modality in ("all", m) and phase in ("both",
+                                                                                               p)) for expert in range(experts)]
 
 
 def chunks_of(body: str) -> list[dict]:
@@ -166,7 +167,8 @@ class ClusterPageTest(conclave.TestCase):
             opened.page.keyboard.press("Enter")
         opened.page.wait_for_selector(".patches", timeout=WAIT_MS)
         chunks = chunks_of(waiting.value.text())
-        routed = next(chunk["choices"][0]["routed_experts"] for chunk in chunks if chunk["choices"] and "routed_experts" in chunk["choices"][0])
+        routed = next(chunk["choices"][0]["routed_experts"] for chunk in chunks if chunk["choices"]
+                      and "routed_experts" in chunk["choices"][0])
         last = next(chunk for chunk in chunks if "conclave" in chunk)
         answer = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks if chunk["choices"])
         self.assertEqual(opened.texts(".turn-text")[1], " ".join(answer.split()))
@@ -197,7 +199,8 @@ class ClusterPageTest(conclave.TestCase):
         incident = next(incident for incident in self.stats()["incidents"] if incident["name"] == "w1")
         self.assertEqual((incident["kind"], incident["requests_failed"]), ("dead", 0))
         row = next(row for row in opened.cells(".cards") if row[0] == "w1")
-        self.assertEqual((row[1], row[4], row[6]), ("lost", f"{incident['rows_resent']:,} row{'' if incident['rows_resent'] == 1 else 's'} in "
+        self.assertEqual((row[1], row[4], row[6]), ("lost",
+                                                    f"{incident['rows_resent']:,} row{'' if incident['rows_resent'] == 1 else 's'} in "
                                                     f"{incident['calls_resent']:,} call{'' if incident['calls_resent'] == 1 else 's'}", "0"))
         self.assertEqual(row[10], f"{incident['epoch_before']} → {incident['epoch_after']}")
         self.assertIn("2 of 3 workers", opened.text("#header"))

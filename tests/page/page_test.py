@@ -126,7 +126,8 @@ class PageTest(unittest.TestCase):
         loss = 4 * sum(first / sum(firsts) * picture.probabilities[u] / sum(firsts) for first, u in zip(firsts, units))
         weights = [picture.weights[unit * 2 + m] / rows[1] for m, rows in ((0, text), (1, image))]
         self.assertEqual(opened.texts(".panel-pinned dd"), [
-            f"{found[1] / sum(found):.1%} ({found[1]:,} of {sum(found):,})".replace("%", " %"), f"{4 * found[1] / sum(found):.2f}",
+            f"{found[1] / sum(found):.1%} ({found[1]:,} of {sum(found):,})".replace("%", " %"),
+            f"{4 * found[1] / sum(found):.2f}",
             f"{image[1] / found[1]:.1%} ({image[1]:,} of {found[1]:,})".replace("%", " %"),
             f"{share['image'] / (share['image'] + share['text']):.2f}", f"{weights[0]:.3f}, {weights[1]:.3f}, since the start",
             f"{loss:.3f}, since the start", ", ".join(f"w{id_}" for id_ in picture.state["placement"]["experts"][unit])])
@@ -134,7 +135,8 @@ class PageTest(unittest.TestCase):
     def test_imbalance_rates_and_workers(self):
         opened = self.open()
         self.tick(opened, 12)
-        expected = [f"{max(found) * len(found) / sum(found):.2f}" for found in (loads(self.picture.rows, self.units(i)) for i in (0, 1))]
+        expected = [f"{max(found) * len(found) / sum(found):.2f}" for found in (loads(self.picture.rows, self.units(i))
+                                                                                for i in (0, 1))]
         self.assertEqual(opened.texts(".imbalance strong"), expected)
         serving = self.picture.state["serving"]
         rates = {row[0]: row[1:] for row in opened.cells(".rates")}
@@ -167,7 +169,8 @@ class PageTest(unittest.TestCase):
                     firsts = loads(self.picture.rows, self.units(index), name, ranks=(0,))
                     independent *= firsts[expert] / sum(firsts)
                 share = path["rows"] / top["rows"]
-                expected.append([" → ".join(map(str, path["experts"])), "", f"{100 * share:.1f} %", f"{share / independent:.1f}"])
+                expected.append([" → ".join(map(str, path["experts"])), "", f"{100 * share:.1f} %",
+                                 f"{share / independent:.1f}"])
             self.assertEqual(opened.cells(f"[data-kind={name}] .paths"), expected)
         self.assertEqual(opened.page.locator("[data-kind=image] .ribbon").count(), 8)
 
@@ -175,7 +178,8 @@ class PageTest(unittest.TestCase):
         opened = self.open("#tab=pathways")
         expected = []
         for index in (0, 1):
-            p, q = ([n / sum(found) for n in found] for found in (loads(self.picture.rows, self.units(index), kind) for kind in ("image", "text")))
+            p, q = ([n / sum(found) for n in found] for found in (loads(self.picture.rows, self.units(index), kind)
+                                                                  for kind in ("image", "text")))
             bits = sum(x * math.log2(2 * x / (x + y)) / 2 + y * math.log2(2 * y / (x + y)) / 2 for x, y in zip(p, q))
             expected.append(f"{bits:.3f} bits")
         self.assertEqual(opened.texts(".bits strong"), expected)
@@ -188,7 +192,8 @@ class PageTest(unittest.TestCase):
         for step in history["steps"][:45]:
             for index, gained in zip(step[::2], step[1::2]):
                 rows[index] += gained
-        opened.page.eval_on_selector(".panel-heat input[type=range]", "(slider) => { slider.value = 45; slider.dispatchEvent(new Event('input')); }")
+        opened.page.eval_on_selector(".panel-heat input[type=range]",
+                                     "(slider) => { slider.value = 45; slider.dispatchEvent(new Event('input')); }")
         opened.frame()
         self.assertEqual(opened.cells(".panel-heat table"), self.expected_map(rows, "all", "both"))
         self.assertIn("as of", opened.text(".panel-heat > .note"))
@@ -208,7 +213,8 @@ class PageTest(unittest.TestCase):
         self.assertIn("2 of 3 workers", opened.text("#header"))
         self.assertIn("epoch 2", opened.text("#header"))
         self.assert_faultless(opened)
-        opened.page.eval_on_selector(".panel-placement input", "(slider) => { slider.value = 0; slider.dispatchEvent(new Event('input')); }")
+        opened.page.eval_on_selector(".panel-placement input",
+                                     "(slider) => { slider.value = 0; slider.dispatchEvent(new Event('input')); }")
         opened.frame()
         self.assertIn("epoch=1", opened.page.url)
         self.assertEqual(opened.page.locator(".placement .name").all_text_contents(), ["w0", "w1", "w2"])
@@ -216,7 +222,8 @@ class PageTest(unittest.TestCase):
         incident = self.picture.state["incidents"][0]
         row = opened.cells(".cards")[0]
         self.assertEqual(row[:2] + row[3:7], ["w1", "lost", "210 ms", "14 rows in 6 calls", "4", "0"])
-        self.assertEqual(row[7:], [duration(quantile(incident["recovery"], pictures.BOUNDS, q)) for q in (0.5, 0.99)] + ["not yet", "1 → 2"])
+        self.assertEqual(row[7:], [duration(quantile(incident["recovery"], pictures.BOUNDS, q))
+                                   for q in (0.5, 0.99)] + ["not yet", "1 → 2"])
         states = opened.page.eval_on_selector_all(".piece", "(pieces) => pieces.map((piece) => piece.dataset.state)")
         self.assertEqual(states, ["joining", "live", "joining", "live", "suspect", "dead", "joining", "live"])
         self.assertEqual(opened.page.locator(".event-mark").count(), 1)
@@ -293,7 +300,8 @@ class PageTest(unittest.TestCase):
         opened = self.open()
         good = self.picture.snapshot()
         for name, text, reason in [
-                ("a.json", "{", "a.json: not JSON"), ("b.json", "3", "schema: expected 1"), ("c.json", '{"schema": 2}', "schema: expected 1, found 2"),
+                ("a.json", "{", "a.json: not JSON"), ("b.json", "3", "schema: expected 1"),
+                ("c.json", '{"schema": 2}', "schema: expected 1, found 2"),
                 ("d.json", json.dumps({**good, "rows": good["rows"][1:]}), "rows: expected 64 numbers"),
                 ("e.json", json.dumps({**good, "rows": ["x"] * 64}), "rows: expected 64 numbers"),
                 ("f.json", json.dumps({**good, "model": {"layers": [{"layer": 0, "experts": 10**9}]}}), "1000000000 experts"),
@@ -381,8 +389,8 @@ class PageTest(unittest.TestCase):
         opened.page.wait_for_selector(".patches")
         _, _, body, _ = self.server.asked[-1]
         self.assertEqual({key: body[key] for key in ("model", "stream", "stream_options", "return_routed_experts", "conclave")},
-                         {"model": "demo", "stream": True, "stream_options": {"include_usage": True}, "return_routed_experts": True,
-                          "conclave": {"return_gate_probabilities": True}})
+                         {"model": "demo", "stream": True, "stream_options": {"include_usage": True},
+                          "return_routed_experts": True, "conclave": {"return_gate_probabilities": True}})
         part, question = body["messages"][0]["content"]
         self.assertTrue(part["image_url"]["url"].startswith("data:image/png;base64,"))
         self.assertEqual(question["text"], "What do you see?")
@@ -394,7 +402,8 @@ class PageTest(unittest.TestCase):
         box = opened.page.locator(".patches canvas").bounding_box()
         opened.page.mouse.move(box["x"] + box["width"] * 2.5 / 6, box["y"] + box["height"] * 1.5 / 6)
         # Patch 8 of layer index 1: expert (8 + 1) mod 4.
-        self.assertEqual(opened.text(".patches .readout"), "Patch row 1, column 2: expert 1 70.0 %, expert 0 10.0 %, expert 2 10.0 %, expert 3 10.0 %")
+        self.assertEqual(opened.text(".patches .readout"),
+                         "Patch row 1, column 2: expert 1 70.0 %, expert 0 10.0 %, expert 2 10.0 %, expert 3 10.0 %")
         opened.page.mouse.move(0, 0)
         opened.page.focus(".patches canvas")
         opened.page.keyboard.press("ArrowDown")
@@ -417,7 +426,8 @@ class PageTest(unittest.TestCase):
           canvas.getContext('2d').fillRect(0, 0, 8, 8);
           const transfer = new DataTransfer();
           transfer.items.add(new File([await canvas.convertToBlob()], 'y.png', {type: 'image/png'}));
-          document.querySelector('textarea').dispatchEvent(new ClipboardEvent('paste', {clipboardData: transfer, bubbles: true}));
+          document.querySelector('textarea').dispatchEvent(new ClipboardEvent('paste',
+                                                                              {clipboardData: transfer, bubbles: true}));
         }""")
         opened.page.wait_for_selector(".preview:not([hidden])")
         opened.page.click("text=Remove picture")
@@ -438,8 +448,8 @@ class PageTest(unittest.TestCase):
         opened.frame()
         self.assertIn("pin=2%3A2", opened.page.url)
         self.assertEqual(opened.text(".panel-pinned h2"), "Pinned: L2 expert 2")
-        for key, expected in (("Escape", "#"), ("i", "modality=image"), ("t", "modality=text"), ("a", "#"), ("c", "compare=on"), ("2", "tab=placement"),
-                              ("5", "tab=chat"), ("1", "compare=on")):
+        for key, expected in (("Escape", "#"), ("i", "modality=image"), ("t", "modality=text"), ("a", "#"),
+                              ("c", "compare=on"), ("2", "tab=placement"), ("5", "tab=chat"), ("1", "compare=on")):
             opened.page.keyboard.press(key)
             self.assertIn(expected, opened.page.url)
         opened.page.keyboard.press("?")
@@ -457,7 +467,8 @@ class PageTest(unittest.TestCase):
         opened = self.open("#tab=load&modality=image&phase=prefill&compare=on&pin=0:3&tables=workers")
         self.assertEqual(opened.text(".panel-pinned h2"), "Pinned: L0 expert 3")
         self.assertTrue(opened.page.locator(".panel-workers table").is_visible())
-        pressed = opened.page.eval_on_selector_all(".panel-heat [aria-pressed=true][data-value]", "(all) => all.map((one) => one.dataset.value)")
+        pressed = opened.page.eval_on_selector_all(".panel-heat [aria-pressed=true][data-value]",
+                                                   "(all) => all.map((one) => one.dataset.value)")
         self.assertEqual(pressed, ["image", "prefill", "start", "on"])
         self.assertEqual(opened.page.locator(".heat-compare canvas:visible").count(), 3)
         garbage = self.open("#tab=x&pin=a:b&modality=%3Cb%3E&at=-1&epoch=1e9&tables=,,%22")
@@ -472,7 +483,8 @@ class PageTest(unittest.TestCase):
 
     def walk(self, theme: str, width: int):
         opened = self.open(theme=theme, width=width)
-        self.tick(opened, 1, lambda picture: pictures.lose_worker(picture, 1) if picture.state["workers"][1]["state"] == "live" else None)
+        is_whole = self.picture.state["workers"][1]["state"] == "live"
+        self.tick(opened, 1, (lambda picture: pictures.lose_worker(picture, 1)) if is_whole else None)
         for tab in ("load", "placement", "failover", "pathways", "chat"):
             opened.tab(tab)
             self.assert_faultless(opened)
@@ -498,7 +510,8 @@ class PageTest(unittest.TestCase):
         self.assert_faultless(opened)
 
     def test_an_empty_cluster_says_what_to_do(self):
-        for workers, has_model, expected in ((0, False, "No member has said yet what the model is"), (3, True, "No traffic yet")):
+        for workers, has_model, expected in ((0, False, "No member has said yet what the model is"),
+                                             (3, True, "No traffic yet")):
             self.server.__exit__()
             self.picture = pictures.Picture(workers=workers, has_model=has_model, traffic=False)
             self.server = page_server.PageServer(self.picture)
@@ -526,9 +539,10 @@ class PageTest(unittest.TestCase):
               };
               const cells = Array.from({length: 81}, (_, i) => module.diverging(i / 40 - 1));
               const experts = Array.from({length: 72}, (_, i) => module.expertColour(0, i, 72));
-              return {ink: channels(module.ink()), backs: [...cells, ...experts].map(channels)};
+              return [[module.ink(), cells], [module.PATCH_INK, experts]].map(([ink, backs]) => [channels(ink),
+                                                                                                 backs.map(channels)]);
             }""")
-            worst = min(contrast(colours["ink"], back) for back in colours["backs"])
+            worst = min(contrast(ink, back) for ink, backs in colours for back in backs)
             self.assertGreaterEqual(worst, 7, theme)
 
     def test_it_is_small_and_asks_nobody_else(self):
@@ -539,7 +553,8 @@ class PageTest(unittest.TestCase):
         for path in files:
             text = path.read_text(encoding="utf-8")
             with self.subTest(path=path.name):
-                self.assertEqual(re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function", text), [])
+                self.assertEqual(re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function",
+                                            text), [])
                 foreign = [url for url in re.findall(r"https?://[^\s\"']+", text) if url != "http://www.w3.org/2000/svg"]
                 self.assertEqual(foreign, [])
                 if path.suffix == ".html":
@@ -580,7 +595,8 @@ class PageTest(unittest.TestCase):
 
 def contrast(a: list[int], b: list[int]) -> float:
     def luminance(channels):
-        linear = [value / 255 / 12.92 if value / 255 <= 0.04045 else ((value / 255 + 0.055) / 1.055) ** 2.4 for value in channels]
+        linear = [value / 255 / 12.92 if value / 255 <= 0.04045 else ((value / 255 + 0.055) / 1.055) ** 2.4
+                  for value in channels]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     low, high = sorted((luminance(a), luminance(b)))
     return (high + 0.05) / (low + 0.05)
