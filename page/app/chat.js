@@ -213,7 +213,7 @@ async function stream(answer) {
 		if (chunk.error) throw new Error(chunk.error.message);
 		const [first] = chunk.choices ?? [];
 		reply.text += first?.delta?.content ?? "";
-		reply.routes = first?.routed_experts ?? reply.routes;
+		if (first?.routed_experts) reply.gates = {routes: first.routed_experts, ...first.conclave};
 		reply.usage = chunk.usage ?? reply.usage;
 		reply.extension = chunk.conclave ?? reply.extension;
 		setText(answer.text, reply.text);
@@ -221,7 +221,7 @@ async function stream(answer) {
 	reply.seconds = (performance.now() - started) / 1000;
 	turns.push({role: "assistant", content: reply.text});
 	setText(answer.foot, footText(reply));
-	showPatches(answer, reply);
+	showPatches(answer, reply.gates);
 }
 
 function footText({usage, extension, seconds}) {
@@ -238,14 +238,14 @@ function footText({usage, extension, seconds}) {
 	return parts.join(" · ");
 }
 
-function showPatches(answer, {routes, extension}) {
-	const rows = extension?.image_rows?.at(-1);  // of the last picture
+function showPatches(answer, gates) {
+	const rows = gates?.image_rows?.at(-1);  // of the last picture
 	const grid = store.picture.model?.image;
-	if (!routes || !rows || !lastPicture || !grid) return;
+	if (!rows || !lastPicture || !grid) return;
 	try {
 		if (rows[1] !== grid.rows * grid.columns) throw new Error(`${rows[1]} rows are no grid of ${grid.rows} × ${grid.columns}`);
-		const patches = new Patches({picture: lastPicture, routes: decodeNpy(routes), rows, grid, layers: store.layers,
-			probabilities: extension.gate_probabilities ? decodeNpy(extension.gate_probabilities) : null,
+		const patches = new Patches({picture: lastPicture, routes: decodeNpy(gates.routes), rows, grid, layers: store.layers,
+			probabilities: gates.gate_probabilities ? decodeNpy(gates.gate_probabilities) : null,
 					chosenLayer: view.pin?.layer});
 		if (!patches.isComputed) {
 			answer.element.append(el("p.note", "The prefix cache had the picture's rows: no expert was asked for them again."));

@@ -6,15 +6,12 @@ Method: a router, three workers and a frontend with the demo model. Every reques
 every filter must equal, exactly, the counts made of them. CONCLAVE_PAGE_SCREENSHOTS=FOLDER keeps pictures of every view.
 """
 
-import ast
-import base64
 import collections
 import io
 import itertools
 import json
 import os
 import pathlib
-import struct
 import sys
 import unittest
 
@@ -23,19 +20,11 @@ import browser
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "e2e"))
 import cluster as clusters  # noqa: E402
 import conclave_process as conclave  # noqa: E402
+import routed  # noqa: E402
 
 SCREENSHOTS = os.environ.get("CONCLAVE_PAGE_SCREENSHOTS", "")
 WAIT_MS = 30_000
 FILTERS = [(modality, phase) for modality in ("all", "image", "text") for phase in ("both", "prefill", "decode")]
-
-
-def npy(text: str) -> tuple[tuple[int, ...], tuple]:
-    """Shape and values of a reply's base64 of a NumPy file."""
-    content = base64.b64decode(text)
-    start = 10 + int.from_bytes(content[8:10], "little")
-    header = ast.literal_eval(content[10:start].decode())
-    kind = {"<i2": "h", "<f4": "f"}[header["descr"]]
-    return header["shape"], struct.unpack(f"<{(len(content) - start) // struct.calcsize(kind)}{kind}", content[start:])
 
 
 def drawing(number: int) -> dict:
@@ -57,9 +46,9 @@ class Counts:
         self.rows = collections.Counter()
         self.cached = 0
 
-    def add(self, routed_experts: str, image_rows: list[list[int]], prompt_tokens: int):
-        (positions, num_layers, top_k), values = npy(routed_experts)
-        images = {row for first, count in image_rows for row in range(first, first + count)}
+    def add(self, choice: dict, prompt_tokens: int):
+        (positions, num_layers, top_k), _, values = routed.npy(choice["routed_experts"])
+        images = {row for first, count in choice["conclave"]["image_rows"] for row in range(first, first + count)}
         for position in range(positions):
             modality = "image" if position in images else "text"
             phase = "prefill" if position < prompt_tokens else "decode"
@@ -119,7 +108,7 @@ class ClusterPageTest(conclave.TestCase):
                                      "return_routed_experts": True})
         self.assertEqual(answer.status, 200, answer)
         body = answer.json()
-        self.counts.add(body["choices"][0]["routed_experts"], body["conclave"]["image_rows"], body["usage"]["prompt_tokens"])
+        self.counts.add(body["choices"][0], body["usage"]["prompt_tokens"])
 
     def assert_map(self, opened: browser.OpenPage):
         """The table of the heat map says, for every filter, what the answers said. Counts arrive a moment after the answers."""
@@ -167,20 +156,19 @@ class ClusterPageTest(conclave.TestCase):
             opened.page.keyboard.press("Enter")
         opened.page.wait_for_selector(".patches", timeout=WAIT_MS)
         chunks = chunks_of(waiting.value.text())
-        routed = next(chunk["choices"][0]["routed_experts"] for chunk in chunks if chunk["choices"]
-                      and "routed_experts" in chunk["choices"][0])
-        last = next(chunk for chunk in chunks if "conclave" in chunk)
+        end = next(choice for chunk in chunks for choice in chunk["choices"] if "routed_experts" in choice)
+        usage = next(chunk["usage"] for chunk in chunks if chunk.get("usage"))
         answer = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks if chunk["choices"])
         self.assertEqual(opened.texts(".turn-text")[1], " ".join(answer.split()))
-        self.counts.add(routed, last["conclave"]["image_rows"], last["usage"]["prompt_tokens"])
-        (_, num_layers, top_k), values = npy(routed)
-        first, count = last["conclave"]["image_rows"][0]
+        self.counts.add(end, usage["prompt_tokens"])
+        (_, num_layers, top_k), _, values = routed.npy(end["routed_experts"])
+        first, count = end["conclave"]["image_rows"][0]
         chosen = collections.Counter(values[(first + patch) * num_layers * top_k] for patch in range(count))
         for expert, rows in chosen.items():
             if expert >= 0:
                 self.assertIn(f"expert {expert}: {rows} row", opened.text(".patch-legend"))
         opened.page.focus(".patches canvas")
-        (_, _, most), probabilities = npy(last["conclave"]["gate_probabilities"])
+        (_, _, most), _, probabilities = routed.npy(end["conclave"]["gate_probabilities"])
         best = max(probabilities[first * num_layers * most:first * num_layers * most + self.layers[0][1]])
         self.assertIn(f"{100 * best:.1f} %", opened.text(".patches .readout"))
 

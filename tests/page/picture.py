@@ -243,15 +243,16 @@ def chat_events(picture: Picture, has_image: bool) -> list[dict]:
             routes += [first, (first + 1) % experts][:picture.top_k]
             probabilities += [0.7 if expert == first else 0.3 / (experts - 1) if expert < experts else math.nan
                               for expert in range(most)]
-    end = {"index": 0, "delta": {}, "finish_reason": "stop",
+    gates = {"image_rows": [[5, patches]] if has_image else [],
+             "gate_probabilities": npy("<f4", (positions, len(picture.layers), most), probabilities)}
+    end = {"index": 0, "delta": {}, "finish_reason": "stop", "conclave": gates,
            "routed_experts": npy("<i2", (positions, len(picture.layers), picture.top_k), routes)}
     chunks.append({**head, "choices": [end]})
     timings = {"image_ms": 3.2, "queue_ms": 0.1, "prefill_ms": 12.5, "decode_ms": 40.25, "first_token_ms": 16.0}
     chunks.append({**head, "choices": [], "usage": {
         "prompt_tokens": 5 + patches, "completion_tokens": 8, "total_tokens": 13 + patches,
         "prompt_tokens_details": {"cached_tokens": 0, "image_tokens": patches}},
-        "conclave": {"timings": timings, "numeric_mode": "bf16", "image_rows": [[5, patches]] if has_image else [],
-                     "gate_probabilities": npy("<f4", (positions, len(picture.layers), most), probabilities)}})
+        "conclave": {"timings": timings, "numeric_mode": "bf16"}})
     return chunks
 
 
