@@ -15,7 +15,6 @@ export class Drawing {
 		this.colour = COLOURS[0][0];
 		this.at = {x: SIZE / 2, y: SIZE / 2};
 		this.canvas = el("canvas", {width: SIZE, height: SIZE, tabindex: "0", role: "application",
-				"aria-roledescription": "drawing",
 			"aria-label": "Drawing: arrow keys move, Space puts the chosen tool's shape",
 			onpointerdown: (event) => this.#down(event), onpointermove: (event) => this.#drag(event), onpointerup: () => this.#up(),
 			onpointercancel: () => this.#up(), onkeydown: (event) => this.#key(event)});

@@ -1,7 +1,7 @@
 // Where the load is, and whether it is text or image: maps of layer × expert, how uneven every layer is, the pinned expert, the
 // workers and the rates.
 
-import {button, choice, el, prefersStill, rowsOf, setAttr, setText, show, svg, table} from "./dom.js";
+import {button, choice, el, prefersStill, rowsOf, scrubber, setAttr, setText, show, svg, table} from "./dom.js";
 import {imbalanceOf, loadsOf, slotsOf, totalOf} from "./figures.js";
 import {count, dateTitle, expertName, fixed, percent, plural, time} from "./format.js";
 import {diverging, ratioPosition, theme} from "./colour.js";
@@ -29,12 +29,8 @@ const windowChoice = choice("Window", [["start", "since start"], ["60", "last 60
 	(window) => view.set({window}));
 const compareChoice = choice("Compare image with text", [["off", "one map"], ["on", "image | text"]],
 		(compare) => view.set({compare}));
-const slider = el("input", {type: "range", min: 0, max: 0, step: 1, "aria-label": "Moment of the last 15 minutes",
-	oninput: () => seek(Number(slider.value))});
-const moment = el("span.moment");
-const playButton = button("Replay", () => togglePlay());
-const liveButton = button("Live", () => goLive());
-const historyBox = el("div.history", playButton, slider, liveButton, moment);
+const playButton = button("Replay", togglePlay);
+const history = scrubber("Moment of the last 15 minutes", seek, goLive, playButton);
 const controls = el("div.controls", modalityChoice.element, phaseChoice.element, windowChoice.element,
 	compareChoice.element);
 const map = (title, mapOf) => new Heatmap({title, describe: (...cell) => describeCell(...cell, mapOf()),
@@ -58,7 +54,7 @@ const picture = el("div", empty, noModel, mapBox);
 const mapPanel = panel({name: "heat", title: "Layer × expert", picture, makeTable: () => mapTable()});
 mapPanel.element.insertBefore(controls, picture);
 mapPanel.element.insertBefore(what, picture);
-mapPanel.element.append(historyBox);
+mapPanel.element.append(history.element);
 const imbalanceList = el("ul.imbalance");
 const imbalanceNote = el("p.note");
 const imbalancePanel = panel({name: "imbalance", title: "Imbalance per layer, max ÷ mean",
@@ -179,17 +175,12 @@ function shownIndex() {
 
 function updateHistory() {
 	const why = past.why ?? (past.times.length < 2 ? `the first step of ${past.step} s is not over yet` : null);
-	const last = Math.max(0, past.times.length - 1);
-	setAttr(slider, "max", last);
-	slider.disabled = playButton.disabled = why !== null;
-	liveButton.disabled = view.at === null;
-	const index = shownIndex();
-	if (Number(slider.value) !== index) slider.value = String(Math.max(0, index));
+	const index = Math.max(0, shownIndex());
 	const at = past.times[index];
-	setAttr(slider, "aria-valuetext", view.at === null ? "now" : time(at));
-	setText(moment, why ? `No replay: ${why}.` : view.at === null
-		? `now; back to ${time(past.times[0])}` : `map as of ${time(at)}; all else is live`);
-	setAttr(moment, "title", dateTitle(at));
+	history.update({last: past.times.length - 1, index, isLive: view.at === null, isOff: why !== null, title: dateTitle(at),
+		words: why ? `No replay: ${why}.`
+			: view.at === null ? `now; back to ${time(past.times[0])}` : `map as of ${time(at)}; all else is live`});
+	playButton.disabled = why !== null;
 	setText(playButton, playing ? "Pause" : "Replay");
 }
 

@@ -21,7 +21,6 @@ export class Patches {
 		});
 		this.select.update(layers.map(({layer}, index) => [String(index), `L${layer}`]), this.layer);
 		this.canvas = el("canvas", {width: 2 * SIZE, height: 2 * SIZE, tabindex: "0", role: "application",
-				"aria-roledescription": "patch grid",
 			"aria-label": "Patches of the picture; arrow keys walk them", "aria-describedby": this.readout.id,
 			onpointermove: (event) => this.#point(event), onpointerleave: () => this.#leave(), onblur: () => this.#leave(),
 			onfocus: () => this.#move(0, 0), onkeydown: (event) => this.#key(event)});
