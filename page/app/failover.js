@@ -60,8 +60,9 @@ export function update() {
 
 function span() {
 	const to = store.picture.time;
-	const oldest = Math.min(to - 60, store.picture.started ?? to, ...store.picture.events.map((event) => event.time));
-	return {from: view.lanes === "all" ? oldest : to - 60 * Number(view.lanes), to};
+	// No emptier than it must be: nothing is known of the time before the first event.
+	const oldest = Math.min(to - 60, ...store.picture.events.map((event) => event.time - 1));
+	return {from: view.lanes === "all" ? oldest : Math.max(oldest, to - 60 * Number(view.lanes)), to};
 }
 
 // Workers of the list, and those that only the events remember.

@@ -80,7 +80,8 @@ export function firstSharesOf(rows, modality, {units}) {
 export function balanceLossOf(rows, probabilities, layer) {
 	const shares = firstSharesOf(rows, "all", layer);
 	const total = sumOf(layer.units, (u) => sumOf(slotsOf("all", "both", [0]), (slot) => rows[u * 8 + slot]));
-	return layer.experts * sumOf(layer.units, (u) => (shares[u - layer.first] * probabilities[u]) / total);
+	const loss = layer.experts * sumOf(layer.units, (u) => (shares[u - layer.first] * probabilities[u]) / total);
+	return loss > 0 ? loss : NaN;  // nobody has counted probabilities
 }
 
 // Of a histogram with one more count than bounds: linear within the bucket, as Prometheus does it.

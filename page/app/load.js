@@ -232,6 +232,7 @@ function sparkline(values) {
 	return values.map((value, index) => {
 		const x = (SPARK.width * index) / Math.max(1, values.length - 1);
 		const y = SPARK.height - 1 - ((value - 1) / (top - 1)) * (SPARK.height - 2);
-		return isNaN(value) ? "" : `${isNaN(values[index - 1]) ? "M" : "L"}${x.toFixed(1)} ${y.toFixed(1)}`;
+		const place = `${x.toFixed(1)} ${y.toFixed(1)}`;
+		return isNaN(value) ? "" : isNaN(values[index - 1]) ? `M${place}h0` : `L${place}`;
 	}).join("") || "M0 0";
 }

@@ -18,7 +18,8 @@ const ROWS = [
 	["Time to first token, p99", quantile("ttft", 0.99)],
 	["Between two tokens, p50", quantile("itl", 0.5)],
 	["Between two tokens, p99", quantile("itl", 0.99)],
-	["Prompt rows from the cache", (serving) => percent(serving.cached / (serving.prompt_text + serving.prompt_image))],
+	["Prompt rows from the cache", (serving) => percent(serving.cached /
+		(serving.cached + serving.prompt_text + serving.prompt_image))],
 	["Images from the cache", (serving) => percent(serving.image_hits / serving.images)],
 ];
 

@@ -58,19 +58,18 @@ function fillRow(item, {worker, p99, isStraggler}, holders) {
 	const [name, state, bar, figures] = item.children;
 	const [busy, queue, late, straggler] = figures.children;
 	const isHere = !["dead", "left"].includes(worker.state);
-	const heard = `heard ${duration(worker.heartbeat_age_ms / 1000)} ago`;
 	setText(name, worker.name);
 	setText(state, worker.state + (worker.is_distrusted ? ", distrusted" : "") +
 			(holders?.includes(worker.id) ? ", holds the pinned expert" : ""));
 	setAttr(state, "data-state", worker.state);
 	bar.firstChild.style.width = `${100 * Math.max(0, Math.min(1, isHere ? worker.busy : 0))}%`;
-	setText(busy, isHere ? `${percent(worker.busy)} busy` : `gone, ${heard}`);
+	setText(busy, isHere ? `${percent(worker.busy)} busy` : "gone");
 	setText(queue, isHere ? `queue ${count(worker.queue)}` : "");
 	setText(late, isHere ? `p99 ${quantileText(p99)}` : "");
 	show(straggler, isStraggler && isHere);
 	setAttr(item, "data-dim", holders !== null && !holders.includes(worker.id));
 	setAttr(item, "title", `${worker.host}: ${plural(worker.experts, "replica")}, ${plural(worker.calls, "call")}, ` +
-		`${plural(worker.rows, "row")}; ${heard}`);
+		`${plural(worker.rows, "row")}; heard ${duration(worker.heartbeat_age_ms / 1000)} ago`);
 }
 
 function workerTable() {

@@ -1,5 +1,6 @@
 """The page in Debian's Chromium: opening it, what it complains about, and checks that hold for every view."""
 
+import decimal
 import os
 import pathlib
 import sys
@@ -121,6 +122,11 @@ _NAMES = """
 
 # Wider than the window, but what may scroll by itself.
 _WIDTH = "() => [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+
+
+def fixed(value: float, digits: int = 2) -> str:
+    """As JavaScript's toFixed, which rounds halves up where Python rounds them to even."""
+    return str(decimal.Decimal(value).quantize(decimal.Decimal(1).scaleb(-digits), decimal.ROUND_HALF_UP))
 
 
 def require_chromium():

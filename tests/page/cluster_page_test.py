@@ -119,7 +119,7 @@ class ClusterPageTest(conclave.TestCase):
                 expected = []
                 for index, (layer, experts) in enumerate(self.layers):
                     found = self.counts.loads(index, experts, modality, phase)
-                    ratio = [f"{n * experts / sum(found):.2f}" if sum(found) else "–" for n in found]
+                    ratio = [browser.fixed(n * experts / sum(found)) if sum(found) else "–" for n in found]
                     expected.append([f"L{layer}", *(f"{n:,} ({share})" for n, share in zip(found, ratio))])
                 try:
                     opened.page.wait_for_function(

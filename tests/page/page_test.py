@@ -80,7 +80,7 @@ class PageTest(unittest.TestCase):
         table = []
         for index, (layer, experts) in enumerate(self.picture.layers):
             found = loads(rows, self.units(index), modality, phase)
-            table.append([f"L{layer}", *(f"{n:,} ({n * experts / sum(found):.2f})" for n in found)])
+            table.append([f"L{layer}", *(f"{n:,} ({browser.fixed(n * experts / sum(found))})" for n in found)])
         return table
 
     # The figures
@@ -135,13 +135,15 @@ class PageTest(unittest.TestCase):
     def test_imbalance_rates_and_workers(self):
         opened = self.open()
         self.tick(opened, 12)
-        expected = [f"{max(found) * len(found) / sum(found):.2f}" for found in (loads(self.picture.rows, self.units(i))
+        expected = [browser.fixed(max(found) * len(found) / sum(found)) for found in (loads(self.picture.rows, self.units(i))
                                                                                 for i in (0, 1))]
         self.assertEqual(opened.texts(".imbalance strong"), expected)
         serving = self.picture.state["serving"]
         rates = {row[0]: row[1:] for row in opened.cells(".rates")}
         self.assertEqual(rates["Prompt rows, image"], ["36.0 /s", f"{serving['prompt_image']:,}"])
         self.assertEqual(rates["Generated tokens"], ["6.00 /s", f"{serving['generated']:,}"])
+        share = serving["cached"] / (serving["cached"] + serving["prompt_text"] + serving["prompt_image"])
+        self.assertEqual(rates["Prompt rows from the cache"][1], f"{browser.fixed(100 * share, 0)} %")
         for name, key in (("Time to first token", "ttft"), ("Between two tokens", "itl")):
             for q in (50, 99):
                 self.assertEqual(rates[f"{name}, p{q}"][1], duration(quantile(serving[key], pictures.BOUNDS, q / 100)))
@@ -169,8 +171,8 @@ class PageTest(unittest.TestCase):
                     firsts = loads(self.picture.rows, self.units(index), name, ranks=(0,))
                     independent *= firsts[expert] / sum(firsts)
                 share = path["rows"] / top["rows"]
-                expected.append([" → ".join(map(str, path["experts"])), "", f"{100 * share:.1f} %",
-                                 f"{share / independent:.1f}"])
+                expected.append([" → ".join(map(str, path["experts"])), "", f"{browser.fixed(100 * share, 1)} %",
+                                 browser.fixed(share / independent, 1)])
             self.assertEqual(opened.cells(f"[data-kind={name}] .paths"), expected)
         self.assertEqual(opened.page.locator("[data-kind=image] .ribbon").count(), 8)
 
@@ -181,7 +183,7 @@ class PageTest(unittest.TestCase):
             p, q = ([n / sum(found) for n in found] for found in (loads(self.picture.rows, self.units(index), kind)
                                                                   for kind in ("image", "text")))
             bits = sum(x * math.log2(2 * x / (x + y)) / 2 + y * math.log2(2 * y / (x + y)) / 2 for x, y in zip(p, q))
-            expected.append(f"{bits:.3f} bits")
+            expected.append(f"{browser.fixed(bits, 3)} bits")
         self.assertEqual(opened.texts(".bits strong"), expected)
 
     def test_the_slider_replays_the_history(self):

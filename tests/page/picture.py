@@ -116,6 +116,7 @@ class Picture:
         serving = self.state["serving"]
         serving["prompt_text"] += rows // 2
         serving["prompt_image"] += 3 * rows
+        serving["cached"] += rows // 3
         serving["generated"] += rows - rows // 2
         serving["images"] += max(1, rows // 12)
         serving["finished"]["stop"] += max(1, rows // 10)
