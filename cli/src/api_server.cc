@@ -18,8 +18,8 @@
 #include "conclave/service/progress.h"
 #include "conclave/service/ready.h"
 #include "conclave/service/signals.h"
-#include "live_routes.h"
 #include "conclave/service/watchdog.h"
+#include "live_routes.h"
 #include "output.h"
 
 namespace conclave::cli {

@@ -1,8 +1,8 @@
 #include "embedded_cluster.h"
 
 #include <algorithm>
-#include <cmath>
 #include <atomic>
+#include <cmath>
 #include <ctime>
 #include <utility>
 #include <vector>

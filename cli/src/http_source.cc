@@ -121,8 +121,7 @@ class Connection {
       });
     }
     if (error) {
-      return Error(absl::StatusCode::kUnavailable, "connect",
-                   Name() + ": " + error.message());
+      return Error(absl::StatusCode::kUnavailable, "connect", Name() + ": " + error.message());
     }
     return absl::OkStatus();
   }

@@ -54,9 +54,8 @@ Tracing::Tracing(const TraceSettings& settings, const std::string& role,
       "conclave_trace_spans_total", "Spans of traced requests, by what became of them.",
       observability::Metrics::Kind::kCounter, [tracer = tracer_.get()] {
         const observability::TraceCounts counts = tracer->Counts();
-        const std::pair<const char*, uint64_t> values[] = {{"exported", counts.exported},
-                                                           {"dropped", counts.dropped},
-                                                           {"failed", counts.failed}};
+        const std::pair<const char*, uint64_t> values[] = {
+            {"exported", counts.exported}, {"dropped", counts.dropped}, {"failed", counts.failed}};
         std::vector<observability::Metrics::Sample> samples;
         for (const auto& [what, value] : values) {
           samples.push_back({{{"result", what}}, static_cast<double>(value)});

@@ -7,9 +7,9 @@
 #include "absl/status/status.h"
 #include "conclave/observability/metrics.h"
 #include "conclave/observability/trace.h"
-#include "conclave/service/server_url.h"
 #include "conclave/service/options.h"
 #include "conclave/service/otlp_exporter.h"
+#include "conclave/service/server_url.h"
 
 namespace conclave::cli {
 
@@ -28,7 +28,7 @@ absl::Status CheckTraceSettings(TraceSettings& settings);
 // Outlives everything that is traced: what is left is sent when it ends.
 class Tracing {
  public:
-  // `role`: of the process. Adds conclave_trace_spans_total to `metrics`, which must not be read any
+  // `role`: of the process. Adds conclave_trace_spans_total to `metrics`, which nobody may read any
   // more when this ends.
   Tracing(const TraceSettings& settings, const std::string& role, observability::Metrics& metrics);
 

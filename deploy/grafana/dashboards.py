@@ -157,6 +157,15 @@ def cluster():
               [(f"""{rate('moe_dispatch_calls_total{event=~"retry|hedge"}', 'instance')} / """
                 f"""{rate('moe_dispatch_calls_total{event="first"}', 'instance')}""", "{{instance}}")],
               unit="percentunit", width=12, steps=(GREEN, (0.05, RED))),
+        lines("Time that layers waited for one worker", "How long the answers of all others were there already and this "
+              "worker's was not, per second. When it is bad: a worker that is always on top is slower than its replicas, or "
+              "has more to do; its queue and CPU say which, and the slowest calls of the last minutes are listed by the "
+              "frontend (docs/tracing.md).",
+              [(rate("moe_straggler_seconds_total", "instance, worker"), "{{instance}} worker {{worker}}")], width=12),
+        lines("Layers that waited for one worker", "How often it was the last, per second. When it is bad: often, but for "
+              "little time, is chance; compare with the panel beside it.",
+              [(rate("moe_straggler_calls_total", "instance, worker"), "{{instance}} worker {{worker}}")], unit="ops",
+              width=12),
     ])
     stage_sums, stage_counts = "moe_dispatch_seconds_sum", "moe_dispatch_seconds_count"
     bytes_of = 'moe_dispatch_bytes_total{direction="%s"}'
@@ -451,6 +460,10 @@ def serving():
         lines("Pictures of another format", "Pictures whose data URI names another format than they have, per minute. When "
               "it is bad: they are taken for what they are; tell the client.",
               [(f"{rate(f'conclave_image_mime_mismatch_total{{{mine}}}', 'instance')} * 60", "{{instance}}")]),
+        lines("Spans of traced requests", "What became of them; nothing without --otlp-endpoint. When it is bad: failed means "
+              "that the collector is away or refuses them (the log says why), dropped that more are made than it takes: "
+              "lower --trace-sample.",
+              [(rate(f"conclave_trace_spans_total{{{mine}}}", "instance, result"), "{{instance}} {{result}}")]),
     ])
     return made
 

@@ -256,8 +256,8 @@ absl::Status ChatService::State::EncodeImages(OpenRequest& request, SequenceRequ
       if (observer != nullptr) {
         observer->OnImage(result->decode, result->encode, result->was_cached);
       }
-      request.trace.OnImage(start, {result->decode, result->encode, result->features->num_rows,
-                                    result->was_cached});
+      request.trace.OnImage(
+          start, {result->decode, result->encode, result->features->num_rows, result->was_cached});
       spent += result->decode + result->encode;
       sequence.images.push_back(std::move(result->features));
       // It would stay for the whole answer otherwise.
@@ -458,8 +458,8 @@ absl::StatusOr<ChatId> ChatService::Submit(ChatRequest request, std::shared_ptr<
                      std::to_string(s.options.image_memory_bytes) + " bytes");
   }
   const ChatId id = s.next_id++;
-  const auto open = std::make_shared<OpenRequest>(id, std::move(request), need, s.options.model,
-                                                  std::move(sink));
+  const auto open =
+      std::make_shared<OpenRequest>(id, std::move(request), need, s.options.model, std::move(sink));
   s.open.emplace(id, open);
   lane.queue.push_back(open);
   lane.wake.NotifyOne();

@@ -44,9 +44,8 @@ void ChatTrace::OnImage(MonotonicTime start, const Image& image) {
     return;
   }
   const MonotonicTime decoded = start + image.decode;
-  Span spans[] = {
-      request_->MakeSpan("image.preprocess", start, decoded, prepare_id_),
-      request_->MakeSpan("image.encode", decoded, decoded + image.encode, prepare_id_)};
+  Span spans[] = {request_->MakeSpan("image.preprocess", start, decoded, prepare_id_),
+                  request_->MakeSpan("image.encode", decoded, decoded + image.encode, prepare_id_)};
   spans[1].attributes = {{"conclave.cached", image.was_cached}, {"conclave.rows", image.rows}};
   request_->Add(spans);
 }
@@ -81,8 +80,7 @@ void ChatTrace::OnChoiceEnd(FinishReason reason, const absl::Status& status) {
   request_->Set({"gen_ai.response.finish_reasons", reasons_});
 }
 
-void ChatTrace::OnDone(const Usage& usage, const Timings& timings,
-                       std::chrono::nanoseconds total) {
+void ChatTrace::OnDone(const Usage& usage, const Timings& timings, std::chrono::nanoseconds total) {
   if (request_ == nullptr) {
     return;
   }
@@ -99,8 +97,8 @@ void ChatTrace::OnDone(const Usage& usage, const Timings& timings,
   request_->Set({"gen_ai.latency.time_to_first_token", seconds(timings.first_token_ms)});
   request_->Set({"gen_ai.latency.time_in_model_prefill", seconds(timings.prefill_ms)});
   request_->Set({"gen_ai.latency.time_in_model_decode", seconds(timings.decode_ms)});
-  request_->Set({"gen_ai.latency.time_in_model_inference",
-                 seconds(timings.prefill_ms + timings.decode_ms)});
+  request_->Set(
+      {"gen_ai.latency.time_in_model_inference", seconds(timings.prefill_ms + timings.decode_ms)});
 }
 
 }  // namespace conclave::frontend

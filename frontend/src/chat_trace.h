@@ -1,5 +1,5 @@
-// What a chat request's own span says of it, in the words of vLLM's gen_ai attributes, and the spans
-// of its preparation.
+// What a chat request's own span says of it, in the words of vLLM's gen_ai attributes, and the
+// spans of its preparation.
 #pragma once
 
 #include <chrono>

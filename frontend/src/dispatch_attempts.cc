@@ -199,8 +199,7 @@ void Dispatcher::MicroBatch::Tell(const Call& call, const Attempt& attempt, Atte
     const auto whole = std::chrono::duration_cast<Microseconds>(s.RoundTripOf(attempt, now));
     record.service = std::min(whole, Microseconds(attempt.slot->reply.service_us));
     record.queue = std::min(whole - record.service, Microseconds(attempt.slot->reply.queue_us));
-    record.network =
-        link.is_inline ? Microseconds(0) : whole - record.queue - record.service;
+    record.network = link.is_inline ? Microseconds(0) : whole - record.queue - record.service;
   }
   record.first_worker = s.table[call.first_link].link.worker;
   record.first_link = call.first_link;

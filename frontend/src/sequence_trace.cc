@@ -81,8 +81,8 @@ Span DispatchSpan(RequestTrace& request, const AttemptRecord& attempt,
   return span;
 }
 
-// What the worker says of its own time. Its clock is another one, so the span is put where both ways
-// of the network take equally long.
+// What the worker says of its own time. Its clock is another one, so the span is put where both
+// ways of the network take equally long.
 Span ComputeSpan(RequestTrace& request, const AttemptRecord& attempt,
                  const observability::SpanId& dispatch) {
   const MonotonicTime start = attempt.is_inline
@@ -133,8 +133,7 @@ void SequenceTrace::OnToken(MonotonicTime now) {
   if (num_tokens_ <= kTokensToldMax || is_longest) {
     AddEvent("token", now,
              {{"conclave.index", num_tokens_ - 1},
-              {"conclave.gap_us",
-               int64_t{std::chrono::duration_cast<microseconds>(gap).count()}}});
+              {"conclave.gap_us", int64_t{std::chrono::duration_cast<microseconds>(gap).count()}}});
   }
 }
 
@@ -153,15 +152,13 @@ void SequenceTrace::OnEnd(FinishReason reason, const absl::Status& status,
                                {"conclave.steps", num_prefill_steps_}};
   }
   if (first_token_) {
-    spans.push_back(
-        request_->MakeSpan("decode", *first_token_, now, request_->context().span_id));
+    spans.push_back(request_->MakeSpan("decode", *first_token_, now, request_->context().span_id));
     spans.back().id = decode_id_;
     spans.back().attributes = {{"gen_ai.usage.completion_tokens", stats.generated},
                                {"conclave.steps", num_decode_steps_},
                                {"conclave.finish_reason", TraceNameOf(reason)}};
   }
-  const int64_t first_token_ns =
-      first_token_ ? request_->UnixNanos(*first_token_) : INT64_MAX;
+  const int64_t first_token_ns = first_token_ ? request_->UnixNanos(*first_token_) : INT64_MAX;
   for (observability::SpanEvent& event : events_) {
     // There is an event only behind the admission.
     spans[event.time_ns < first_token_ns ? 1 : 2].events.push_back(std::move(event));
@@ -192,8 +189,8 @@ class StepSpans {
   void Consider(SequenceTrace& trace, bool is_prefill) {
     const int32_t index = is_prefill ? trace.num_prefill_steps_++ : trace.num_decode_steps_++;
     traces_.push_back(&trace);
-    const bool has_room = has_trouble_ ? trace.num_troubles_told_ < kTroublesMax
-                                       : trace.num_steps_told_ < kStepsMax;
+    const bool has_room =
+        has_trouble_ ? trace.num_troubles_told_ < kTroublesMax : trace.num_steps_told_ < kStepsMax;
     const bool wants_details = has_trouble_ || index % kDetailEvery == 0;
     if (!has_room || (!is_prefill && !wants_details)) {
       return;
@@ -228,10 +225,9 @@ class StepSpans {
     Span& span = spans.front();
     const auto prefill_rows = std::count_if(
         rows.begin(), rows.end(), [](const model::StepRow& row) { return row.is_prefill; });
-    span.attributes = {
-        {"conclave.prefill_rows", int64_t{prefill_rows}},
-        {"conclave.decode_rows", static_cast<int64_t>(rows.size()) - prefill_rows},
-        {"conclave.micro_batches", step.is_divided ? 2 : 1}};
+    span.attributes = {{"conclave.prefill_rows", int64_t{prefill_rows}},
+                       {"conclave.decode_rows", static_cast<int64_t>(rows.size()) - prefill_rows},
+                       {"conclave.micro_batches", step.is_divided ? 2 : 1}};
     if (has_details_ && attempts != nullptr && attempts->num_left_out() > 0) {
       span.attributes.emplace_back("conclave.dispatches_left_out", attempts->num_left_out());
     }

@@ -46,7 +46,7 @@ class SequenceTrace {
 
   const std::shared_ptr<observability::RequestTrace> request_;
   const observability::SpanId prefill_id_, decode_id_;
-  std::optional<MonotonicTime> admitted_;     // the first time
+  std::optional<MonotonicTime> admitted_;  // the first time
   std::optional<MonotonicTime> first_token_;
   MonotonicTime last_token_;
   std::chrono::nanoseconds longest_gap_{0};

@@ -37,7 +37,7 @@ struct StragglerLog::Minute {
 
 struct StragglerLog::Layer {
   int num_calls = 0;
-  AttemptRecord last;         // the answer that came last so far
+  AttemptRecord last;          // the answer that came last so far
   MonotonicTime last_but_one;  // when the one before it came
   std::vector<Call> pending;   // candidates for the log
 };
@@ -85,8 +85,8 @@ void StragglerLog::OnLayer(const LayerRecord& record) {
   Layer& layer = layers_[record.micro_batch];
   if (record.is_ok && layer.num_calls > 1) {
     const MonotonicTime from = std::max(layer.last_but_one, record.awaited_at);
-    const auto delayed = std::chrono::duration_cast<std::chrono::nanoseconds>(
-        layer.last.arrived_at() - from);
+    const auto delayed =
+        std::chrono::duration_cast<std::chrono::nanoseconds>(layer.last.arrived_at() - from);
     if (delayed > std::chrono::nanoseconds(0)) {
       Cell& cell = cells_[layer.last.first_link];
       // One writer: plain additions, in pieces that a reader may see apart.
@@ -138,9 +138,9 @@ std::vector<StragglerLog::Waits> StragglerLog::Workers() const {
   std::vector<Waits> workers;
   for (size_t link = 0; link < kMaxLinks; ++link) {
     if (const uint64_t calls = cells_[link].calls.load(std::memory_order_relaxed); calls > 0) {
-      workers.push_back({WorkerId(cells_[link].worker.load(std::memory_order_relaxed)), calls,
-                         std::chrono::nanoseconds(
-                             cells_[link].waited_ns.load(std::memory_order_relaxed))});
+      workers.push_back(
+          {WorkerId(cells_[link].worker.load(std::memory_order_relaxed)), calls,
+           std::chrono::nanoseconds(cells_[link].waited_ns.load(std::memory_order_relaxed))});
     }
   }
   std::sort(workers.begin(), workers.end(),
@@ -166,21 +166,21 @@ std::string StragglerLog::Json() const {
   json::array list;
   for (const Call& call : calls) {
     const AttemptRecord& last = call.last;
-    list.push_back(json::object{
-        {"age_seconds", std::chrono::duration<double>(now - last.ended_at).count()},
-        {"layer", last.layer},
-        {"phase", last.is_prefill ? "prefill" : "decode"},
-        {"worker", last.worker.value()},
-        {"first_worker", last.first_worker.value()},
-        {"rows", last.rows},
-        {"image_rows", last.image_rows},
-        {"attempts", last.number + 1},
-        {"total_us", call.total().count()},
-        {"queue_us", last.queue.count()},
-        {"service_us", last.service.count()},
-        {"network_us", last.network.count()},
-        {"is_last", call.is_last},
-        {"delayed_us", call.delayed.count()}});
+    list.push_back(
+        json::object{{"age_seconds", std::chrono::duration<double>(now - last.ended_at).count()},
+                     {"layer", last.layer},
+                     {"phase", last.is_prefill ? "prefill" : "decode"},
+                     {"worker", last.worker.value()},
+                     {"first_worker", last.first_worker.value()},
+                     {"rows", last.rows},
+                     {"image_rows", last.image_rows},
+                     {"attempts", last.number + 1},
+                     {"total_us", call.total().count()},
+                     {"queue_us", last.queue.count()},
+                     {"service_us", last.service.count()},
+                     {"network_us", last.network.count()},
+                     {"is_last", call.is_last},
+                     {"delayed_us", call.delayed.count()}});
   }
   json::array workers;
   for (const Waits& waits : Workers()) {
@@ -189,10 +189,9 @@ std::string StragglerLog::Json() const {
                      {"straggler_calls", waits.calls},
                      {"straggler_seconds", std::chrono::duration<double>(waits.waited).count()}});
   }
-  return json::serialize(
-      json::object{{"window_seconds", std::chrono::seconds(kWindow).count()},
-                   {"calls", std::move(list)},
-                   {"workers", std::move(workers)}});
+  return json::serialize(json::object{{"window_seconds", std::chrono::seconds(kWindow).count()},
+                                      {"calls", std::move(list)},
+                                      {"workers", std::move(workers)}});
 }
 
 }  // namespace conclave::frontend

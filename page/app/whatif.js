@@ -107,7 +107,7 @@ function replicaBytes(worker = store.present.find((one) => one.experts > 0)) {
 
 function riskText(name, {is_safe: isSafe, at_risk: atRisk}) {
 	if (isSafe) return `Every expert stays served without ${name}.`;
-	const named = atRisk.slice(0, 8).map(([layer, expert]) => expertName(layer, expert)).join(", ");
+	const named = atRisk.slice(0, 8).map(({layer, expert}) => expertName(layer, expert)).join(", ");
 	return `Not safe: ${plural(atRisk.length, "expert")} would have no replica: ${named}${atRisk.length > 8 ? ", …" : ""}.`;
 }
 

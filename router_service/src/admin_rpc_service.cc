@@ -1,5 +1,5 @@
-#include <deque>
 #include <chrono>
+#include <deque>
 #include <string>
 #include <utility>
 

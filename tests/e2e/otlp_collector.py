@@ -164,6 +164,12 @@ class Collector:
             def do_POST(self):
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 status, retry_after = collector.take(self.path, self.headers, body)
+                try:
+                    self.answer(status, retry_after)
+                except ConnectionError:
+                    pass  # a process that was killed meanwhile
+
+            def answer(self, status: int, retry_after: int | None):
                 answer = b"{}"
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")

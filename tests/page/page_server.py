@@ -122,7 +122,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         elif path == "/moe/kill-safe":
             page.asked.append(("GET", self.path, None, self.headers.get("Authorization")))
             name = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)["worker"][0]
-            self._json({"is_safe": name != "w1", "at_risk": [[0, 1], [2, 3]] if name == "w1" else []})
+            self._json({"is_safe": name != "w1", "at_risk": [{"layer": 0, "expert": 1}, {"layer": 2, "expert": 3}] if name == "w1" else []})
         elif path == "/v1/models":
             self._json({"object": "list", "data": [{"id": "demo", "object": "model"}]})
         else:

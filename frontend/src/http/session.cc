@@ -229,7 +229,7 @@ Session::Awaitable<bool> Session::ServeOne() {
   if (exchange.trace != nullptr) {
     exchange.trace->Set({"http.response.status_code", exchange.status});
     if (exchange.status >= 500) {
-      exchange.trace->Fail("http_" + std::to_string(exchange.status));
+      exchange.trace->Fail(std::to_string(exchange.status));
     }
     exchange.trace->End(end);
   }

@@ -50,7 +50,7 @@ class Session : public std::enable_shared_from_this<Session> {
     std::string route = "other";
     unsigned version = 11;
     bool keep_alive = false;
-    int status = 499;  // until a reply is under way
+    int status = 499;                                    // until a reply is under way
     std::shared_ptr<observability::RequestTrace> trace;  // null: not traced
     bool is_http10() const { return version < 11; }
   };

@@ -67,8 +67,7 @@ json::object SpanOf(const Span& span) {
   if (has_parent) {
     out["parentSpanId"] = Text(Hex(span.parent_id));
   }
-  out["flags"] =
-      kFlagsSampled | kFlagsKnowsRemote | (span.has_remote_parent ? kFlagsIsRemote : 0);
+  out["flags"] = kFlagsSampled | kFlagsKnowsRemote | (span.has_remote_parent ? kFlagsIsRemote : 0);
   out["name"] = Text(span.name);
   out["kind"] = static_cast<int>(span.kind);
   out["startTimeUnixNano"] = Text(std::to_string(span.start_ns));
@@ -86,8 +85,8 @@ json::object SpanOf(const Span& span) {
   if (!span.links.empty()) {
     json::array links;
     for (const observability::SpanLink& link : span.links) {
-      links.push_back(json::object{{"traceId", Text(Hex(link.trace_id))},
-                                   {"spanId", Text(Hex(link.span_id))}});
+      links.push_back(
+          json::object{{"traceId", Text(Hex(link.trace_id))}, {"spanId", Text(Hex(link.span_id))}});
     }
     out["links"] = std::move(links);
   }
@@ -113,9 +112,8 @@ std::string OtlpJson(std::span<const OtlpResourceField> resource, std::string_vi
   json::object scope_spans{
       {"scope", json::object{{"name", "conclave"}, {"version", Text(scope_version)}}},
       {"spans", std::move(all)}};
-  json::object resource_spans{
-      {"resource", json::object{{"attributes", AttributesOf(fields)}}},
-      {"scopeSpans", json::array{std::move(scope_spans)}}};
+  json::object resource_spans{{"resource", json::object{{"attributes", AttributesOf(fields)}}},
+                              {"scopeSpans", json::array{std::move(scope_spans)}}};
   return json::serialize(json::object{{"resourceSpans", json::array{std::move(resource_spans)}}});
 }
 

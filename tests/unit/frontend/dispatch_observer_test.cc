@@ -31,9 +31,8 @@ class Recorder final : public DispatchObserver {
     constexpr const char* kNames[] = {"ok", "overtaken", "timeout", "lost", "refused", "abandoned"};
     std::vector<std::string> ends;
     for (const AttemptRecord& attempt : attempts) {
-      ends.push_back(std::to_string(attempt.worker.value()) + " " +
-                     std::to_string(attempt.number) + " " +
-                     kNames[static_cast<size_t>(attempt.end)]);
+      ends.push_back(std::to_string(attempt.worker.value()) + " " + std::to_string(attempt.number) +
+                     " " + kNames[static_cast<size_t>(attempt.end)]);
     }
     return ends;
   }

@@ -51,10 +51,21 @@ TEST(TraceContextTest, ALaterVersionIsReadAsFarAsItIsKnown) {
 TEST(TraceContextTest, RefusesEverythingElse) {
   const std::string good = Traceparent("00", "01");
   for (const std::string& bad : {
-           std::string(), std::string("00"), std::string(55, '0'), std::string(55, '-'),
-           good + "-", good + "0", good + "-00", " " + good, good.substr(1),
-           good.substr(0, 54), Traceparent("0", "01"), Traceparent("0g", "01"),
-           Traceparent("00", "0"), Traceparent("00", "1"), Traceparent("00", "0x"),
+           std::string(),
+           std::string("00"),
+           std::string(55, '0'),
+           std::string(55, '-'),
+           good + "-",
+           good + "0",
+           good + "-00",
+           " " + good,
+           good.substr(1),
+           good.substr(0, 54),
+           Traceparent("0", "01"),
+           Traceparent("0g", "01"),
+           Traceparent("00", "0"),
+           Traceparent("00", "1"),
+           Traceparent("00", "0x"),
            "00-00000000000000000000000000000000-" + std::string(kParent) + "-01",
            "00-" + std::string(kTrace) + "-0000000000000000-01",
            "00-4BF92F3577B34DA6A3CE929D0E0E4736-" + std::string(kParent) + "-01",
@@ -188,16 +199,15 @@ TEST_F(TracerTest, TheExporterIsWokenByABatchAndByTheEnd) {
 TEST_F(TracerTest, ARequestsSpanEndsBehindItsPartsWhateverHappensFirst) {
   Tracer tracer(Options(0));
   const MonotonicTime start = steady_clock::now() - seconds(10);
-  auto trace =
-      tracer.StartRequest({Traceparent("00", "01"), "vendor=a1"}, "request", start);
+  auto trace = tracer.StartRequest({Traceparent("00", "01"), "vendor=a1"}, "request", start);
   ASSERT_NE(trace, nullptr);
   trace->Set({"key", 1});
   trace->Set({"key", 2});
   trace->Fail("first");
   trace->Fail("second");
   trace->End(start + seconds(1));
-  Span child = trace->MakeSpan("part", start + seconds(1), start + seconds(3),
-                               trace->context().span_id);
+  Span child =
+      trace->MakeSpan("part", start + seconds(1), start + seconds(3), trace->context().span_id);
   const int64_t child_end = child.end_ns;
   trace->Add(std::move(child));
   trace->Add(trace->MakeSpan("backwards", start + seconds(2), start, trace->context().span_id));

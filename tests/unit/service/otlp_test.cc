@@ -99,8 +99,8 @@ TEST(OtlpAnswerTest, RetryAfterIsANumberOfSeconds) {
   EXPECT_EQ(ParseRetryAfter("7"), seconds(7));
   EXPECT_EQ(ParseRetryAfter("0"), seconds(0));
   EXPECT_EQ(ParseRetryAfter("999999999"), seconds(3600));
-  for (const char* none : {"", "-1", "1.5", "Wed, 21 Oct 2026 07:28:00 GMT",
-                           "99999999999999999999999"}) {
+  for (const char* none :
+       {"", "-1", "1.5", "Wed, 21 Oct 2026 07:28:00 GMT", "99999999999999999999999"}) {
     EXPECT_EQ(ParseRetryAfter(none), std::nullopt) << none;
   }
 }
@@ -114,14 +114,13 @@ TEST(OtlpEndpointTest, TakesWhatOperatorsWrite) {
   EXPECT_EQ(text("http://collector/"), "collector:4318/v1/traces");
   EXPECT_EQ(text("http://10.0.0.1:80/otlp/"), "10.0.0.1:80/otlp/v1/traces");
   EXPECT_EQ(text("http://[::1]:4318/v1/traces"), "[::1]:4318/v1/traces");
-  for (const char* bad : {"", "collector", "collector:4318", "ftp://collector", "http://",
-                          "http://a b", "http://collector:0", "http://collector:70000",
-                          "http://user:word@collector", "http://collector?x=1",
-                          "http://collector#x", "https://collector"}) {
+  for (const char* bad :
+       {"", "collector", "collector:4318", "ftp://collector", "http://", "http://a b",
+        "http://collector:0", "http://collector:70000", "http://user:word@collector",
+        "http://collector?x=1", "http://collector#x", "https://collector"}) {
     EXPECT_EQ(text(bad), "usage") << bad;
   }
-  EXPECT_THAT(MessageOf(ParseOtlpEndpoint("https://collector").status()),
-              HasSubstr("without TLS"));
+  EXPECT_THAT(MessageOf(ParseOtlpEndpoint("https://collector").status()), HasSubstr("without TLS"));
 }
 
 // Takes one request per connection and answers it by script: a whole HTTP answer, or "" to close
@@ -240,10 +239,14 @@ class OtlpExporterTest : public ::testing::Test {
         .as_array()
         .size();
   }
-  bool WaitFor(const std::function<bool()>& condition) {
+  // Nobody is told when a counter changes, so it is looked at again and again.
+  static bool WaitFor(const std::function<bool()>& condition) {
     const auto deadline = steady_clock::now() + kPatience;
+    Mutex mu;
+    CondVar never;
+    MutexLock lock(mu);
     while (!condition() && steady_clock::now() < deadline) {
-      std::this_thread::sleep_for(milliseconds(1));
+      never.WaitFor(mu, milliseconds(1));
     }
     return condition();
   }

@@ -57,14 +57,14 @@ struct LayerRecord {
   int32_t layer = 0;
   uint8_t micro_batch = 0;
   bool is_ok = false;
-  // From when on the frontend did nothing but wait for it; the layer's begin where the caller drives
-  // the dispatcher in pieces.
+  // From when on the frontend did nothing but wait for it; the layer's begin where the caller
+  // drives the dispatcher in pieces.
   MonotonicTime awaited_at;
   MonotonicTime ended_at;
 };
 
-// Called on the engine's thread, some thousand times a second: must neither block nor, while nothing
-// fails, allocate.
+// Called on the engine's thread, some thousand times a second: must neither block nor, while
+// nothing fails, allocate.
 class DispatchObserver {
  public:
   virtual ~DispatchObserver() = default;

@@ -1,5 +1,5 @@
-// Which calls to workers were slowest of late, and who kept the others waiting: what the answers say
-// of their own time, kept for whoever asks why a layer was slow. Costs nothing on the wire.
+// Which calls to workers were slowest of late, and who kept the others waiting: what the answers
+// say of their own time, kept for whoever asks why a layer was slow. Costs nothing on the wire.
 //
 // A layer is as slow as the last of its calls. The time by which that one came behind the last but
 // one is charged to its worker, as far as the frontend did nothing but wait meanwhile; where the
