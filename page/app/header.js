@@ -47,8 +47,8 @@ export function update() {
 		setAttr(tab, "tabindex", isChosen ? 0 : -1);
 	});
 	const {picture} = store;
-	document.title = picture?.model ? `${picture.model.name} – conclave` : "conclave";
-	setText(model, picture?.model?.name ?? "no model yet");
+	document.title = picture?.model?.name ? `${picture.model.name} – conclave` : "conclave";
+	setText(model, picture?.model?.name || "no model yet");
 	setText(epoch, picture ? `epoch ${picture.cluster.epoch}` : "");
 	if (!picture) return;
 	const known = store.workers.size;

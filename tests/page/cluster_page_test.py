@@ -2,8 +2,8 @@
 
 Run by hand until the router serves the page: `CONCLAVE_BINARY=... .venv/bin/python tests/page/cluster_page_test.py`.
 
-Method: a router, three workers and a frontend with the demo model. Every request asks for its routed experts, and the heat map of
-every filter must equal, exactly, the counts made of them. CONCLAVE_PAGE_SCREENSHOTS=FOLDER keeps pictures of every view.
+Method: a router, three workers and a frontend with the demo model. Every request asks for its routed experts, and the heat map
+of every filter must equal, exactly, the counts made of them. CONCLAVE_PAGE_SCREENSHOTS=FOLDER keeps pictures of every view.
 """
 
 import collections
@@ -13,6 +13,8 @@ import json
 import os
 import pathlib
 import sys
+import tempfile
+import time
 import unittest
 
 import browser
@@ -24,6 +26,7 @@ import routed  # noqa: E402
 
 SCREENSHOTS = os.environ.get("CONCLAVE_PAGE_SCREENSHOTS", "")
 WAIT_MS = 30_000
+KEY = "a-key-of-operators-0123456789"
 FILTERS = [(modality, phase) for modality in ("all", "image", "text") for phase in ("both", "prefill", "decode")]
 
 
@@ -66,6 +69,10 @@ class Counts:
                                                                                                p)) for expert in range(experts)]
 
 
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def chunks_of(body: str) -> list[dict]:
     data = [line[5:].strip() for line in body.splitlines() if line.startswith("data:")]
     return [json.loads(text) for text in data if text != "[DONE]"]
@@ -76,7 +83,11 @@ class ClusterPageTest(conclave.TestCase):
     def setUpClass(cls):
         cls.resources = []
         try:
-            cls.cluster = clusters.Cluster(workers=3, frontends=1)
+            key = tempfile.NamedTemporaryFile("w", encoding="ascii")
+            cls.resources.append(key)
+            key.write(KEY + "\n")
+            key.flush()
+            cls.cluster = clusters.Cluster(workers=3, frontends=1, router_args=["--admin-key-file", key.name])
             cls.resources.append(cls.cluster)
             cls.cluster.wait_for_replicas(2)
             cls.browser = browser.Browser().__enter__()
@@ -121,14 +132,10 @@ class ClusterPageTest(conclave.TestCase):
                     found = self.counts.loads(index, experts, modality, phase)
                     ratio = [browser.fixed(n * experts / sum(found)) if sum(found) else "–" for n in found]
                     expected.append([f"L{layer}", *(f"{n:,} ({share})" for n, share in zip(found, ratio))])
-                try:
-                    opened.page.wait_for_function(
-                        "(expected) => JSON.stringify([...document.querySelector('.panel-heat table').tBodies[0].rows].map((row) => "
-                        "[...row.cells].map((cell) => cell.textContent))) === expected",
-                        arg=json.dumps(expected, ensure_ascii=False, separators=(",", ":")), timeout=WAIT_MS)
-                except Exception:  # the difference says more than a timeout
-                    self.assertEqual(opened.cells(".panel-heat table"), expected)
-                    raise
+                deadline = time.monotonic() + WAIT_MS / 1000
+                while (found := opened.cells(".panel-heat table")) != expected and time.monotonic() < deadline:
+                    opened.page.wait_for_timeout(100)
+                self.assertEqual(found, expected)
 
     # The three parts follow one another: each looks at the same cluster.
     def test_the_page_shows_what_the_cluster_did(self):
@@ -142,6 +149,7 @@ class ClusterPageTest(conclave.TestCase):
         self.chat_with_a_picture(opened)
         opened.tab("load")
         self.assert_map(opened)
+        self.plan_and_replicate(opened)
         self.lose_a_worker(opened)
         self.assertEqual(opened.complaints, [])
         self.look_at_every_view()
@@ -172,6 +180,25 @@ class ClusterPageTest(conclave.TestCase):
         best = max(probabilities[first * num_layers * most:first * num_layers * most + self.layers[0][1]])
         self.assertIn(f"{100 * best:.1f} %", opened.text(".patches .readout"))
 
+    def plan_and_replicate(self, opened: browser.OpenPage):
+        opened.tab("placement")
+        opened.page.select_option("select >> nth=0", "w1")
+        opened.page.click("text=Safe to kill?")
+        opened.page.wait_for_selector(".plan li")
+        self.assertIn("Every expert stays served without w1.", opened.text(".plan"))
+        opened.page.click("text=Rebalance … >> nth=0")
+        opened.wait_for("() => document.querySelector('.plan').textContent.includes('Imbalance')")
+        before = self.stats()["placement"]
+        opened.page.fill("input[type=password]", KEY)
+        opened.page.fill("input[type=number]", "3")
+        opened.page.click("text=Replicate … >> nth=0")
+        opened.page.wait_for_selector(".plan .strong")
+        self.assertEqual(self.stats()["placement"]["experts"][0], before["experts"][0], "nothing happens before it is confirmed")
+        opened.page.click(".plan .strong")
+        clusters.wait_until(lambda: len(self.stats()["placement"]["experts"][0]) == 3, "a third replica of the first expert")
+        opened.page.wait_for_function("() => document.querySelectorAll('.chip').length >= 17")
+        self.assertEqual(opened.faults(), [])
+
     def lose_a_worker(self, opened: browser.OpenPage):
         opened.tab("failover")
         load = clusters.Load([self.frontend], clusters.bodies_of(conclave.samples()[:20]), clients=3)
@@ -182,14 +209,13 @@ class ClusterPageTest(conclave.TestCase):
         finally:
             load.stop()
         self.assertEqual(load.failures, [])
-        opened.page.wait_for_function("() => [...document.querySelectorAll('.cards tbody tr')].some((row) => row.cells[0].textContent === 'w1' && "
-                                      "row.cells[9].textContent !== 'not yet')", timeout=WAIT_MS)
+        opened.page.wait_for_function("""() => [...document.querySelectorAll('.cards tbody tr')].some((row) =>
+          row.cells[0].textContent === 'w1' && row.cells[9].textContent !== 'not yet')""", timeout=WAIT_MS)
         incident = next(incident for incident in self.stats()["incidents"] if incident["name"] == "w1")
         self.assertEqual((incident["kind"], incident["requests_failed"]), ("dead", 0))
         row = next(row for row in opened.cells(".cards") if row[0] == "w1")
-        self.assertEqual((row[1], row[4], row[6]), ("lost",
-                                                    f"{incident['rows_resent']:,} row{'' if incident['rows_resent'] == 1 else 's'} in "
-                                                    f"{incident['calls_resent']:,} call{'' if incident['calls_resent'] == 1 else 's'}", "0"))
+        resent = f"{plural(incident['rows_resent'], 'row')} in {plural(incident['calls_resent'], 'call')}"
+        self.assertEqual((row[1], row[4], row[6]), ("lost", resent, "0"))
         self.assertEqual(row[10], f"{incident['epoch_before']} → {incident['epoch_after']}")
         self.assertIn("2 of 3 workers", opened.text("#header"))
         states = opened.page.eval_on_selector_all(".piece", "(pieces) => pieces.map((piece) => piece.dataset.state)")

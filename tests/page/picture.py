@@ -77,7 +77,8 @@ class Picture:
         held = sum(index in holders for holders in experts)
         return {"id": index, "name": f"w{index}", "host": f"10.0.0.{index + 1}:7100", "state": "live", "experts": held,
                 "loading": 0,
-                "memory": 2 * max(1, held) * (24 << 20), "memory_used": held * (24 << 20), "busy": 0.3 + 0.15 * (index % 4), "queue": index % 3,
+                "memory": 2 * max(1, held) * (24 << 20), "memory_used": held * (24 << 20), "busy": 0.3 + 0.15 * (index % 4),
+                "queue": index % 3,
                 "rows_per_second": 100.0 * (index + 1), "heartbeat_age_ms": 80, "is_distrusted": False, "calls": 0, "rows": 0,
                 "rows_resent": 0, "hedges": 0, "timeouts": 0, "links_lost": 0, "bytes_out": 0, "bytes_in": 0, "bytes_least": 0,
                 "call_seconds": [0] * 17}
@@ -229,7 +230,7 @@ def npy(kind: str, shape: tuple[int, ...], values) -> str:
 
 
 def chat_events(picture: Picture, has_image: bool) -> list[dict]:
-    """The chunks of a streamed answer: 6 x 6 patches from row 5 on, the first choice of patch p in layer l is (p + l) mod experts."""
+    """The chunks of a streamed answer: 6 x 6 patches from row 5 on; patch p of layer l chose (p + l) mod experts first."""
     words = ["I see", " an orange star", " at the top left."] if has_image else ["There is", " nothing to see."]
     head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "demo"}
     chunks = [{**head, "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]}]
