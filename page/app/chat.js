@@ -9,7 +9,8 @@ import {decodeNpy} from "./npy.js";
 import {Patches} from "./patches.js";
 import {store, view} from "./state.js";
 
-const TIMINGS = [["queue_ms", "queue"], ["image_ms", "image"], ["prefill_ms", "prefill"], ["first_token_ms", "first token after"],
+const TIMINGS = [["queue_ms", "queue"], ["image_ms", "image"], ["prefill_ms", "prefill"],
+		["first_token_ms", "first token after"],
 	["decode_ms", "decode"]];
 const KINDS = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"];
 
@@ -44,16 +45,20 @@ let turns = [];  // what the model is sent again: {role, content}
 let grids = [];
 let pending = null;  // {file, bitmap} for the next question
 let models = null;
+let modelsProblem = "";
 const log = el("div.chat-log", {role: "log", "aria-label": "Conversation", "aria-live": "polite"});
-const empty = el("p.empty", "Ask the model something, with or without a picture, which may also be pasted or dropped here. Under each answer: what it cost, and which experts the picture's patches chose.");
+const empty = el("p.empty", "Ask the model something, with or without a picture, which may also be pasted or dropped here. " +
+	"Under each answer: what it cost, and which experts the picture's patches chose.");
 const modelBox = selectBox("Model", () => {});
 const reason = el("p.note");
 const status = el("p.warn", {role: "alert"});
 const questionBox = el("textarea", {rows: 2, id: uniqueId("question"), placeholder: "How many objects are there?",
 	onkeydown: (event) => key(event), onpaste: (event) => paste(event)});
-const fileInput = el("input", {type: "file", accept: KINDS.join(","), id: uniqueId("file"), class: "hidden", tabindex: "-1", "aria-label": "Picture file",
+const fileInput = el("input", {type: "file", accept: KINDS.join(","), id: uniqueId("file"), class: "hidden", tabindex: "-1",
+		"aria-label": "Picture file",
 	onchange: () => fileInput.files[0] && takeImage(fileInput.files[0])});
-const preview = el("canvas.preview", {width: 96, height: 96, hidden: true, role: "img", "aria-label": "Picture of the next question"});
+const preview = el("canvas.preview", {width: 96, height: 96, hidden: true, role: "img",
+		"aria-label": "Picture of the next question"});
 const remove = button("Remove picture", () => setImage(null));
 const drawing = new Drawing((file) => {
 	takeImage(file);
@@ -71,15 +76,16 @@ const form = el("form.chat-form", {onsubmit: (event) => submit(event)},
 stop.hidden = remove.hidden = true;
 toggleDrawing(false);
 const heading = el("h2", {id: uniqueId("chat")}, "Chat");
-export const element = el("section.panel.chat", {"aria-labelledby": heading.id}, el("div.panel-head", heading, fresh), empty, log, form);
+export const element = el("section.panel.chat", {"aria-labelledby": heading.id}, el("div.panel-head", heading, fresh), empty,
+		log, form);
 
 export function update() {
-	const why = !store.isLive ? "A saved picture cannot answer." : store.picture.frontends.length === 0 && store.picture.role === "router"
-		? "No frontend is connected; start one: conclave frontend --router HOST:PORT" : null;
-	setText(reason, why ?? "");
-	show(reason, why !== null);
-	send.disabled = why !== null || abort !== undefined;
-	if (models === null && why === null) fetchModels();
+	const isAlone = store.picture.role === "router" && store.picture.frontends.length === 0;
+	const why = !store.isLive ? "A saved picture cannot answer."
+		: isAlone ? "No frontend is connected; start one: conclave frontend --router HOST:PORT" : "";
+	setText(reason, why || modelsProblem);
+	send.disabled = why !== "" || abort !== undefined;
+	if (models === null && why === "") fetchModels();
 }
 
 export function refreshColours() {
@@ -107,9 +113,9 @@ async function fetchModels() {
 		const answer = await ask("v1/models");
 		models = answer.data.map((model) => model.id);
 		modelBox.update(models.map((id) => [id, id]), models[0]);
-		say("");
+		modelsProblem = "";
 	} catch (error) {
-		say(`The list of models cannot be read: ${error.message}`);
+		modelsProblem = `The list of models cannot be read: ${error.message}`;
 		setTimeout(() => {
 			models = null;
 		}, 5000);
@@ -166,7 +172,8 @@ async function submit(event) {
 	const question = questionBox.value.trim() || questionBox.placeholder;
 	if (abort) return;
 	const image = pending;
-	const content = image ? [{type: "image_url", image_url: {url: await dataUri(image.file)}}, {type: "text", text: question}] : question;
+	const content = image ? [{type: "image_url", image_url: {url: await dataUri(image.file)}},
+			{type: "text", text: question}] : question;
 	if (image) lastPicture = image.bitmap;
 	turns.push({role: "user", content});
 	addTurn("You", question, image);
@@ -198,15 +205,15 @@ async function answerInto(answer) {
 
 async function stream(answer) {
 	const started = performance.now();
-	const response = await request("v1/chat/completions", {signal: abort.signal, body: {model: modelBox.select.value, messages: turns,
-		stream: true, stream_options: {include_usage: true}, temperature: 0, return_routed_experts: true,
+	const response = await request("v1/chat/completions", {signal: abort.signal, body: {
+		model: modelBox.select.value, messages: turns, stream: true, stream_options: {include_usage: true}, temperature: 0, return_routed_experts: true,
 		conclave: {return_gate_probabilities: true}}});
 	const reply = {text: "", seconds: 0};
 	for await (const chunk of chunksOf(response)) {
 		if (chunk.error) throw new Error(chunk.error.message);
 		const [first] = chunk.choices ?? [];
 		reply.text += first?.delta?.content ?? "";
-		reply.routes = first?.routed_experts ?? reply.routes;
+		if (first?.routed_experts) reply.gates = {routes: first.routed_experts, ...first.conclave};
 		reply.usage = chunk.usage ?? reply.usage;
 		reply.extension = chunk.conclave ?? reply.extension;
 		setText(answer.text, reply.text);
@@ -214,12 +221,13 @@ async function stream(answer) {
 	reply.seconds = (performance.now() - started) / 1000;
 	turns.push({role: "assistant", content: reply.text});
 	setText(answer.foot, footText(reply));
-	showPatches(answer, reply);
+	showPatches(answer, reply.gates);
 }
 
 function footText({usage, extension, seconds}) {
 	const timings = extension?.timings ?? {};
-	const parts = TIMINGS.filter(([name]) => timings[name] > 0).map(([name, label]) => `${label} ${duration(timings[name] / 1000)}`);
+	const parts = TIMINGS.filter(([name]) => timings[name] > 0)
+		.map(([name, label]) => `${label} ${duration(timings[name] / 1000)}`);
 	if (usage) {
 		parts.unshift(`${plural(usage.prompt_tokens, "prompt row")} (${count(usage.prompt_tokens_details?.image_tokens ?? 0)} image, ` +
 			`${count(usage.prompt_tokens_details?.cached_tokens ?? 0)} cached)`, plural(usage.completion_tokens, "token"));
@@ -230,14 +238,15 @@ function footText({usage, extension, seconds}) {
 	return parts.join(" · ");
 }
 
-function showPatches(answer, {routes, extension}) {
-	const rows = extension?.image_rows?.at(-1);  // of the last picture
+function showPatches(answer, gates) {
+	const rows = gates?.image_rows?.at(-1);  // of the last picture
 	const grid = store.picture.model?.image;
-	if (!routes || !rows || !lastPicture || !grid) return;
+	if (!rows || !lastPicture || !grid) return;
 	try {
 		if (rows[1] !== grid.rows * grid.columns) throw new Error(`${rows[1]} rows are no grid of ${grid.rows} × ${grid.columns}`);
-		const patches = new Patches({picture: lastPicture, routes: decodeNpy(routes), rows, grid, layers: store.layers,
-			probabilities: extension.gate_probabilities ? decodeNpy(extension.gate_probabilities) : null, chosenLayer: view.pin?.layer});
+		const patches = new Patches({picture: lastPicture, routes: decodeNpy(gates.routes), rows, grid, layers: store.layers,
+			probabilities: gates.gate_probabilities ? decodeNpy(gates.gate_probabilities) : null,
+					chosenLayer: view.pin?.layer});
 		if (!patches.isComputed) {
 			answer.element.append(el("p.note", "The prefix cache had the picture's rows: no expert was asked for them again."));
 			return;
@@ -262,6 +271,6 @@ function fit(canvas, bitmap) {
 	const pen = canvas.getContext("2d");
 	const scale = Math.min(canvas.width / bitmap.width, canvas.height / bitmap.height);
 	pen.clearRect(0, 0, canvas.width, canvas.height);
-	pen.drawImage(bitmap, (canvas.width - bitmap.width * scale) / 2, (canvas.height - bitmap.height * scale) / 2, bitmap.width * scale,
-		bitmap.height * scale);
+	const [width, height] = [bitmap.width * scale, bitmap.height * scale];
+	pen.drawImage(bitmap, (canvas.width - width) / 2, (canvas.height - height) / 2, width, height);
 }

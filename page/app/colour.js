@@ -45,7 +45,9 @@ export function ratioPosition(ratio) {
 }
 
 // Expert colours of one layer: the hue is turned from layer to layer, as the same number in another layer is another expert.
+// Light in both themes, for they lie on pictures; PATCH_INK can be read on all of them.
+export const PATCH_INK = "#191917";
+
 export function expertColour(layerIndex, expert, experts) {
-	const hue = (360 * (expert / experts) + 47 * layerIndex + 25) % 360;
-	return theme() === "dark" ? `hsl(${hue} 50% 21%)` : `hsl(${hue} 70% 80%)`;
+	return `hsl(${(360 * (expert / experts) + 47 * layerIndex + 25) % 360} 70% 80%)`;
 }

@@ -84,7 +84,7 @@ export function selectBox(label, onChange) {
 	};
 }
 
-// A table that a screen reader can walk and that can be copied. `head` and the first cell of a row are headers.
+// `head` and the first cell of a row are headers.
 export function table(caption, head, rows, attributes = {}) {
 	return el("table", attributes,
 		el("caption", caption),
@@ -92,6 +92,25 @@ export function table(caption, head, rows, attributes = {}) {
 		el("tbody", rows.map((cells) => el("tr", cells.map((cell, index) =>
 			index === 0 ? el("th", {scope: "row", "data-label": head[0]}, cell)
 				: el("td", {"data-label": head[index]}, cell))))));
+}
+
+// A slider over moments, of which the last is now; `first` stands before it.
+export function scrubber(label, onSeek, onLive, first = []) {
+	const slider = el("input", {type: "range", min: 0, step: 1, "aria-label": label, oninput: () => onSeek(Number(slider.value))});
+	const live = button("Live", onLive);
+	const moment = el("span.moment");
+	return {
+		element: el("div.history", first, slider, live, moment),
+		update({last, index, isLive, isOff, words, title}) {
+			setAttr(slider, "max", Math.max(0, last));
+			slider.disabled = isOff;
+			live.disabled = isLive;
+			if (Number(slider.value) !== index) slider.value = String(index);
+			setAttr(slider, "aria-valuetext", words);
+			setText(moment, words);
+			setAttr(moment, "title", title);
+		},
+	};
 }
 
 // The children of a list that has `count` rows; rows that stay are the same nodes as before.

@@ -14,7 +14,7 @@ export class Drawing {
 		this.tool = "brush";
 		this.colour = COLOURS[0][0];
 		this.at = {x: SIZE / 2, y: SIZE / 2};
-		this.canvas = el("canvas", {width: SIZE, height: SIZE, tabindex: "0", role: "application", "aria-roledescription": "drawing",
+		this.canvas = el("canvas", {width: SIZE, height: SIZE, tabindex: "0", role: "application",
 			"aria-label": "Drawing: arrow keys move, Space puts the chosen tool's shape",
 			onpointerdown: (event) => this.#down(event), onpointermove: (event) => this.#drag(event), onpointerup: () => this.#up(),
 			onpointercancel: () => this.#up(), onkeydown: (event) => this.#key(event)});
@@ -22,7 +22,8 @@ export class Drawing {
 			this.tool = tool;
 			this.tools.update(tool);
 		});
-		this.colours = el("div.choice.swatches", {role: "group", "aria-label": "Colour"}, COLOURS.map(([value, name]) => el("button", {
+		this.colours = el("div.choice.swatches", {role: "group", "aria-label": "Colour"},
+				COLOURS.map(([value, name]) => el("button", {
 			type: "button", title: name, "aria-label": name, "data-colour": value, onclick: () => this.#choose(value)},
 		el("span.swatch", {style: {background: value}}))));
 		this.element = el("div.drawing", this.canvas, el("div.drawing-side", this.tools.element, this.colours,

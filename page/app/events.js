@@ -21,7 +21,7 @@ document.getElementById("events").append(el("h2", "Events"), log, empty);
 export function update() {
 	const events = store.picture?.events ?? [];
 	show(empty, events.length === 0);
-	const last = events[events.length - 1] ?? null;
+	const last = events.at(-1) ?? null;
 	if (isSame(last, newest)) return;
 	const known = events.findIndex((event) => isSame(event, newest));
 	if (known < 0) list.replaceChildren();

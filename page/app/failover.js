@@ -60,8 +60,9 @@ export function update() {
 
 function span() {
 	const to = store.picture.time;
-	const oldest = Math.min(to - 60, store.picture.started ?? to, ...store.picture.events.map((event) => event.time));
-	return {from: view.lanes === "all" ? oldest : to - 60 * Number(view.lanes), to};
+	// No emptier than it must be: nothing is known of the time before the first event.
+	const oldest = Math.min(to - 60, ...store.picture.events.map((event) => event.time - 1));
+	return {from: view.lanes === "all" ? oldest : Math.max(oldest, to - 60 * Number(view.lanes)), to};
 }
 
 // Workers of the list, and those that only the events remember.
@@ -91,7 +92,7 @@ function draw() {
 
 function axis(from, to, x, bottom, width) {
 	const wanted = (to - from) / Math.max(2, (width - LABEL) / 110);
-	const step = TICK_STEPS.find((seconds) => seconds >= wanted) ?? TICK_STEPS[TICK_STEPS.length - 1];
+	const step = TICK_STEPS.find((seconds) => seconds >= wanted) ?? TICK_STEPS.at(-1);
 	const ticks = svg("g");
 	for (let at = Math.ceil(from / step) * step; at <= to; at += step) {
 		ticks.append(svg("line.rule", {x1: x(at), x2: x(at), y1: 0, y2: bottom}));
@@ -120,7 +121,8 @@ function lane(worker, row, from, to, x) {
 			svg("rect", {x: left, y, width, height: LANE - 8}, svg("title", words)),
 			width > 56 ? svg("text", {x: left + 6, y: y + 12, "dominant-baseline": "central"}, piece.state) : null);
 	});
-	return svg("g", {"data-dim": isDim}, svg("text.name", {x: 0, y: y + 12, "dominant-baseline": "central"}, worker.name), pieces);
+	return svg("g", {"data-dim": isDim}, svg("text.name", {x: 0, y: y + 12, "dominant-baseline": "central"}, worker.name),
+			pieces);
 }
 
 function marksOf(events, workers, x) {
@@ -150,7 +152,8 @@ function updateIncidents() {
 	const key = JSON.stringify(incidents);
 	if (key === incidentKey) return;
 	incidentKey = key;
-	const head = ["worker", "what", "last sign of life", "detected after", "resent", "requests touched", "requests failed", "stall p50",
+	const head = ["worker", "what", "last sign of life", "detected after", "resent", "requests touched", "requests failed",
+			"stall p50",
 		"stall p99", "restored after", "epoch"];
 	setText(incidentPanel.heading, incidents.length ? `Incidents (${incidents.length})` : "Incidents");
 	incidentBox.replaceChildren(table("One line per loss or hang of a worker, newest first", head,
@@ -159,7 +162,7 @@ function updateIncidents() {
 			el("time", {title: dateTitle(incident.begin)}, time(incident.begin)), duration(incident.detected_after),
 			`${plural(incident.rows_resent, "row")} in ${plural(incident.calls_resent, "call")}`, count(incident.requests_touched),
 			el("span", {class: incident.requests_failed > 0 ? "warn" : ""}, count(incident.requests_failed)),
-			quantileText(quantileOf(incident.recovery, bounds.recovery, 0.5)), quantileText(quantileOf(incident.recovery, bounds.recovery, 0.99)),
+			...[0.5, 0.99].map((q) => quantileText(quantileOf(incident.recovery, bounds.recovery, q))),
 			incident.restored_after === null ? "not yet" : duration(incident.restored_after),
 			`${incident.epoch_before} → ${incident.epoch_after ?? NONE}`]), {class: "cards"}));
 }

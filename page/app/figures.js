@@ -80,7 +80,8 @@ export function firstSharesOf(rows, modality, {units}) {
 export function balanceLossOf(rows, probabilities, layer) {
 	const shares = firstSharesOf(rows, "all", layer);
 	const total = sumOf(layer.units, (u) => sumOf(slotsOf("all", "both", [0]), (slot) => rows[u * 8 + slot]));
-	return layer.experts * sumOf(layer.units, (u) => (shares[u - layer.first] * probabilities[u]) / total);
+	const loss = layer.experts * sumOf(layer.units, (u) => (shares[u - layer.first] * probabilities[u]) / total);
+	return loss > 0 ? loss : NaN;  // nobody has counted probabilities
 }
 
 // Of a histogram with one more count than bounds: linear within the bucket, as Prometheus does it.
@@ -96,7 +97,7 @@ export function quantileOf(counts, bounds, q) {
 		}
 		below += counts[i];
 	}
-	return {value: bounds[bounds.length - 1], beyond: true};
+	return {value: bounds.at(-1), beyond: true};
 }
 
 // Rows per worker if every expert's rows are shared evenly by its replicas. `placement[u]`: worker ids.

@@ -47,16 +47,16 @@ export function update() {
 		setAttr(tab, "tabindex", isChosen ? 0 : -1);
 	});
 	const {picture} = store;
-	document.title = picture?.model ? `${picture.model.name} – conclave` : "conclave";
-	setText(model, picture?.model?.name ?? "no model yet");
+	document.title = picture?.model?.name ? `${picture.model.name} – conclave` : "conclave";
+	setText(model, picture?.model?.name || "no model yet");
 	setText(epoch, picture ? `epoch ${picture.cluster.epoch}` : "");
 	if (!picture) return;
 	const known = store.workers.size;
 	const live = store.present.filter((worker) => worker.state === "live").length;
 	setLight(workers, known ? `${live} of ${plural(known, "worker")}` : "no worker yet", known > 0 && live === known);
 	const {experts_served: served, experts_total: total, replicas_lowest: lowest} = picture.cluster;
-	setLight(experts, total === 0 ? "no expert known" : `${served === total ? "all" : `${served} of`} ${plural(total, "expert")} served`,
-		total > 0 && served === total);
+	const isWhole = total > 0 && served === total;
+	setLight(experts, total === 0 ? "no expert known" : `${isWhole ? "all" : `${served} of`} ${plural(total, "expert")} served`, isWhole);
 	setAttr(experts, "title", `fewest replicas of an expert: ${lowest}`);
 }
 

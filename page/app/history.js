@@ -53,7 +53,7 @@ export class History {
 		const {store} = this;
 		if (this.base === null || store.rows.length !== this.base.length) return;
 		const time = store.picture.time;
-		if (time < this.times[this.times.length - 1] + this.step) return;
+		if (time < this.times.at(-1) + this.step) return;
 		this.times.push(time);
 		this.steps.push(differenceOf(this.last, store.rows));
 		this.last.set(store.rows);
@@ -63,9 +63,7 @@ export class History {
 
 	// Index of the last step at or before `time`.
 	indexAt(time) {
-		let index = this.times.length - 1;
-		while (index > 0 && this.times[index] > time) --index;
-		return index;
+		return Math.max(0, this.times.findLastIndex((one) => one <= time));
 	}
 
 	// Rows as they stood at times[index]. The array is reused by the next call.

@@ -1,7 +1,7 @@
 // Where the load is, and whether it is text or image: maps of layer × expert, how uneven every layer is, the pinned expert, the
 // workers and the rates.
 
-import {button, choice, el, prefersStill, rowsOf, setAttr, setText, show, svg, table} from "./dom.js";
+import {button, choice, el, prefersStill, rowsOf, scrubber, setAttr, setText, show, svg, table} from "./dom.js";
 import {imbalanceOf, loadsOf, slotsOf, totalOf} from "./figures.js";
 import {count, dateTitle, expertName, fixed, percent, plural, time} from "./format.js";
 import {diverging, ratioPosition, theme} from "./colour.js";
@@ -27,17 +27,13 @@ const phaseChoice = choice("Rows of which phase", [["both", "both"], ["prefill",
 	(phase) => view.set({phase}));
 const windowChoice = choice("Window", [["start", "since start"], ["60", "last 60 s"], ["10", "last 10 s"]],
 	(window) => view.set({window}));
-const compareChoice = choice("Compare image with text", [["off", "one map"], ["on", "image | text"]], (compare) => view.set({compare}));
-const slider = el("input", {type: "range", min: 0, max: 0, step: 1, "aria-label": "Moment of the last 15 minutes",
-	oninput: () => seek(Number(slider.value))});
-const moment = el("span.moment");
-const playButton = button("Replay", () => togglePlay());
-const liveButton = button("Live", () => goLive());
-const historyBox = el("div.history", playButton, slider, liveButton, moment);
+const compareChoice = choice("Compare image with text", [["off", "one map"], ["on", "image | text"]],
+		(compare) => view.set({compare}));
+const playButton = button("Replay", togglePlay);
+const history = scrubber("Moment of the last 15 minutes", seek, goLive, playButton);
 const controls = el("div.controls", modalityChoice.element, phaseChoice.element, windowChoice.element,
 	compareChoice.element);
-const describe = (mapOf) => (unit, layer, expert) => describeCell(unit, layer, expert, mapOf);
-const map = (title, mapOf) => new Heatmap({title, describe: describe(mapOf),
+const map = (title, mapOf) => new Heatmap({title, describe: (...cell) => describeCell(...cell, mapOf()),
 	onPick: (layer, expert) => view.togglePin(layer, expert)});
 const singleMap = map("Share ÷ fair share", () => view.modality);
 const imageMap = map("Image rows: share ÷ fair share", () => "image");
@@ -58,10 +54,11 @@ const picture = el("div", empty, noModel, mapBox);
 const mapPanel = panel({name: "heat", title: "Layer × expert", picture, makeTable: () => mapTable()});
 mapPanel.element.insertBefore(controls, picture);
 mapPanel.element.insertBefore(what, picture);
-mapPanel.element.append(historyBox);
+mapPanel.element.append(history.element);
 const imbalanceList = el("ul.imbalance");
 const imbalanceNote = el("p.note");
-const imbalancePanel = panel({name: "imbalance", title: "Imbalance per layer, max ÷ mean", picture: el("div", imbalanceList, imbalanceNote)});
+const imbalancePanel = panel({name: "imbalance", title: "Imbalance per layer, max ÷ mean",
+		picture: el("div", imbalanceList, imbalanceNote)});
 export const element = el("div.columns",
 	el("div.column", mapPanel.element, pinned.element, imbalancePanel.element),
 	el("div.column", workers.element, rates.element));
@@ -109,12 +106,11 @@ function updateMaps() {
 	imageMap.update({...ratio, values: image});
 	textMap.update({...ratio, values: text});
 	differenceMap.update({...shared, values: image.map((value, unit) => value - text[unit]), scale: DIFFERENCES,
-		figure: (value) => (value > 0 ? "+" : "") + fixed(value)});
+		figure: (value) => (value > 0 ? "+" : "") + fixed(value).replace("-", "−")});
 }
 
-function describeCell(unit, layer, expert, mapOf) {
+function describeCell(unit, layer, expert, modality) {
 	const name = expertName(layer.layer, expert);
-	const modality = mapOf();
 	if (modality === null) {
 		const [image, text] = ["image", "text"].map((kind) => selection.ratios(kind)[unit]);
 		return `${name}: image ${fixed(image)} − text ${fixed(text)} = ${fixed(image - text)} fair shares`;
@@ -169,7 +165,8 @@ function updateImbalance() {
 		setAttr(item.querySelector("path"), "d", sparkline(perStep.map((step) => step[index])));
 	});
 	const steps = perStep.length > 1 ? ` The line: every ${Math.round(past.step)} s of the last 15 minutes, from 1 up.` : "";
-	setText(imbalanceNote, (shown.length < all.length ? `The ${shown.length} least balanced of ${all.length} layers.` : "") + steps);
+	setText(imbalanceNote, (shown.length < all.length ? `The ${shown.length} least balanced of ${all.length} layers.` : "") +
+			steps);
 }
 
 function shownIndex() {
@@ -178,17 +175,12 @@ function shownIndex() {
 
 function updateHistory() {
 	const why = past.why ?? (past.times.length < 2 ? `the first step of ${past.step} s is not over yet` : null);
-	const last = Math.max(0, past.times.length - 1);
-	setAttr(slider, "max", last);
-	slider.disabled = playButton.disabled = why !== null;
-	liveButton.disabled = view.at === null;
-	const index = shownIndex();
-	if (Number(slider.value) !== index) slider.value = String(Math.max(0, index));
+	const index = Math.max(0, shownIndex());
 	const at = past.times[index];
-	setAttr(slider, "aria-valuetext", view.at === null ? "now" : time(at));
-	setText(moment, why ? `No replay: ${why}.` : view.at === null
-		? `now; back to ${time(past.times[0])}` : `map as of ${time(at)}; all else is live`);
-	setAttr(moment, "title", dateTitle(at));
+	history.update({last: past.times.length - 1, index, isLive: view.at === null, isOff: why !== null, title: dateTitle(at),
+		words: why ? `No replay: ${why}.`
+			: view.at === null ? `now; back to ${time(past.times[0])}` : `map as of ${time(at)}; all else is live`});
+	playButton.disabled = why !== null;
 	setText(playButton, playing ? "Pause" : "Replay");
 }
 
@@ -240,6 +232,7 @@ function sparkline(values) {
 	return values.map((value, index) => {
 		const x = (SPARK.width * index) / Math.max(1, values.length - 1);
 		const y = SPARK.height - 1 - ((value - 1) / (top - 1)) * (SPARK.height - 2);
-		return isNaN(value) ? "" : `${isNaN(values[index - 1]) ? "M" : "L"}${x.toFixed(1)} ${y.toFixed(1)}`;
+		const place = `${x.toFixed(1)} ${y.toFixed(1)}`;
+		return isNaN(value) ? "" : isNaN(values[index - 1]) ? `M${place}h0` : `L${place}`;
 	}).join("") || "M0 0";
 }

@@ -31,8 +31,8 @@ const stream = new Stream(store, () => {
 
 const views = {load, placement, failover, pathways, chat};
 
-const panels = new Map(TABS.map((tab) => [tab, el("div", {role: "tabpanel", id: `view-${tab}`, "aria-labelledby": `tab-${tab}`, hidden: true},
-	views[tab].element)]));
+const panels = new Map(TABS.map((tab) => [tab,
+	el("div", {role: "tabpanel", id: `view-${tab}`, "aria-labelledby": `tab-${tab}`, hidden: true}, views[tab].element)]));
 document.getElementById("main").append(...panels.values());
 
 onRender(() => {

@@ -1,8 +1,8 @@
 // A picture with its patch grid: every patch coloured by the expert that its row chose first, in the layer that the reader picks.
 
 import {el, selectBox, setText, uniqueId} from "./dom.js";
-import {expertColour, ink} from "./colour.js";
-import {expertName, fixed, percent, plural} from "./format.js";
+import {expertColour, PATCH_INK} from "./colour.js";
+import {expertName, percent, plural} from "./format.js";
 
 const SIZE = 288;
 const FIGURE_MIN = 18;
@@ -20,13 +20,14 @@ export class Patches {
 			this.draw();
 		});
 		this.select.update(layers.map(({layer}, index) => [String(index), `L${layer}`]), this.layer);
-		this.canvas = el("canvas", {width: 2 * SIZE, height: 2 * SIZE, tabindex: "0", role: "application", "aria-roledescription": "patch grid",
+		this.canvas = el("canvas", {width: 2 * SIZE, height: 2 * SIZE, tabindex: "0", role: "application",
 			"aria-label": "Patches of the picture; arrow keys walk them", "aria-describedby": this.readout.id,
 			onpointermove: (event) => this.#point(event), onpointerleave: () => this.#leave(), onblur: () => this.#leave(),
 			onfocus: () => this.#move(0, 0), onkeydown: (event) => this.#key(event)});
 		this.element = el("div.patches", this.canvas,
 			el("div.patch-side", this.select.element, this.legend, this.readout,
-				picture.width === picture.height ? null : el("p.note", "The picture is drawn as if padded to a square, as MoE-LLaVA does.")));
+				picture.width === picture.height ? null : el("p.note",
+						"The picture is drawn as if padded to a square, as MoE-LLaVA does.")));
 		this.draw();
 	}
 
@@ -73,7 +74,7 @@ export class Patches {
 			if (Math.min(width, height) < FIGURE_MIN) continue;
 			// On a plate of its own colour, so that it can be read on any picture.
 			pen.fillRect(x + width / 2 - 8, y + height / 2 - 8, 16, 16);
-			pen.fillStyle = ink();
+			pen.fillStyle = PATCH_INK;
 			pen.fillText(String(expert), x + width / 2, y + height / 2);
 		}
 	}
@@ -81,9 +82,13 @@ export class Patches {
 	#drawCursor(pen) {
 		if (this.cursor === null) return;
 		const {rows, columns} = this.grid;
-		pen.strokeStyle = ink();
-		pen.lineWidth = 2;
-		pen.strokeRect((this.cursor % columns) * (SIZE / columns), Math.floor(this.cursor / columns) * (SIZE / rows), SIZE / columns, SIZE / rows);
+		// Dark on light, so that it shows on any picture.
+		for (const [colour, width] of [["#ffffff", 5], [PATCH_INK, 2]]) {
+			pen.strokeStyle = colour;
+			pen.lineWidth = width;
+			pen.strokeRect((this.cursor % columns) * (SIZE / columns), Math.floor(this.cursor / columns) * (SIZE / rows),
+					SIZE / columns, SIZE / rows);
+		}
 	}
 
 	#drawLegend() {
@@ -97,7 +102,8 @@ export class Patches {
 		const kept = counts.get(-1) ?? 0;
 		this.legend.replaceChildren(el("span.legend-title", `First choices in L${layer}; these colours are of this layer alone.`),
 			...known.map(([expert, patches]) => el("span.legend",
-				el("span.swatch", {style: {background: expertColour(this.layer, expert, experts)}}), `expert ${expert}: ${plural(patches, "row")}`)),
+				el("span.swatch", {style: {background: expertColour(this.layer, expert, experts)}}),
+						`expert ${expert}: ${plural(patches, "row")}`)),
 			kept ? el("span.legend", `${kept} not computed: the prefix cache had them`) : "");
 	}
 
@@ -111,18 +117,21 @@ export class Patches {
 		const box = this.canvas.getBoundingClientRect();
 		const column = Math.floor(((event.clientX - box.left) / box.width) * columns);
 		const row = Math.floor(((event.clientY - box.top) / box.height) * rows);
-		this.#go(Math.max(0, Math.min(rows - 1, row)), Math.max(0, Math.min(columns - 1, column)));
+		this.#go(row, column);
 	}
 
 	#move(down, right) {
-		const {columns, rows} = this.grid;
+		const {columns} = this.grid;
 		const now = this.cursor ?? 0;
-		this.#go(Math.max(0, Math.min(rows - 1, Math.floor(now / columns) + down)), Math.max(0, Math.min(columns - 1, (now % columns) + right)));
+		this.#go(Math.floor(now / columns) + down, (now % columns) + right);
 	}
 
 	#go(row, column) {
-		this.cursor = row * this.grid.columns + column;
-		setText(this.readout, `Patch row ${row}, column ${column}: ${this.#describe(this.cursor)}`);
+		const {rows, columns} = this.grid;
+		const y = Math.max(0, Math.min(rows - 1, row));
+		const x = Math.max(0, Math.min(columns - 1, column));
+		this.cursor = y * columns + x;
+		setText(this.readout, `Patch row ${y}, column ${x}: ${this.#describe(this.cursor)}`);
 		this.draw();
 	}
 
@@ -142,7 +151,7 @@ export class Patches {
 		const at = ((this.rows[0] + patch) * numLayers + this.layer) * most;
 		const all = Array.from({length: experts}, (_, expert) => [expert, this.probabilities.values[at + expert]])
 			.sort((a, b) => b[1] - a[1]).slice(0, 8);
-		return all.map(([expert, p]) => `expert ${expert} ${Number.isNaN(p) ? fixed(p) : percent(p, 1)}`).join(", ") +
+		return all.map(([expert, p]) => `expert ${expert} ${percent(p, 1)}`).join(", ") +
 			(experts > 8 ? ", …" : "");
 	}
 

@@ -49,7 +49,8 @@ class Flow {
 		this.modality = modality;
 		this.svg = svg("svg.sankey", {role: "img", "aria-label": `Paths of ${modality} rows through the layers`});
 		this.body = el("tbody");
-		this.table = el("table.paths", {"aria-label": `Most frequent paths of ${modality} rows`}, el("thead", el("tr", ["experts", "", "share", "ratio"].map((text) => (text ? el("th", {scope: "col"}, text) : el("td"))))),
+		this.table = el("table.paths", {"aria-label": `Most frequent paths of ${modality} rows`},
+			el("thead", el("tr", ["experts", "", "share", "ratio"].map((text) => el(text ? "th" : "td", text)))),
 			this.body);
 		this.box = el("div", this.svg, this.table);
 		this.note = el("p.note");
@@ -108,7 +109,8 @@ class Flow {
 			const anchor = column === 0 ? "start" : column === layers.length - 1 ? "end" : "middle";
 			const at = column === 0 ? x(0) : column === layers.length - 1 ? x(column) + NODE : x(column) + NODE / 2;
 			const every = Math.ceil((26 * layers.length) / width);
-			if (column % every === 0) parts.push(svg("text.label.small", {x: at, y: 11, "text-anchor": anchor}, `L${layers[column].layer}`));
+			if (column % every === 0) parts.push(svg("text.label.small", {x: at, y: 11, "text-anchor": anchor},
+					`L${layers[column].layer}`));
 			for (const [expert, node] of nodes) {
 				parts.push(svg("rect.node", {x: x(column), y: node.y, width: NODE, height: Math.max(1, node.height)},
 					svg("title", `L${layers[column].layer} expert ${expert}`)));
@@ -139,7 +141,7 @@ class Flow {
 			top += `H${from.x + NODE}C${middle} ${from.y} ${middle} ${to.y} ${to.x} ${to.y}`;
 			bottom = `H${to.x}C${middle} ${to.y + thickness} ${middle} ${from.y + thickness} ${from.x + NODE} ${from.y + thickness}${bottom}`;
 		}
-		const last = places[places.length - 1];
+		const last = places.at(-1);
 		const shape = `${top}H${last.x + NODE}V${last.y + thickness}${bottom}H${places[0].x}Z`;
 		return svg("path.ribbon", {d: shape, "data-dim": path.isDim, "data-path": path.experts.join("-")},
 			svg("title", `${path.experts.join(" → ")}: ${plural(path.rows, "row")}, ${percent(path.share, 1)}`));
@@ -172,6 +174,7 @@ class Flow {
 }
 
 const flows = ["image", "text"].map((modality) => new Flow(modality));
-const divergence = panel({name: "divergence", title: "How far image and text rows are apart, per layer", picture: el("div", bits, note)});
+const divergence = panel({name: "divergence", title: "How far image and text rows are apart, per layer",
+		picture: el("div", bits, note)});
 export const element = el("div.column", el("div.controls.middle", el("span.label", "most frequent paths"), shown.element),
 	el("div.pair", flows.map((flow) => flow.panel.element)), divergence.element);

@@ -35,7 +35,8 @@ export function update() {
 	show(unpin, unit >= 0);
 	setText(box.heading, unit >= 0 ? `Pinned: ${expertName(view.pin.layer, view.pin.expert)}` : "Pinned expert");
 	if (unit < 0) return;
-	const found = {unit, layer: store.layerOf(view.pin.layer), all: selection.loads(), image: selection.loads("image"), text: selection.loads("text")};
+	const found = {unit, layer: store.layerOf(view.pin.layer), all: selection.loads(), image: selection.loads("image"),
+			text: selection.loads("text")};
 	FACTS.forEach(([, text], index) => setText(values[index], text(found)));
 }
 

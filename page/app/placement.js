@@ -2,7 +2,7 @@
 // an epoch comes, chips that move glide to their new worker and leave a line behind, until the next epoch.
 
 import {diverging, ratioPosition} from "./colour.js";
-import {button, el, prefersStill, setAttr, setText, show, svg, table} from "./dom.js";
+import {el, prefersStill, scrubber, setAttr, setText, show, svg, table} from "./dom.js";
 import {spreadOf, sumOf, workerLoadsOf} from "./figures.js";
 import {bytes, count, dateTitle, expertName, fixed, percent, plural, time} from "./format.js";
 import {panel} from "./panel.js";
@@ -23,10 +23,7 @@ const traces = svg("g.traces");
 const chipGroup = svg("g");
 drawing.append(frame, traces, chipGroup);
 const chipNodes = new Map();  // "unit:worker" -> {element, x, y}
-const slider = el("input", {type: "range", min: 0, max: 0, step: 1, "aria-label": "Epoch",
-	oninput: () => seek(Number(slider.value))});
-const moment = el("span.moment");
-const live = button("Live", () => view.set({epoch: null}));
+const epochs = scrubber("Epoch", seek, () => view.set({epoch: null}));
 const pager = el("div.controls");
 const note = el("p.note");
 const empty = el("p.empty", "Nothing is placed yet: the first epoch comes when a worker has joined. Start one: ",
@@ -34,7 +31,7 @@ const empty = el("p.empty", "Nothing is placed yet: the first epoch comes when a
 const frameBox = el("div.placement-box", drawing);
 const placementPanel = panel({name: "placement", title: "Placement", makeTable: () => replicaTable(),
 	picture: el("div", empty, note, pager, frameBox)});
-placementPanel.element.append(el("div.history", slider, live, moment));
+placementPanel.element.append(epochs.element);
 export const element = el("div.columns", el("div.column", placementPanel.element),
 	el("div.column", whatIf.element));
 new ResizeObserver(() => draw(false)).observe(frameBox);
@@ -52,7 +49,7 @@ export function update() {
 // The chosen epoch, or the newest.
 function shownEpoch() {
 	const found = store.epochs.find((entry) => entry.epoch === view.epoch);
-	return found ?? store.epochs[store.epochs.length - 1] ?? null;
+	return found ?? store.epochs.at(-1) ?? null;
 }
 
 function workersOf(shown) {
@@ -70,15 +67,10 @@ function summary(shown) {
 }
 
 function updateScrubber(shown) {
-	const index = shown ? store.epochs.indexOf(shown) : 0;
-	setAttr(slider, "max", Math.max(0, store.epochs.length - 1));
-	slider.disabled = store.epochs.length < 2;
-	live.disabled = view.epoch === null;
-	if (Number(slider.value) !== index) slider.value = String(index);
-	setAttr(slider, "aria-valuetext", shown ? `epoch ${shown.epoch}` : "none");
 	const seen = `${plural(store.epochs.length, "epoch")} seen by this page`;
-	setText(moment, shown ? `epoch ${shown.epoch} of ${time(shown.time)}; ${seen}` : seen);
-	setAttr(moment, "title", dateTitle(shown?.time));
+	epochs.update({last: store.epochs.length - 1, index: shown ? store.epochs.indexOf(shown) : 0, isLive: view.epoch === null,
+		isOff: store.epochs.length < 2, words: shown ? `epoch ${shown.epoch} of ${time(shown.time)}; ${seen}` : seen,
+		title: dateTitle(shown?.time)});
 }
 
 function seek(index) {
@@ -250,10 +242,12 @@ function replicaTable() {
 	const shown = shownEpoch();
 	if (!shown) return el("p.empty", "Nothing is placed yet.");
 	const ratios = selection.ratios();
-	return table(`Replicas in epoch ${shown.epoch}`, ["expert", "replicas", "on", "load ÷ fair share"], pageOf(shown).flatMap((layer) =>
+	return table(`Replicas in epoch ${shown.epoch}`, ["expert", "replicas", "on", "load ÷ fair share"],
+			pageOf(shown).flatMap((layer) =>
 		layer.units.map((u, expert) => {
 			const holders = shown.experts[u] ?? [];
-			return [expertName(layer.layer, expert), count(holders.length), holders.map((id) => store.workerName(id)).join(", ") || "nobody",
+			return [expertName(layer.layer, expert), count(holders.length),
+					holders.map((id) => store.workerName(id)).join(", ") || "nobody",
 				fixed(ratios[u])];
 		})));
 }

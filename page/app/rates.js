@@ -18,7 +18,8 @@ const ROWS = [
 	["Time to first token, p99", quantile("ttft", 0.99)],
 	["Between two tokens, p50", quantile("itl", 0.5)],
 	["Between two tokens, p99", quantile("itl", 0.99)],
-	["Prompt rows from the cache", (serving) => percent(serving.cached / (serving.prompt_text + serving.prompt_image))],
+	["Prompt rows from the cache", (serving) => percent(serving.cached /
+		(serving.cached + serving.prompt_text + serving.prompt_image))],
 	["Images from the cache", (serving) => percent(serving.image_hits / serving.images)],
 ];
 
@@ -26,7 +27,8 @@ const recentHead = el("th", {scope: "col"});
 const rows = ROWS.map(([label, , kind]) => el("tr", {"data-kind": kind}, el("th", {scope: "row"}, label), el("td"), el("td")));
 const frontends = el("p.note");
 const box = panel({name: "rates", title: "Rates", picture: el("div", el("table.rates", {"aria-label": "Rates"},
-	el("thead", el("tr", el("th", {scope: "col"}, el("span.hidden", "figure")), recentHead, el("th", {scope: "col"}, "since the start"))),
+	el("thead", el("tr", el("th", {scope: "col"}, el("span.hidden", "figure")), recentHead,
+			el("th", {scope: "col"}, "since the start"))),
 	el("tbody", rows)), frontends)});
 export const element = box.element;
 

@@ -21,8 +21,8 @@ export class Recent {
 
 	sums(seconds) {
 		const {sums, ticks} = this.spans.get(seconds);
-		const from = (this.ticks[this.ticks.length - 1]?.time ?? 0) - seconds;
-		const last = ticks[ticks.length - 1]?.time ?? -Infinity;
+		const from = (this.ticks.at(-1)?.time ?? 0) - seconds;
+		const last = ticks.at(-1)?.time ?? -Infinity;
 		while (ticks.length > 0 && ticks[0].time <= from) accumulate(sums, ticks.shift(), -1);
 		for (const tick of this.ticks) {
 			if (tick.time <= Math.max(last, from)) continue;
@@ -60,13 +60,7 @@ export class Samples {
 
 	// The newest sample at least `seconds` old, or the oldest there is.
 	before(seconds) {
-		if (this.list.length === 0) return null;
-		const newest = this.list[this.list.length - 1].time;
-		let found = this.list[0];
-		for (const sample of this.list) {
-			if (sample.time > newest - seconds) break;
-			found = sample;
-		}
-		return found;
+		const {list} = this;
+		return list.findLast((sample) => sample.time <= list.at(-1).time - seconds) ?? list[0] ?? null;
 	}
 }

@@ -27,12 +27,16 @@ function check(value) {
 	const units = layers.reduce((sum, entry) => sum + entry.experts, 0);
 	expect(units <= UNITS_MAX, `model.layers: ${units} experts; expected at most ${UNITS_MAX}`);
 	for (const [name, per] of [["rows", 8], ["weights", 2], ["probabilities", 1]]) {
-		expect(value[name].length === units * per && value[name].every(isCount), `${name}: expected ${units * per} numbers from 0 up`);
+		expect(value[name].length === units * per && value[name].every(isCount),
+				`${name}: expected ${units * per} numbers from 0 up`);
 	}
 	expect(value.workers.every((worker) => Number.isInteger(worker?.id) && Array.isArray(worker.call_seconds)),
 		"workers: expected entries with id and call_seconds");
-	for (const name of ["call_seconds", "ttft", "itl", "recovery"]) expect(Array.isArray(value.bounds[name]), `bounds.${name}: expected a list`);
-	expect(!value.placement || (value.placement.experts ?? [null]).every(Array.isArray), "placement.experts: expected lists of worker ids");
+	for (const name of ["call_seconds", "ttft", "itl", "recovery"]) {
+		expect(Array.isArray(value.bounds[name]), `bounds.${name}: expected a list`);
+	}
+	expect(!value.placement || (value.placement.experts ?? [null]).every(Array.isArray),
+			"placement.experts: expected lists of worker ids");
 	for (const kind of value.pathways ? ["text", "image"] : []) {
 		expect(value.pathways[kind]?.top?.every?.((path) => Array.isArray(path?.experts) && isCount(path.rows)),
 			`pathways.${kind}.top: expected entries {experts, rows}`);

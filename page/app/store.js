@@ -141,7 +141,7 @@ export class Store {
 		const {picture} = this;
 		this.samples.add({time: picture.time, serving: picture.serving, workers: new Map(this.workers)});
 		const placement = picture.placement;
-		if (!placement || this.epochs[this.epochs.length - 1]?.epoch === placement.epoch) return;
+		if (!placement || this.epochs.at(-1)?.epoch === placement.epoch) return;
 		this.epochs.push({epoch: placement.epoch, time: picture.cluster?.placed_at ?? picture.time,
 			experts: placement.experts});
 		if (this.epochs.length > EPOCHS_MAX) this.epochs.shift();

@@ -26,7 +26,8 @@ export const element = el("section.panel.whatif", {"aria-labelledby": heading.id
 	el("p.note", "Every button shows its plan first; nothing happens before you confirm it."),
 	el("div.whatif-row", workerBox.element), el("div.whatif-row", kill, changing.slice(0, 2)),
 	el("div.whatif-row", layerBox.element, expertBox.element, field("Replicas", replicasInput), changing[2]),
-	el("div.whatif-row", rebalance), el("form.whatif-row", {onsubmit: (event) => event.preventDefault()}, field("Admin key", keyInput, ".wide")),
+	el("div.whatif-row", rebalance), el("form.whatif-row", {onsubmit: (event) => event.preventDefault()},
+			field("Admin key", keyInput, ".wide")),
 	reason, output);
 
 export function update() {
@@ -53,7 +54,8 @@ function chooseExpert() {
 	lastPin = pin;
 	const experts = store.layerOf(layer)?.experts ?? 0;
 	layerBox.update(store.layers.map((entry) => [String(entry.layer), `L${entry.layer}`]), layer);
-	expertBox.update(Array.from({length: experts}, (_, index) => [String(index), String(index)]), Math.min(expert, Math.max(0, experts - 1)));
+	expertBox.update(Array.from({length: experts}, (_, index) => [String(index), String(index)]),
+			Math.min(expert, Math.max(0, experts - 1)));
 }
 
 function forget() {
@@ -93,7 +95,8 @@ function placed() {
 
 // Rows per worker, max ÷ mean, if `experts` were the placement.
 function spread(experts, without) {
-	const ids = store.present.filter((worker) => worker.id !== without && ["live", "suspect"].includes(worker.state)).map((worker) => worker.id);
+	const ids = store.present.filter((worker) => worker.id !== without && ["live",
+			"suspect"].includes(worker.state)).map((worker) => worker.id);
 	return fixed(spreadOf([...workerLoadsOf(selection.loads("all", "both"), experts, ids).values()]));
 }
 
@@ -104,7 +107,7 @@ function replicaBytes(worker = store.present.find((one) => one.experts > 0)) {
 
 function riskText(name, {is_safe: isSafe, at_risk: atRisk}) {
 	if (isSafe) return `Every expert stays served without ${name}.`;
-	const named = atRisk.slice(0, 8).map(([layer, expert]) => expertName(layer, expert)).join(", ");
+	const named = atRisk.slice(0, 8).map(({layer, expert}) => expertName(layer, expert)).join(", ");
 	return `Not safe: ${plural(atRisk.length, "expert")} would have no replica: ${named}${atRisk.length > 8 ? ", …" : ""}.`;
 }
 
@@ -133,7 +136,8 @@ async function planDrain() {
 
 function planUndrain() {
 	const name = workerBox.select.value;
-	propose(`Undrain ${name}`, [`${name} takes calls again, and the planner may place replicas on it.`], `Undrain ${name}`, async () =>
+	propose(`Undrain ${name}`, [`${name} takes calls again, and the planner may place replicas on it.`], `Undrain ${name}`,
+			async () =>
 		(await send("moe/undrain", {worker: name})).is_drained ? "it is still drained." : "it takes part again.");
 }
 
@@ -150,7 +154,8 @@ function planReplicate() {
 	propose(`Replicate ${expertName(layer, expert)}`, [
 		`${plural(holders.length, "replica")} now (${holders.map((id) => store.workerName(id)).join(", ") || "nobody"}), ${count(replicas)} wanted: ` +
 			`${plural(moves, "load")}${moves ? `, about ${bytes(moves * replicaBytes())}` : ""}.`,
-		`Rows per worker, max ÷ mean: ${spread(placed())} now, about ${spread(after)} after.`], `Keep ${plural(replicas, "replica")}`, async () =>
+		`Rows per worker, max ÷ mean: ${spread(placed())} now, about ${spread(after)} after.`],
+				`Keep ${plural(replicas, "replica")}`, async () =>
 		`epoch ${(await send("moe/replicate", {layer, expert, replicas})).epoch}.`);
 }
 

@@ -58,25 +58,28 @@ function fillRow(item, {worker, p99, isStraggler}, holders) {
 	const [name, state, bar, figures] = item.children;
 	const [busy, queue, late, straggler] = figures.children;
 	const isHere = !["dead", "left"].includes(worker.state);
-	const heard = `heard ${duration(worker.heartbeat_age_ms / 1000)} ago`;
 	setText(name, worker.name);
-	setText(state, worker.state + (worker.is_distrusted ? ", distrusted" : "") + (holders?.includes(worker.id) ? ", holds the pinned expert" : ""));
+	setText(state, worker.state + (worker.is_distrusted ? ", distrusted" : "") +
+			(holders?.includes(worker.id) ? ", holds the pinned expert" : ""));
 	setAttr(state, "data-state", worker.state);
 	bar.firstChild.style.width = `${100 * Math.max(0, Math.min(1, isHere ? worker.busy : 0))}%`;
-	setText(busy, isHere ? `${percent(worker.busy)} busy` : `gone, ${heard}`);
+	setText(busy, isHere ? `${percent(worker.busy)} busy` : "gone");
 	setText(queue, isHere ? `queue ${count(worker.queue)}` : "");
 	setText(late, isHere ? `p99 ${quantileText(p99)}` : "");
 	show(straggler, isStraggler && isHere);
 	setAttr(item, "data-dim", holders !== null && !holders.includes(worker.id));
 	setAttr(item, "title", `${worker.host}: ${plural(worker.experts, "replica")}, ${plural(worker.calls, "call")}, ` +
-		`${plural(worker.rows, "row")}; ${heard}`);
+		`${plural(worker.rows, "row")}; heard ${duration(worker.heartbeat_age_ms / 1000)} ago`);
 }
 
 function workerTable() {
-	const head = ["worker", "state", "busy", "queue", `p99 ${windowNow().text}`, "replicas", "rows /s", "calls", "rows", "rows resent",
+	const head = ["worker", "state", "busy", "queue", `p99 ${windowNow().text}`, "replicas", "rows /s", "calls", "rows",
+			"rows resent",
 		"hedges", "timeouts", "links lost"];
 	return table("Workers", head, figuresOf().map(({worker, p99, isStraggler}) => [
-		worker.name, worker.state, percent(worker.busy), count(worker.queue), quantileText(p99) + (isStraggler ? " (straggler)" : ""),
-		count(worker.experts), Number.isFinite(worker.rows_per_second) ? worker.rows_per_second.toFixed(1) : NONE, count(worker.calls),
+		worker.name, worker.state, percent(worker.busy), count(worker.queue),
+				quantileText(p99) + (isStraggler ? " (straggler)" : ""),
+		count(worker.experts), Number.isFinite(worker.rows_per_second) ? worker.rows_per_second.toFixed(1) : NONE,
+				count(worker.calls),
 		count(worker.rows), count(worker.rows_resent), count(worker.hedges), count(worker.timeouts), count(worker.links_lost)]));
 }

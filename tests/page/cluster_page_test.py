@@ -2,20 +2,19 @@
 
 Run by hand until the router serves the page: `CONCLAVE_BINARY=... .venv/bin/python tests/page/cluster_page_test.py`.
 
-Method: a router, three workers and a frontend with the demo model. Every request asks for its routed experts, and the heat map of
-every filter must equal, exactly, the counts made of them. CONCLAVE_PAGE_SCREENSHOTS=FOLDER keeps pictures of every view.
+Method: a router, three workers and a frontend with the demo model. Every request asks for its routed experts, and the heat map
+of every filter must equal, exactly, the counts made of them. CONCLAVE_PAGE_SCREENSHOTS=FOLDER keeps pictures of every view.
 """
 
-import ast
-import base64
 import collections
 import io
 import itertools
 import json
 import os
 import pathlib
-import struct
 import sys
+import tempfile
+import time
 import unittest
 
 import browser
@@ -23,19 +22,12 @@ import browser
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "e2e"))
 import cluster as clusters  # noqa: E402
 import conclave_process as conclave  # noqa: E402
+import routed  # noqa: E402
 
 SCREENSHOTS = os.environ.get("CONCLAVE_PAGE_SCREENSHOTS", "")
 WAIT_MS = 30_000
+KEY = "a-key-of-operators-0123456789"
 FILTERS = [(modality, phase) for modality in ("all", "image", "text") for phase in ("both", "prefill", "decode")]
-
-
-def npy(text: str) -> tuple[tuple[int, ...], tuple]:
-    """Shape and values of a reply's base64 of a NumPy file."""
-    content = base64.b64decode(text)
-    start = 10 + int.from_bytes(content[8:10], "little")
-    header = ast.literal_eval(content[10:start].decode())
-    kind = {"<i2": "h", "<f4": "f"}[header["descr"]]
-    return header["shape"], struct.unpack(f"<{(len(content) - start) // struct.calcsize(kind)}{kind}", content[start:])
 
 
 def drawing(number: int) -> dict:
@@ -57,9 +49,9 @@ class Counts:
         self.rows = collections.Counter()
         self.cached = 0
 
-    def add(self, routed_experts: str, image_rows: list[list[int]], prompt_tokens: int):
-        (positions, num_layers, top_k), values = npy(routed_experts)
-        images = {row for first, count in image_rows for row in range(first, first + count)}
+    def add(self, choice: dict, prompt_tokens: int):
+        (positions, num_layers, top_k), _, values = routed.npy(choice["routed_experts"])
+        images = {row for first, count in choice["conclave"]["image_rows"] for row in range(first, first + count)}
         for position in range(positions):
             modality = "image" if position in images else "text"
             phase = "prefill" if position < prompt_tokens else "decode"
@@ -73,7 +65,12 @@ class Counts:
 
     def loads(self, layer: int, experts: int, modality: str, phase: str) -> list[int]:
         return [sum(count for (at, which, m, p), count in self.rows.items()
-                    if (at, which) == (layer, expert) and modality in ("all", m) and phase in ("both", p)) for expert in range(experts)]
+                    if (at, which) == (layer, expert) and modality in ("all", m) and phase in ("both",
+                                                                                               p)) for expert in range(experts)]
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def chunks_of(body: str) -> list[dict]:
@@ -86,7 +83,11 @@ class ClusterPageTest(conclave.TestCase):
     def setUpClass(cls):
         cls.resources = []
         try:
-            cls.cluster = clusters.Cluster(workers=3, frontends=1)
+            key = tempfile.NamedTemporaryFile("w", encoding="ascii")
+            cls.resources.append(key)
+            key.write(KEY + "\n")
+            key.flush()
+            cls.cluster = clusters.Cluster(workers=3, frontends=1, router_args=["--admin-key-file", key.name])
             cls.resources.append(cls.cluster)
             cls.cluster.wait_for_replicas(2)
             cls.browser = browser.Browser().__enter__()
@@ -118,7 +119,7 @@ class ClusterPageTest(conclave.TestCase):
                                      "return_routed_experts": True})
         self.assertEqual(answer.status, 200, answer)
         body = answer.json()
-        self.counts.add(body["choices"][0]["routed_experts"], body["conclave"]["image_rows"], body["usage"]["prompt_tokens"])
+        self.counts.add(body["choices"][0], body["usage"]["prompt_tokens"])
 
     def assert_map(self, opened: browser.OpenPage):
         """The table of the heat map says, for every filter, what the answers said. Counts arrive a moment after the answers."""
@@ -129,16 +130,12 @@ class ClusterPageTest(conclave.TestCase):
                 expected = []
                 for index, (layer, experts) in enumerate(self.layers):
                     found = self.counts.loads(index, experts, modality, phase)
-                    ratio = [f"{n * experts / sum(found):.2f}" if sum(found) else "–" for n in found]
+                    ratio = [browser.fixed(n * experts / sum(found)) if sum(found) else "–" for n in found]
                     expected.append([f"L{layer}", *(f"{n:,} ({share})" for n, share in zip(found, ratio))])
-                try:
-                    opened.page.wait_for_function(
-                        "(expected) => JSON.stringify([...document.querySelector('.panel-heat table').tBodies[0].rows].map((row) => "
-                        "[...row.cells].map((cell) => cell.textContent))) === expected",
-                        arg=json.dumps(expected, ensure_ascii=False, separators=(",", ":")), timeout=WAIT_MS)
-                except Exception:  # the difference says more than a timeout
-                    self.assertEqual(opened.cells(".panel-heat table"), expected)
-                    raise
+                deadline = time.monotonic() + WAIT_MS / 1000
+                while (found := opened.cells(".panel-heat table")) != expected and time.monotonic() < deadline:
+                    opened.page.wait_for_timeout(100)
+                self.assertEqual(found, expected)
 
     # The three parts follow one another: each looks at the same cluster.
     def test_the_page_shows_what_the_cluster_did(self):
@@ -152,6 +149,7 @@ class ClusterPageTest(conclave.TestCase):
         self.chat_with_a_picture(opened)
         opened.tab("load")
         self.assert_map(opened)
+        self.plan_and_replicate(opened)
         self.lose_a_worker(opened)
         self.assertEqual(opened.complaints, [])
         self.look_at_every_view()
@@ -166,21 +164,40 @@ class ClusterPageTest(conclave.TestCase):
             opened.page.keyboard.press("Enter")
         opened.page.wait_for_selector(".patches", timeout=WAIT_MS)
         chunks = chunks_of(waiting.value.text())
-        routed = next(chunk["choices"][0]["routed_experts"] for chunk in chunks if chunk["choices"] and "routed_experts" in chunk["choices"][0])
-        last = next(chunk for chunk in chunks if "conclave" in chunk)
+        end = next(choice for chunk in chunks for choice in chunk["choices"] if "routed_experts" in choice)
+        usage = next(chunk["usage"] for chunk in chunks if chunk.get("usage"))
         answer = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks if chunk["choices"])
         self.assertEqual(opened.texts(".turn-text")[1], " ".join(answer.split()))
-        self.counts.add(routed, last["conclave"]["image_rows"], last["usage"]["prompt_tokens"])
-        (_, num_layers, top_k), values = npy(routed)
-        first, count = last["conclave"]["image_rows"][0]
+        self.counts.add(end, usage["prompt_tokens"])
+        (_, num_layers, top_k), _, values = routed.npy(end["routed_experts"])
+        first, count = end["conclave"]["image_rows"][0]
         chosen = collections.Counter(values[(first + patch) * num_layers * top_k] for patch in range(count))
         for expert, rows in chosen.items():
             if expert >= 0:
                 self.assertIn(f"expert {expert}: {rows} row", opened.text(".patch-legend"))
         opened.page.focus(".patches canvas")
-        (_, _, most), probabilities = npy(last["conclave"]["gate_probabilities"])
+        (_, _, most), _, probabilities = routed.npy(end["conclave"]["gate_probabilities"])
         best = max(probabilities[first * num_layers * most:first * num_layers * most + self.layers[0][1]])
         self.assertIn(f"{100 * best:.1f} %", opened.text(".patches .readout"))
+
+    def plan_and_replicate(self, opened: browser.OpenPage):
+        opened.tab("placement")
+        opened.page.select_option("select >> nth=0", "w1")
+        opened.page.click("text=Safe to kill?")
+        opened.page.wait_for_selector(".plan li")
+        self.assertIn("Every expert stays served without w1.", opened.text(".plan"))
+        opened.page.click("text=Rebalance … >> nth=0")
+        opened.wait_for("() => document.querySelector('.plan').textContent.includes('Imbalance')")
+        before = self.stats()["placement"]
+        opened.page.fill("input[type=password]", KEY)
+        opened.page.fill("input[type=number]", "3")
+        opened.page.click("text=Replicate … >> nth=0")
+        opened.page.wait_for_selector(".plan .strong")
+        self.assertEqual(self.stats()["placement"]["experts"][0], before["experts"][0], "nothing happens before it is confirmed")
+        opened.page.click(".plan .strong")
+        clusters.wait_until(lambda: len(self.stats()["placement"]["experts"][0]) == 3, "a third replica of the first expert")
+        opened.page.wait_for_function("() => document.querySelectorAll('.chip').length >= 17")
+        self.assertEqual(opened.faults(), [])
 
     def lose_a_worker(self, opened: browser.OpenPage):
         opened.tab("failover")
@@ -192,13 +209,13 @@ class ClusterPageTest(conclave.TestCase):
         finally:
             load.stop()
         self.assertEqual(load.failures, [])
-        opened.page.wait_for_function("() => [...document.querySelectorAll('.cards tbody tr')].some((row) => row.cells[0].textContent === 'w1' && "
-                                      "row.cells[9].textContent !== 'not yet')", timeout=WAIT_MS)
+        opened.page.wait_for_function("""() => [...document.querySelectorAll('.cards tbody tr')].some((row) =>
+          row.cells[0].textContent === 'w1' && row.cells[9].textContent !== 'not yet')""", timeout=WAIT_MS)
         incident = next(incident for incident in self.stats()["incidents"] if incident["name"] == "w1")
         self.assertEqual((incident["kind"], incident["requests_failed"]), ("dead", 0))
         row = next(row for row in opened.cells(".cards") if row[0] == "w1")
-        self.assertEqual((row[1], row[4], row[6]), ("lost", f"{incident['rows_resent']:,} row{'' if incident['rows_resent'] == 1 else 's'} in "
-                                                    f"{incident['calls_resent']:,} call{'' if incident['calls_resent'] == 1 else 's'}", "0"))
+        resent = f"{plural(incident['rows_resent'], 'row')} in {plural(incident['calls_resent'], 'call')}"
+        self.assertEqual((row[1], row[4], row[6]), ("lost", resent, "0"))
         self.assertEqual(row[10], f"{incident['epoch_before']} → {incident['epoch_after']}")
         self.assertIn("2 of 3 workers", opened.text("#header"))
         states = opened.page.eval_on_selector_all(".piece", "(pieces) => pieces.map((piece) => piece.dataset.state)")
