@@ -32,7 +32,7 @@ import service_manager
 conclave = deploy.conclave
 CHECK_TIMEOUT_S = 30
 COMMAND_TIMEOUT_S = 60
-HOME = "/srv/conclave"  # the checkout
+HOME = "/opt/conclave"  # the checkout
 FOLDERS_OF_SYSTEM = ("/usr/lib/sysusers.d", "/usr/lib/tmpfiles.d", "/var/log/nginx", "/var/lib/nginx")
 SUDO = """#!/bin/sh
 if [ "$1" = -u ]; then user=$2; shift 2; exec setpriv --reuid="$user" --regid="$user" --init-groups "$@"; fi
