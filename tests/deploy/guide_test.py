@@ -27,6 +27,7 @@ import unittest
 import deploy_files as deploy
 import cluster
 import machines
+import namespaces
 import service_manager
 
 conclave = deploy.conclave
@@ -323,5 +324,5 @@ if __name__ == "__main__":
     reason = machines.why_not() or next((f"no {tool}" for tool in ("curl", "openssl", "systemd-sysusers") if not shutil.which(tool)), None)
     if reason:
         deploy.skip(reason)
-    machines.enter_own_network()
+    namespaces.enter()
     deploy.main()
