@@ -28,6 +28,14 @@ void AddProcessOptions(service::OptionSet& set, ProcessSettings& settings,
           &settings.core_dumps);
 }
 
+void AddAdminKeyOption(service::OptionSet& set, std::string& file) {
+  set.AddPath({.name = "admin-key-file",
+               .help = "file with the key that operators need to change the cluster over HTTP",
+               .group = "Network",
+               .unset_means = "none: no changes over HTTP"},
+              &file, service::PathKind::kExistingFile);
+}
+
 void Phase::Stop(int signal) {
   std::function<void()> on_drain;
   {

@@ -29,6 +29,8 @@ struct ProcessSettings {
 void AddProcessOptions(service::OptionSet& set, ProcessSettings& settings,
                        const std::string& drain_help);
 
+void AddAdminKeyOption(service::OptionSet& set, std::string& file);
+
 // From start to the end of the drain, and who waits for it. Any thread.
 class Phase {
  public:

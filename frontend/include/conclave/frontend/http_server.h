@@ -10,6 +10,10 @@
 #include "absl/status/statusor.h"
 #include "conclave/frontend/chat.h"
 
+namespace conclave::observability {
+class Tracer;
+}  // namespace conclave::observability
+
 namespace conclave::frontend {
 
 struct HttpLimits {
@@ -50,6 +54,8 @@ struct HttpServerOptions {
   // Loading state of /health/ready while no backend is set: 0..1.
   std::function<double()> load_progress;
   std::string version;
+  // Decides which chat requests are traced; null: none. Outlives the server.
+  observability::Tracer* tracer = nullptr;
 };
 
 // What the server counts; filled by the caller, called on server threads, must not block.

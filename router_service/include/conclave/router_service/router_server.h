@@ -17,6 +17,8 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "conclave/live/board.h"
+#include "conclave/live/feed.h"
 #include "conclave/observability/metrics.h"
 #include "conclave/router_service/router_core.h"
 #include "conclave/service/address.h"
@@ -43,6 +45,8 @@ struct RouterServerOptions {
   milliseconds tick{50};
   // May be null; outlives the server.
   observability::Metrics* metrics = nullptr;
+  // Of the live picture: all but the role.
+  live::BoardOptions live;
 };
 
 class RouterServer {
@@ -68,6 +72,31 @@ class RouterServer {
     std::string blocked;  // likewise; of a router that stands by: what keeps it from leading
   };
   Health health() const;
+  // Numeric mode of the workers ("bf16"); empty before one has registered. Any thread.
+  std::string dtype() const;
+
+  // What operators ask, as AdminService has it. Any thread. The call-backs come on a thread of the
+  // server, once; at once with an error where this router stands by.
+  using Command = decltype(AdminEvent::command);
+  void Ask(std::function<void(const absl::StatusOr<const RouterCore*>&)> question);
+  void Change(Command command, std::function<void(const AdminReply&)> on_reply);
+
+  // The live picture and who watches it; as long as the server.
+  live::Board& board();
+  live::Feed& feed();
+
+  // HOST:PORT of the HTTP API of a frontend that is connected, taken in turn; kUnavailable
+  // ("no_frontend") when there is none.
+  absl::StatusOr<std::string> FrontendApi();
+
+  // Recorded routing (routing_trace.h), as AdminService has it: begins a recording, ends it, gives
+  // its file up to now. Any thread; returns at once. `done` is called once: on a thread of the
+  // server, which it must not hold up, or within the call when this router does not command.
+  // kFailedPrecondition ("recording_model", "stale_term"), kNotFound ("no_recording"), kUnavailable
+  // ("standby").
+  void StartRecording(std::function<void(const absl::StatusOr<RecordingStatus>&)> done);
+  void StopRecording(std::function<void(const absl::StatusOr<RecordingStatus>&)> done);
+  void GetRecording(std::function<void(absl::StatusOr<Recording>)> done);
 
  private:
   class Impl;
