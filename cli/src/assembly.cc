@@ -123,6 +123,7 @@ void Assembly::Connect(const AssemblyOptions& options) {
   dispatch.top_k = std::max(desc().moe.top_k, 1);
   dispatch.max_rows = options.max_rows;
   dispatch.is_timing = options.is_timing_calls;
+  dispatch.observer = options.dispatch_observer;
   EstimateExperts(desc(), options, dispatch);
   if (options.links != nullptr) {
     if (has_experts && options.rescue_bytes > 0) {

@@ -15,6 +15,8 @@ class ClusterSide {
   virtual absl::Status Join(EmbeddedOptions& options, observability::Metrics& metrics) = 0;
   // After it: waits until there is a placement.
   virtual absl::Status WaitForPlacement() = 0;
+  // From now on the router is told what this server has counted; null ends it.
+  virtual void Report(std::function<live::FrontendFigures()> figures) = 0;
 };
 
 }  // namespace conclave::cli

@@ -15,7 +15,10 @@
 #include "conclave/frontend/engine.h"
 #include "conclave/frontend/link_source.h"
 #include "conclave/kernels/isa.h"
+#include "conclave/live/board.h"
+#include "conclave/live/figures.h"
 #include "conclave/observability/metrics.h"
+#include "conclave/service/watchdog.h"
 #include "conclave/tensor/dtype.h"
 
 namespace conclave::cli {
@@ -47,6 +50,8 @@ struct EmbeddedOptions {
   std::chrono::nanoseconds image_cpu_time_max{0};
   // As frontend::ChatServiceOptions.
   int64_t image_memory_bytes = int64_t{512} << 20;
+  // HOST:PORT of the HTTP API in front of the cluster, for other processes; empty: none.
+  std::string api_address;
   // Null: nothing is counted. Outlives the cluster.
   observability::Metrics* metrics = nullptr;
 };
@@ -65,6 +70,17 @@ class EmbeddedCluster {
 
   // For what it counts, on any thread. Lives as long as the cluster.
   const frontend::Dispatcher& dispatcher() const;
+
+  // For the live picture: what has been counted, and how its workers stand. Any thread.
+  live::FrontendFigures Figures() const;
+  live::ClusterPicture Picture() const;
+
+  // As StragglerLog::Json; without links there is nothing in it. Any thread.
+  std::string stragglers() const;
+
+  // Of its engine's thread: steps and calls to workers, so that a step that waits for one is no
+  // hang. Any thread.
+  service::Pulse engine_pulse() const;
 
   // Takes no new request and waits until running ones have ended or `timeout` passed.
   void Drain(std::chrono::milliseconds timeout);

@@ -6,11 +6,12 @@
 #include <boost/beast/core/tcp_stream.hpp>
 #include <boost/beast/http.hpp>
 #include <boost/json.hpp>
-#include <boost/url/parse.hpp>
 #include <chrono>
+#include <optional>
 #include <utility>
 
 #include "conclave/base/status.h"
+#include "conclave/service/server_url.h"
 #include "conclave/service/units.h"
 #include "conversation.h"
 #include "sse.h"
@@ -29,36 +30,17 @@ constexpr auto kConnectTimeout = std::chrono::seconds(10);
 constexpr auto kReadTimeout = std::chrono::minutes(10);
 constexpr uint64_t kReplyBytesMax = uint64_t{64} << 20;
 
-struct Server {
-  std::string host;
-  std::string port;
-  std::string prefix;  // of all paths, without the final slash
-
-  std::string Name() const { return "http://" + host + ":" + port; }
-};
-
-absl::StatusOr<Server> ParseUrl(const std::string& url) {
-  const auto parsed = boost::urls::parse_uri({url.data(), url.size()});
-  // port_number() is 0 for what is no port.
-  const bool has_bad_port = parsed.has_value() && parsed->has_port() && !parsed->port().empty() &&
-                            parsed->port_number() == 0;
-  if (!parsed.has_value() || parsed->scheme_id() != boost::urls::scheme::http ||
-      parsed->host().empty() || has_bad_port || parsed->has_query() || parsed->has_fragment() ||
-      parsed->has_userinfo()) {
+// What stands before the paths of the API; a base URL of other clients ends with "/v1".
+absl::StatusOr<service::ServerUrl> ParseUrl(const std::string& text) {
+  std::optional<service::ServerUrl> url = service::ParseServerUrl(text, "80");
+  if (!url) {
     return InvalidArgument(
-        "usage", "--url: expected http://HOST[:PORT][/v1], found " + service::Quoted(url));
+        "usage", "--url: expected http://HOST[:PORT][/v1], found " + service::Quoted(text));
   }
-  Server server;
-  server.host = parsed->host_address();
-  server.port = parsed->has_port() && !parsed->port().empty() ? std::string(parsed->port()) : "80";
-  server.prefix = std::string(parsed->encoded_path());
-  while (server.prefix.ends_with('/')) {
-    server.prefix.pop_back();
+  if (url->path.ends_with("/v1")) {
+    url->path.resize(url->path.size() - 3);
   }
-  if (server.prefix.ends_with("/v1")) {
-    server.prefix.resize(server.prefix.size() - 3);
-  }
-  return server;
+  return *std::move(url);
 }
 
 using Parser = http::response_parser<http::string_body>;
@@ -66,15 +48,15 @@ using Parser = http::response_parser<http::string_body>;
 // One request at a time. Every operation runs the loop until it is done or timed out.
 class Connection {
  public:
-  explicit Connection(Server server) : server_(std::move(server)) {}
+  explicit Connection(service::ServerUrl server) : server_(std::move(server)) {}
 
   // Sends a request on a new connection and reads the reply's header.
   absl::Status Start(http::verb verb, const std::string& path, std::string body) {
     stream_.emplace(context_);
     buffer_.clear();
     CONCLAVE_RETURN_IF_ERROR(Connect());
-    http::request<http::string_body> request(verb, server_.prefix + path, 11);
-    request.set(http::field::host, server_.host + ":" + server_.port);
+    http::request<http::string_body> request(verb, server_.path + path, 11);
+    request.set(http::field::host, server_.Authority());
     request.set(http::field::user_agent, "conclave-ask");
     request.set(http::field::accept, "text/event-stream, application/json");
     request.set(http::field::connection, "close");
@@ -139,8 +121,7 @@ class Connection {
       });
     }
     if (error) {
-      return Error(absl::StatusCode::kUnavailable, "connect",
-                   server_.Name() + ": " + error.message());
+      return Error(absl::StatusCode::kUnavailable, "connect", Name() + ": " + error.message());
     }
     return absl::OkStatus();
   }
@@ -159,13 +140,15 @@ class Connection {
     const bool is_cut = error == http::error::partial_message ||
                         error == http::error::end_of_stream || error == asio::error::eof;
     return Error(absl::StatusCode::kUnavailable, "http",
-                 server_.Name() + ": " +
+                 Name() + ": " +
                      (is_cut ? std::string("the server closed the connection before the end of "
                                            "its answer")
                              : error.message()));
   }
 
-  const Server server_;
+  std::string Name() const { return "http://" + server_.Authority(); }
+
+  const service::ServerUrl server_;
   asio::io_context context_{1};
   std::optional<beast::tcp_stream> stream_;
   beast::flat_buffer buffer_;
@@ -174,7 +157,7 @@ class Connection {
 
 class HttpSource final : public AnswerSource {
  public:
-  explicit HttpSource(Server server) : connection_(std::move(server)) {}
+  explicit HttpSource(service::ServerUrl server) : connection_(std::move(server)) {}
 
   absl::Status FindModel() {
     CONCLAVE_RETURN_IF_ERROR(connection_.Start(http::verb::get, "/v1/models", ""));
@@ -229,7 +212,7 @@ class HttpSource final : public AnswerSource {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<AnswerSource>> ConnectTo(const std::string& url) {
-  CONCLAVE_ASSIGN_OR_RETURN(Server server, ParseUrl(url));
+  CONCLAVE_ASSIGN_OR_RETURN(service::ServerUrl server, ParseUrl(url));
   auto source = std::make_unique<HttpSource>(std::move(server));
   CONCLAVE_RETURN_IF_ERROR(source->FindModel());
   return source;

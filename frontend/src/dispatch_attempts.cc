@@ -86,6 +86,7 @@ absl::Status Dispatcher::MicroBatch::Send(Call& call, size_t link, bool is_hedge
   ++ledger.calls;
   ledger.rows.Add(call.num_rows);
   if (call.num_attempts++ == 0) {
+    call.first_link = link;
     call.first_sent_at = now;
     ++s.first_attempts;
     s.budget.OnFirstAttempt();
@@ -93,6 +94,7 @@ absl::Status Dispatcher::MicroBatch::Send(Call& call, size_t link, bool is_hedge
     ++s.retries;
   }
   if (const absl::Status status = channel.Dispatch(slot); !status.ok()) {
+    Tell(call, attempt, AttemptEnd::kLinkLost, now, status.code());
     channel.Release(slot);
     attempt.slot = nullptr;
     entry.health.OnWithdrawn(num_rows);
@@ -136,6 +138,7 @@ void Dispatcher::State::LoseLink(size_t index) {
     for (Call& call : batch.calls) {
       for (Attempt& attempt : call.live) {
         if (attempt.slot != nullptr && attempt.channel == entry.link.channel) {
+          batch.Tell(call, attempt, AttemptEnd::kLinkLost, Now());
           Drop(attempt);
           ++link_losses;
           ++ledgers[index]->link_losses;
@@ -170,6 +173,40 @@ std::chrono::nanoseconds Dispatcher::State::RoundTripOf(const Attempt& attempt,
   return std::min(seen, at_worker + attempt.channel->ping_round_trip());
 }
 
+void Dispatcher::MicroBatch::Tell(const Call& call, const Attempt& attempt, AttemptEnd end,
+                                  MonotonicTime now, absl::StatusCode code) const {
+  if (s.options.observer == nullptr) {
+    return;
+  }
+  const WorkerLink& link = s.table[attempt.link].link;
+  AttemptRecord record;
+  record.worker = link.worker;
+  record.link = attempt.link;
+  record.layer = layer;
+  record.micro_batch = index;
+  record.is_prefill = call.is_prefill;
+  record.is_inline = link.is_inline;
+  record.is_hedge = attempt.is_hedge;
+  record.number = attempt.slot->call.attempt;
+  record.rows = static_cast<int32_t>(call.num_rows);
+  record.image_rows = call.image_rows;
+  record.end = end;
+  record.code = code;
+  record.sent_at = attempt.sent_at;
+  record.ended_at = now;
+  if (end == AttemptEnd::kAnswered) {
+    // A worker's word: its parts are never more than the whole.
+    const auto whole = std::chrono::duration_cast<Microseconds>(s.RoundTripOf(attempt, now));
+    record.service = std::min(whole, Microseconds(attempt.slot->reply.service_us));
+    record.queue = std::min(whole - record.service, Microseconds(attempt.slot->reply.queue_us));
+    record.network = link.is_inline ? Microseconds(0) : whole - record.queue - record.service;
+  }
+  record.first_worker = s.table[call.first_link].link.worker;
+  record.first_link = call.first_link;
+  record.first_sent_at = call.first_sent_at;
+  s.options.observer->OnAttempt(record);
+}
+
 absl::Status Dispatcher::MicroBatch::PollAttempt(Call& call, Attempt& attempt, bool& has_moved) {
   const std::optional<absl::Status> status = attempt.channel->Poll(attempt.slot);
   LinkHealth& health = s.table[attempt.link].health;
@@ -190,6 +227,8 @@ absl::Status Dispatcher::MicroBatch::PollAttempt(Call& call, Attempt& attempt, b
     return absl::OkStatus();
   }
   const bool is_link_lost = !attempt.channel->LinkStatus().ok();
+  Tell(call, attempt, is_link_lost ? AttemptEnd::kLinkLost : AttemptEnd::kRefused, now,
+       status->code());
   if (is_link_lost) {
     health.OnWithdrawn(num_rows);
     ++s.link_losses;
@@ -211,6 +250,7 @@ absl::Status Dispatcher::MicroBatch::PollAttempt(Call& call, Attempt& attempt, b
 
 absl::Status Dispatcher::MicroBatch::OnTimeout(Call& call, Attempt& attempt, MonotonicTime now) {
   ++s.timeouts;
+  Tell(call, attempt, AttemptEnd::kTimeout, now);
   ++s.ledgers[attempt.link]->timeouts;
   s.table[attempt.link].health.OnTimeout(static_cast<int>(call.num_rows), now);
   s.table[attempt.link].OnGivenUp(now);
@@ -238,6 +278,7 @@ void Dispatcher::MicroBatch::OnAnswer(Call& call, Attempt& attempt, MonotonicTim
   }
   (void)CONCLAVE_FAILPOINT("f.before_combine", {.layer = layer});
   Combine(call, *attempt.slot);
+  Tell(call, attempt, AttemptEnd::kAnswered, now);
   CountAnswer(call, attempt, now, s.options.is_timing ? s.Now() : now);
   attempt.channel->Release(attempt.slot);
   attempt.slot = nullptr;
@@ -248,6 +289,7 @@ void Dispatcher::MicroBatch::OnAnswer(Call& call, Attempt& attempt, MonotonicTim
     if (CONCLAVE_PLANTED_BUG("both_hedged_replies_combined")) {
       return;
     }
+    Tell(call, other, AttemptEnd::kOvertaken, now);
     // The one that was sent first and overtaken is slow; the other one never had a chance.
     other.channel->Cancel(other.slot);
     other.channel->Release(other.slot);

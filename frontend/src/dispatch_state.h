@@ -57,6 +57,7 @@ struct Call {
   size_t num_pairs = 0;
   size_t link = 0;  // to send to
   int num_attempts = 0;
+  size_t first_link = 0;      // of the first attempt
   MonotonicTime not_before;   // of the next attempt
   MonotonicTime give_up_at;   // all attempts together
   MonotonicTime unserved_at;  // since when, in kUnserved
@@ -94,6 +95,7 @@ struct Dispatcher::MicroBatch {
   const uint8_t index;
   bool is_running = false;    // between Begin and the status
   absl::Status early_status;  // what went wrong before Finish
+  MonotonicTime awaited_at;   // as LayerRecord has it
 
   AlignedBuffer wire_rows;          // [max_rows, io_dim] in the wire dtype
   std::vector<int32_t> pair_link;   // [max_rows · top_k] index into table, of the layer's choice
@@ -134,6 +136,9 @@ struct Dispatcher::MicroBatch {
   absl::Status PollAttempt(Call& call, Attempt& attempt, bool& has_moved);
   absl::Status OnTimeout(Call& call, Attempt& attempt, MonotonicTime now);
   void OnAnswer(Call& call, Attempt& attempt, MonotonicTime now);
+  // Tells the observer of an attempt that ends now; its slot is still held.
+  void Tell(const Call& call, const Attempt& attempt, AttemptEnd end, MonotonicTime now,
+            absl::StatusCode code = absl::StatusCode::kOk) const;
   void CountAnswer(const Call& call, const Attempt& attempt, MonotonicTime now,
                    MonotonicTime combined_at);
   absl::Status OnFailure(Call& call, Attempt& attempt, FailoverReason reason,

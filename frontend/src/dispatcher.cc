@@ -121,6 +121,8 @@ void Dispatcher::State::CountLinkIn(size_t link, WorkerLedger& entry) {
   entry.is_up.store(true, std::memory_order_relaxed);
 }
 
+uint64_t Dispatcher::num_resent() const { return state_->retries.get() + state_->rescues.get(); }
+
 void Dispatcher::State::Reserve(size_t links) {
   // Per link and phase the calls of all rows, cut at a channel's rows, of which 1 is the least.
   rows_elsewhere.resize(links);
@@ -244,6 +246,7 @@ void Dispatcher::MicroBatch::AbandonAll() {
   for (Call& call : calls) {
     for (Attempt& attempt : call.live) {
       if (attempt.slot != nullptr) {
+        Tell(call, attempt, AttemptEnd::kAbandoned, s.Now());
         s.Drop(attempt);
       }
     }
@@ -298,6 +301,7 @@ absl::Status Dispatcher::Finish(int32_t micro_batch) {
   State& s = *state_;
   MicroBatch& batch = s.micro_batches[static_cast<size_t>(micro_batch)];
   MicroBatch& other = s.micro_batches[static_cast<size_t>(1 - micro_batch)];
+  batch.awaited_at = s.Now();
   std::optional<absl::Status> status = s.Advance(batch);
   other.ServeEarly(false);
   s.is_caller_away = false;
@@ -345,6 +349,7 @@ void Dispatcher::MicroBatch::Begin(int32_t moe_layer, MatView<const float> n,
   s.Enter();
   is_running = true;
   early_status = absl::OkStatus();
+  awaited_at = s.Now();
   layer = moe_layer;
   if (s.placement == nullptr) {
     return;
@@ -387,6 +392,9 @@ std::optional<absl::Status> Dispatcher::State::Advance(MicroBatch& batch) {
   }
   (void)CONCLAVE_FAILPOINT("f.after_combine", {.layer = batch.layer});
   batch.AbandonAll();
+  if (options.observer != nullptr) {
+    options.observer->OnLayer({batch.layer, batch.index, status.ok(), batch.awaited_at, Now()});
+  }
   batch.is_running = false;
   if (!IsRunning()) {
     source.Leave();

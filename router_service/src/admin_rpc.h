@@ -9,7 +9,9 @@
 #include <memory>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "conclave/base/mutex.h"
+#include "conclave/live/feed.h"
 #include "conclave/router_service/router_types.h"
 #include "core_slot.h"
 
@@ -31,8 +33,17 @@ class AdminReplies {
   std::map<uint64_t, Waiter> waiters_ ABSL_GUARDED_BY(mu_);
 };
 
-// Both outlive the service, and the service the server that has it.
-std::unique_ptr<grpc::Service> MakeAdminService(CoreSlot& core, AdminReplies& replies);
+// Recorded routing, as the shell asks for it. Any thread; `done` is called once, on the core's
+// thread or, where no core commands, at once on the caller's with the slot's refusal. Errors:
+// "recording_model", "no_recording", "stale_term", "standby".
+using RecordingDone = std::function<void(const absl::StatusOr<RecordingStatus>& recording)>;
+using RecordingTake = std::function<void(absl::StatusOr<Recording> recording)>;
+void Record(bool is_start, CoreSlot& core, AdminReplies& replies, RecordingDone done);
+void TakeRecording(CoreSlot& core, RecordingTake done);
+
+// All outlive the service, and the service the server that has it.
+std::unique_ptr<grpc::Service> MakeAdminService(CoreSlot& core, AdminReplies& replies,
+                                                live::Feed& feed);
 
 // kPermissionDenied ("peer_role", "peer_identity") unless the peer's certificate has the role.
 // Without TLS there are no roles: the listener is loopback, or the operator said --insecure.

@@ -17,6 +17,7 @@
 #include "load_table.h"
 #include "members.h"
 #include "planning.h"
+#include "routing_recorder.h"
 #include "weight_ledger.h"
 
 namespace conclave::router_service {
@@ -30,8 +31,10 @@ class RouterCore::Impl {
   const RouterIdentity& identity() const { return identity_; }
   const RouterCounters& counters() const { return counters_; }
   RouterStatus Status(MonotonicTime now) const;
+  RouterSigns Signs() const;
   absl::StatusOr<std::vector<ExpertUnit>> AtRiskWithout(const std::string& name) const;
   absl::StatusOr<RebalancePlan> TryRebalance(bool is_full) const;
+  absl::StatusOr<Recording> CurrentRecording() const;
 
  private:
   enum class Mode : uint8_t { kRecovering, kServing, kStandby };
@@ -153,6 +156,9 @@ class RouterCore::Impl {
   absl::Status Do(const PinCommand& command, AdminReply& reply);
   absl::Status Do(const ReplicateCommand& command, AdminReply& reply);
   absl::Status Do(const RebalanceCommand& command, AdminReply& reply);
+  absl::Status Do(const RecordCommand& command, AdminReply& reply);
+  std::vector<TraceWorker> WorkersToRecord() const;
+  TraceHead MakeTraceHead(int64_t unix_us) const;
   absl::Status CheckChangeable() const;
   absl::Status CheckDrainable(WorkerId id) const;
   WorkerStatus StatusOf(const Worker& worker, MonotonicTime now) const;
@@ -189,6 +195,7 @@ class RouterCore::Impl {
   std::map<std::string, Starts> starts_;
   std::map<SessionId, Frontend> frontends_;
   LoadTable loads_;
+  RoutingRecorder recorder_;
   MonotonicTime folded_at_;
 
   // Published and durable.

@@ -61,6 +61,7 @@ void RouterCore::Impl::On(const LoadEvent& event) {
   std::copy_if(event.experts.begin(), event.experts.end(), std::back_inserter(known),
                [this](const ExpertRows& rows) { return IsKnownUnit(rows.unit); });
   loads_.Add(worker->id, known);
+  recorder_.AddRows(known);
 }
 
 void RouterCore::Impl::On(const PrepareResultEvent& event) {

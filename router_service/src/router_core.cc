@@ -60,6 +60,7 @@ void RouterCore::Step(MonotonicTime now, const Event& event, std::vector<Action>
 const RouterIdentity& RouterCore::identity() const { return impl_->identity(); }
 const RouterCounters& RouterCore::counters() const { return impl_->counters(); }
 RouterStatus RouterCore::Status(MonotonicTime now) const { return impl_->Status(now); }
+RouterSigns RouterCore::Signs() const { return impl_->Signs(); }
 absl::StatusOr<std::vector<ExpertUnit>> RouterCore::AtRiskWithout(const std::string& name) const {
   return impl_->AtRiskWithout(name);
 }
@@ -67,8 +68,12 @@ absl::StatusOr<RebalancePlan> RouterCore::TryRebalance(bool is_full) const {
   return impl_->TryRebalance(is_full);
 }
 
+absl::StatusOr<Recording> RouterCore::CurrentRecording() const { return impl_->CurrentRecording(); }
+
 RouterCore::Impl::Impl(CoreOptions options, std::optional<RouterState> state)
-    : options_(std::move(options)), leases_(options_.tick_credit, options_.pause_after) {
+    : options_(std::move(options)),
+      leases_(options_.tick_credit, options_.pause_after),
+      recorder_(options_.recording_bytes_max) {
   identity_.router_id = options_.router_id;
   if (state.has_value()) {
     state_ = *std::move(state);
@@ -213,6 +218,9 @@ void RouterCore::Impl::On(const TickEvent& /*event*/) {
   if (now_ - folded_at_ >= std::chrono::seconds(1)) {
     loads_.Fold(std::chrono::duration<double>(now_ - folded_at_).count());
     folded_at_ = now_;
+  }
+  if (recorder_.IsWindowOver(now_)) {
+    recorder_.EndWindow(now_, WorkersToRecord(), published_experts_);
   }
   ExpireLoads();
   CheckBalance();

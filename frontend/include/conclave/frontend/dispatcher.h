@@ -19,6 +19,7 @@
 #include "conclave/base/clock.h"
 #include "conclave/base/ids.h"
 #include "conclave/frontend/dispatch_counts.h"
+#include "conclave/frontend/dispatch_observer.h"
 #include "conclave/frontend/expert_rescue.h"
 #include "conclave/frontend/link_health.h"
 #include "conclave/frontend/link_source.h"
@@ -58,6 +59,8 @@ struct DispatcherOptions {
   // Whether the times of calls are counted by stage: three more looks at the clock per call. Off to
   // measure what that costs.
   bool is_timing = true;
+  // Told of every attempt and layer; null: nobody. Outlives the dispatcher.
+  DispatchObserver* observer = nullptr;
 };
 
 // Cumulative, any thread.
@@ -100,6 +103,7 @@ class Dispatcher : public model::MoeExecutor {
              MatView<float> out) override;
   void Poll() override;
   absl::Status Finish(int32_t micro_batch) override;
+  uint64_t num_resent() const override;
 
   // Micro-batch 0 in smaller pieces, for a caller that must not be blocked (a simulation has many
   // dispatchers on one thread). Begin; then Advance until it gives the layer's status. Where it

@@ -28,6 +28,7 @@ class GateCounter : public model::MoeExecutor {
              MatView<float> out) override;
   void Poll() override { next_.Poll(); }
   absl::Status Finish(int32_t micro_batch) override { return next_.Finish(micro_batch); }
+  uint64_t num_resent() const override { return next_.num_resent(); }
 
   // Since the start. Of a step that is under way some rows may be in and others not.
   struct Load {

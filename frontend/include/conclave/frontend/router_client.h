@@ -11,6 +11,7 @@
 #include "conclave/base/ids.h"
 #include "conclave/frontend/cluster_view.h"
 #include "conclave/frontend/link_source.h"
+#include "conclave/live/figures.h"
 #include "conclave/placement/placement.h"
 
 namespace conclave::transport {
@@ -25,6 +26,7 @@ struct RouterClientOptions {
   std::string cluster_id;
   std::string name;
   uint64_t incarnation = 0;
+  std::string api_address = {};  // HOST:PORT of its HTTP API as others reach it; empty: none
   // ModelIdentity and NumericMode of cluster.proto.
   std::string manifest_hash;
   int32_t row_width = 0;
@@ -50,6 +52,10 @@ class RouterClient {
   // Any thread; do not block. A sighting beyond what the stream takes is dropped.
   void Acknowledge(Epoch epoch);
   void Report(WorkerId worker, uint64_t incarnation, PeerSighting sighting);
+
+  // What this frontend has counted, for the live picture. Sent as what changed since the last one;
+  // the latest waits while there is no stream.
+  void Report(live::FrontendFigures figures);
 
   // OK while the stream stands; else why not. kFailedPrecondition: the router refuses this frontend
   // (another model, say), which will not pass by itself.

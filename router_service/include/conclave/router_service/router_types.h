@@ -82,6 +82,7 @@ struct FrontendRegistration {
   std::string cluster_id;
   std::string name;
   uint64_t incarnation = 0;
+  std::string api_address;  // of its HTTP API; empty: none
   ModelIdentity model;
   NumericMode numeric;
   RouterIdentity last_router;
@@ -242,10 +243,16 @@ struct RebalanceCommand {
   bool is_full = false;
 };
 
+// Begins or ends a recording of the routing (routing_trace.h).
+struct RecordCommand {
+  bool is_start = false;
+  int64_t unix_us = 0;  // now, by the wall clock: what the recording says when it began
+};
+
 // What an operator asks; answered by an AdminReply with the same number once it is durable.
 struct AdminEvent {
   uint64_t request = 0;
-  std::variant<DrainCommand, PinCommand, ReplicateCommand, RebalanceCommand> command;
+  std::variant<DrainCommand, PinCommand, ReplicateCommand, RebalanceCommand, RecordCommand> command;
 };
 
 using Event = std::variant<TickEvent, WorkerRegisterEvent, HeartbeatEvent, LoadEvent,
@@ -314,12 +321,28 @@ struct RebalancePlan {
   uint64_t plan_id = 0;
 };
 
+// What was recorded so far.
+struct RecordingStatus {
+  bool is_recording = false;
+  bool is_full = false;  // stopped by the limit of its memory
+  uint64_t bytes = 0;
+  uint64_t windows = 0;
+  uint64_t rows = 0;
+};
+
+// The file of a recording, in pieces that never change.
+struct Recording {
+  RecordingStatus status;
+  std::vector<std::shared_ptr<const std::string>> pieces;  // empty: nothing was recorded
+};
+
 struct AdminReply {
   uint64_t request = 0;
   absl::Status status;
   bool is_drained = false;
   Epoch epoch;
   RebalancePlan rebalance;
+  RecordingStatus recording;
 };
 
 enum class Severity : uint8_t { kInfo, kWarning, kError };
@@ -353,12 +376,33 @@ struct FrontendStatus {
   uint32_t frontend_id = 0;
   std::string name;
   Epoch acked_epoch;
+  uint64_t incarnation = 0;
+  std::string api_address;
 };
 
 struct ExpertStatus {
   ExpertUnit unit;
   std::vector<WorkerId> workers;
   RowKinds rows_per_second{};
+};
+
+// What of a worker's standing may change from one moment to the next.
+struct MemberSign {
+  WorkerId worker;
+  MemberState state = MemberState::kLive;
+  bool is_drained = false;
+  bool is_distrusted = false;
+  bool is_loading = false;
+  friend bool operator==(const MemberSign&, const MemberSign&) = default;
+};
+
+// Cheap to ask for after every step: when it is another one, there is news in the status.
+struct RouterSigns {
+  Epoch epoch;
+  uint64_t plan_id = 0;
+  size_t num_frontends = 0;
+  std::vector<MemberSign> workers;
+  friend bool operator==(const RouterSigns&, const RouterSigns&) = default;
 };
 
 struct RouterStatus {
@@ -376,6 +420,7 @@ struct RouterStatus {
   uint64_t placement_age_ms = 0;
   uint64_t plan_id = 0;      // under way; 0: none
   uint64_t plan_age_ms = 0;  // since it was made
+  std::optional<RecordingStatus> recording;
 };
 
 // Why a plan was made: an expert or a worker was lost or joined; room for further replicas; loads

@@ -67,6 +67,9 @@ class MoeExecutor {
   // An error fails the whole step; nothing of it may be used.
   virtual absl::Status Finish(int32_t micro_batch) = 0;
 
+  // Calls that had to be sent again since the start; always 0 where rows go nowhere.
+  virtual uint64_t num_resent() const { return 0; }
+
   // Start and Finish, for a caller that has nothing to do meanwhile.
   absl::Status Run(int32_t layer, MatView<const float> n, std::span<const StepRow> rows,
                    const GateChoice& choice, MatView<float> out) {
