@@ -1,7 +1,7 @@
 // What a caller says of its trace: traceparent, and behind the first line break tracestate.
 //
-// Promises: what is read of version 00 is what would be written for it, to the byte; no id is zeros;
-// a tracestate that is carried on is as it came, and safe in a header.
+// Promises: what is read of version 00 is what would be written for it, to the byte; no id is
+// zeros; a tracestate that is carried on is as it came, and safe in a header.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
