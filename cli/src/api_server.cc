@@ -18,6 +18,7 @@
 #include "conclave/service/progress.h"
 #include "conclave/service/ready.h"
 #include "conclave/service/signals.h"
+#include "conclave/service/watchdog.h"
 #include "live_routes.h"
 #include "output.h"
 
@@ -69,6 +70,12 @@ class Server {
     if (const absl::Status status = AnnounceServing(); !status.ok()) {
       return service::Fail(status, ExitCode::kInternal);
     }
+    watchdog_ =
+        StartWatchdog(invocation_, {{"engine", [this] { return cluster_->engine_pulse(); }},
+                                    {"http", service::Knock([this](std::function<void()> answer) {
+                                       api_->Post(std::move(answer));
+                                       return true;
+                                     })}});
     phase_.WaitForStop();
     Drain();
     return static_cast<int>(ExitCode::kDone);
@@ -118,8 +125,19 @@ class Server {
     return absl::OkStatus();
   }
 
-  // The page: of the router beside this server, or of this process, which has no other.
   std::vector<service::AdminRoute> Routes() {
+    std::vector<service::AdminRoute> routes = PageRoutes();
+    if (cluster_side_ != nullptr) {
+      // In front of those that hand everything below /moe/ on.
+      routes.insert(routes.begin(), StragglersRoute([this] {
+                      return is_loaded_.load() ? cluster_->stragglers() : std::string("{}");
+                    }));
+    }
+    return routes;
+  }
+
+  // The page: of the router beside this server, or of this process, which has no other.
+  std::vector<service::AdminRoute> PageRoutes() {
     const auto body_max = static_cast<size_t>(settings_.max_body.bytes);
     if (role_.router_admin.port != 0) {
       return HandOnLive([this] { return absl::StatusOr<service::Address>(role_.router_admin); },
@@ -229,7 +247,7 @@ class Server {
 
   void Drain() {
     LogInfo("draining", {{"timeout", service::ToString(settings_.process.drain_timeout)}});
-    AnnounceStopping(invocation_);
+    AnnounceStopping(invocation_, settings_.process.drain_timeout);
     // Both doors close before either waits, and one time bounds both.
     const MonotonicTime end = Clock::Real().Now() + settings_.process.drain_timeout;
     if (grpc_ != nullptr) {
@@ -280,6 +298,7 @@ class Server {
   std::unique_ptr<frontend::HttpServer> api_;
   std::unique_ptr<frontend::InferenceServer> grpc_;  // null without --grpc-listen
   std::unique_ptr<service::AdminServer> admin_;
+  std::unique_ptr<service::Watchdog> watchdog_;  // null where nobody asks for it
 };
 
 }  // namespace

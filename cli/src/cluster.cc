@@ -14,12 +14,16 @@
 #include "engine_options.h"
 #include "output.h"
 #include "tls_options.h"
+#include "trace_file.h"
 
 namespace conclave::cli {
 namespace {
 
 using router_service::AdminClient;
 using service::ExitCode;
+
+// What `conclave plan` reads.
+constexpr size_t kRecordingBytesMax = size_t{128} << 20;
 
 struct ClusterSettings {
   std::vector<service::Address> router{{"127.0.0.1", 7000}};
@@ -38,7 +42,7 @@ void Declare(service::OptionSet& set, ClusterSettings& settings) {
   set.AddPositional(
       {.name = "ACTION",
        .help = "status, drain NAME, undrain NAME, pin LAYER:EXPERT WORKER, replicate LAYER:EXPERT "
-               "N, rebalance, kill-safe NAME, certs DIR",
+               "N, rebalance, kill-safe NAME, record start|stop|save FILE, certs DIR",
        .num_min = 1,
        .num_max = 3},
       &settings.words);
@@ -79,10 +83,15 @@ class Actions {
                                  {"replicate", 3, "replicate LAYER:EXPERT N"},
                                  {"rebalance", 1, "rebalance [--dry-run] [--full]"},
                                  {"kill-safe", 2, "kill-safe NAME"},
+                                 {"record", 0, "record start|stop|save FILE"},
                                  {"certs", 2, "certs DIR [--cluster-id NAME]"}};
     for (const Shape& shape : kShapes) {
       if (action() == shape.name) {
-        return settings_.words.size() == shape.num_words
+        const bool is_record =
+            shape.num_words == 0 &&
+            ((settings_.words.size() == 2 && (word(1) == "start" || word(1) == "stop")) ||
+             (settings_.words.size() == 3 && word(1) == "save"));
+        return settings_.words.size() == shape.num_words || is_record
                    ? absl::OkStatus()
                    : InvalidArgument("usage",
                                      std::string("expected: conclave cluster ") + shape.usage);
@@ -119,10 +128,34 @@ class Actions {
                                                      : KillSafeText(word(1), at_risk));
       return at_risk.empty() || printed != 0 ? printed : 1;
     }
+    if (action() == "record") {
+      return RunRecord(client);
+    }
     return RunOnExpert(client);
   }
 
  private:
+  absl::StatusOr<int> RunRecord(AdminClient& client) const {
+    if (word(1) != "save") {
+      CONCLAVE_ASSIGN_OR_RETURN(
+          const router_service::RecordingStatus recording,
+          word(1) == "start" ? client.StartRecording() : client.StopRecording());
+      return PrintResult(settings_.json ? RecordingJson(recording) : RecordingText(recording));
+    }
+    std::string file;
+    CONCLAVE_RETURN_IF_ERROR(client.GetRecording([&](const std::string& piece) {
+      file += piece;
+      return file.size() <= kRecordingBytesMax
+                 ? absl::OkStatus()
+                 : Error(absl::StatusCode::kResourceExhausted, "http",
+                         "the router sends more than a recording can be");
+    }));
+    CONCLAVE_RETURN_IF_ERROR(WriteTraceFile(word(2), file));
+    const size_t bytes = file.size();
+    return Print(word(2) + ": " + std::to_string(bytes) + " bytes",
+                 R"({"bytes":)" + std::to_string(bytes) + "}");
+  }
+
   absl::StatusOr<int> RunOnExpert(AdminClient& client) const {
     CONCLAVE_ASSIGN_OR_RETURN(const placement::ExpertUnit unit, ParseExpert(word(1)));
     Epoch epoch;
@@ -156,7 +189,12 @@ class Actions {
 
 // What the router refused is the request's fault, unless its reason says otherwise.
 ExitCode ExitCodeOf(const absl::Status& status) {
-  return absl::IsUnavailable(status) ? ExitCode::kNetwork : ExitCode::kUsage;
+  const std::string reason = ReasonOf(status);
+  if (reason == "file_write_error" || reason == "disk_full") {
+    return ExitCode::kConfig;
+  }
+  return absl::IsUnavailable(status) || absl::IsUnimplemented(status) ? ExitCode::kNetwork
+                                                                      : ExitCode::kUsage;
 }
 
 // An authority to try mutual TLS with, good for this machine's names.

@@ -4,12 +4,12 @@
 #include <boost/json/array.hpp>
 #include <boost/json/object.hpp>
 #include <boost/json/serialize.hpp>
-#include <cstdio>
 #include <map>
 
 #include "conclave/base/status.h"
 #include "conclave/observability/log.h"
 #include "conclave/service/units.h"
+#include "table.h"
 
 namespace conclave::cli {
 namespace {
@@ -18,15 +18,10 @@ namespace json = boost::json;
 using placement::ExpertUnit;
 using router_service::MemberState;
 using router_service::RebalancePlan;
+using router_service::RecordingStatus;
 using router_service::ReplicaMove;
 using router_service::RouterStatus;
 using router_service::WorkerStatus;
-
-std::string Fixed(double value, int digits) {
-  char text[64];
-  std::snprintf(text, sizeof(text), "%.*f", digits, value);
-  return text;
-}
 
 std::string Mebibytes(int64_t bytes) { return std::to_string(bytes >> 20) + "MiB"; }
 
@@ -45,34 +40,6 @@ const char* NameOf(const WorkerStatus& worker) {
   return worker.is_distrusted ? "distrusted" : "live";
 }
 
-// Rows of cells in columns as wide as they need to be.
-class Table {
- public:
-  void Add(std::vector<std::string> row) {
-    widths_.resize(std::max(widths_.size(), row.size()), 0);
-    for (size_t i = 0; i < row.size(); ++i) {
-      widths_[i] = std::max(widths_[i], row[i].size());
-    }
-    rows_.push_back(std::move(row));
-  }
-  std::string Text() const {
-    std::string out;
-    for (const std::vector<std::string>& row : rows_) {
-      std::string line;
-      for (size_t i = 0; i < row.size(); ++i) {
-        line += row[i];
-        line.append(widths_[i] - row[i].size() + 2, ' ');
-      }
-      out += line.substr(0, line.find_last_not_of(' ') + 1) + "\n";
-    }
-    return out;
-  }
-
- private:
-  std::vector<std::vector<std::string>> rows_;
-  std::vector<size_t> widths_;
-};
-
 // Names of peers go to a terminal.
 std::string Safe(const std::string& text) { return observability::Printable(text, 128); }
 
@@ -86,6 +53,14 @@ json::array IdsJson(const std::vector<WorkerId>& workers) {
     ids.emplace_back(worker.value());
   }
   return ids;
+}
+
+json::object RecordingObject(const RecordingStatus& recording) {
+  return {{"is_recording", recording.is_recording},
+          {"is_full", recording.is_full},
+          {"windows", recording.windows},
+          {"rows", recording.rows},
+          {"bytes", recording.bytes}};
 }
 
 json::object WorkerJson(const WorkerStatus& worker) {
@@ -158,6 +133,9 @@ std::string StatusText(const RouterStatus& status) {
   out += "imbalance: " + Fixed(status.imbalance_planned, 3) + " planned, " +
          Fixed(status.imbalance_seen, 3) + " seen" +
          (status.plan_id != 0 ? "; a plan is under way\n" : "\n");
+  if (status.recording.has_value()) {
+    out += RecordingText(*status.recording);
+  }
   Table workers;
   workers.Add({"ID", "WORKER", "STATE", "EXPERTS", "LOADING", "MEMORY", "ROWS/S", "BUSY",
                "HEARTBEAT", "ADDRESS"});
@@ -220,20 +198,23 @@ std::string StatusJson(const RouterStatus& status) {
     }
     experts.push_back(std::move(object));
   }
-  return json::serialize(json::object{{"router_id", status.router.router_id},
-                                      {"term", status.router.term},
-                                      {"epoch", status.epoch.value()},
-                                      {"state", status.state},
-                                      {"blocked", status.blocked},
-                                      {"replication_wanted", status.replication_wanted},
-                                      {"replication_lowest", status.replication_lowest},
-                                      {"imbalance_planned", status.imbalance_planned},
-                                      {"imbalance_seen", status.imbalance_seen},
-                                      {"placement_age_ms", status.placement_age_ms},
-                                      {"plan_id", status.plan_id},
-                                      {"workers", std::move(workers)},
-                                      {"frontends", std::move(frontends)},
-                                      {"experts", std::move(experts)}}) +
+  return json::serialize(json::object{
+             {"router_id", status.router.router_id},
+             {"term", status.router.term},
+             {"epoch", status.epoch.value()},
+             {"state", status.state},
+             {"blocked", status.blocked},
+             {"replication_wanted", status.replication_wanted},
+             {"replication_lowest", status.replication_lowest},
+             {"imbalance_planned", status.imbalance_planned},
+             {"imbalance_seen", status.imbalance_seen},
+             {"placement_age_ms", status.placement_age_ms},
+             {"plan_id", status.plan_id},
+             {"recording",
+              status.recording.has_value() ? RecordingObject(*status.recording) : json::value()},
+             {"workers", std::move(workers)},
+             {"frontends", std::move(frontends)},
+             {"experts", std::move(experts)}}) +
          "\n";
 }
 
@@ -276,6 +257,18 @@ std::string RebalanceJson(const RebalancePlan& plan, bool is_dry_run) {
                                       {"imbalance_after", plan.imbalance_after},
                                       {"plan_id", plan.plan_id}}) +
          "\n";
+}
+
+std::string RecordingText(const RecordingStatus& recording) {
+  return std::string(recording.is_recording ? "recording: "
+                     : recording.is_full    ? "its memory is full, recording has stopped: "
+                                            : "recording has stopped: ") +
+         std::to_string(recording.windows) + " windows, " + std::to_string(recording.rows) +
+         " rows, " + std::to_string(recording.bytes) + " bytes\n";
+}
+
+std::string RecordingJson(const RecordingStatus& recording) {
+  return json::serialize(RecordingObject(recording)) + "\n";
 }
 
 std::string KillSafeText(const std::string& name, const std::vector<ExpertUnit>& at_risk) {

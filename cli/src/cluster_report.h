@@ -13,6 +13,8 @@ std::string StatusText(const router_service::RouterStatus& status);
 std::string StatusJson(const router_service::RouterStatus& status);
 std::string RebalanceText(const router_service::RebalancePlan& plan, bool is_dry_run);
 std::string RebalanceJson(const router_service::RebalancePlan& plan, bool is_dry_run);
+std::string RecordingText(const router_service::RecordingStatus& recording);
+std::string RecordingJson(const router_service::RecordingStatus& recording);
 std::string KillSafeText(const std::string& name,
                          const std::vector<placement::ExpertUnit>& at_risk);
 std::string KillSafeJson(const std::string& name,

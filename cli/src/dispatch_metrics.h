@@ -27,7 +27,7 @@ struct DispatchReading {
 void AddDispatchMetrics(observability::Metrics& metrics, const std::string& frontend,
                         const std::function<DispatchReading()>& read);
 
-// Adds moe_worker_info{worker,name,host,channel} 1, which gives names beside ids. `links` as `read`.
+// Adds moe_worker_info{worker,name,host,channel} 1: names beside ids. `links` as `read`.
 void AddWorkerInfo(observability::Metrics& metrics,
                    const std::function<std::vector<frontend::MemberLink>()>& links);
 

@@ -1,6 +1,7 @@
 #include "embedded_cluster.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <ctime>
 #include <utility>
@@ -55,8 +56,12 @@ class MetricsBridge : public frontend::EngineObserver, public frontend::ChatObse
   MetricsBridge(const observability::EngineMetrics& metrics, LiveCounters& live)
       : metrics_(metrics), live_(live) {}
 
+  // Any thread.
+  uint64_t num_steps() const { return num_steps_.load(std::memory_order_relaxed); }
+
   void OnStep(const Step& step) override {
     live_.OnStep(step);
+    num_steps_.fetch_add(1, std::memory_order_relaxed);
     metrics_.num_requests_running.Set(step.running);
     metrics_.num_requests_waiting.Set(step.waiting);
     metrics_.kv_cache_usage.Set(step.kv_used);
@@ -117,6 +122,7 @@ class MetricsBridge : public frontend::EngineObserver, public frontend::ChatObse
  private:
   const observability::EngineMetrics metrics_;
   LiveCounters& live_;
+  std::atomic<uint64_t> num_steps_{0};
 };
 
 // The gates and the workers as a scrape sees them. Metrics outlive the cluster, so the links are
@@ -146,6 +152,28 @@ struct LoadSource {
       sample.tokens = load.rows;
       sample.weights = load.weights;
       out.push_back(sample);
+    }
+    return out;
+  }
+
+  // Each expert's first choices and probability.
+  std::vector<observability::ExpertTokens> OfProbabilities() {
+    std::vector<observability::ExpertTokens> out;
+    MutexLock lock(mu);
+    if (gates == nullptr) {
+      return out;
+    }
+    // Both go by layer and expert, the loads of one expert one after the other.
+    const std::vector<double> probabilities = gates->Probabilities();
+    out.reserve(probabilities.size());
+    for (const frontend::GateCounter::Load& load : gates->Loads()) {
+      if (out.empty() || out.back().layer != load.layer || out.back().expert != load.expert) {
+        observability::ExpertTokens& sample = out.emplace_back();
+        sample.layer = load.layer;
+        sample.expert = load.expert;
+        sample.weights = probabilities[out.size() - 1];
+      }
+      out.back().tokens += load.rank == 0 ? load.rows : 0;
     }
     return out;
   }
@@ -316,6 +344,8 @@ void EmbeddedCluster::State::StartEngine() {
     const auto of_gates = [source = loads] { return source->OfGates(); };
     observability::AddExpertTokens(*options.metrics, of_gates);
     observability::AddExpertWeights(*options.metrics, of_gates);
+    observability::AddGateBalance(*options.metrics,
+                                  [source = loads] { return source->OfProbabilities(); });
     if (options.links != nullptr) {
       AddStragglers(*options.metrics, stragglers);
     }
@@ -413,6 +443,13 @@ live::ClusterPicture EmbeddedCluster::Picture() const {
 }
 
 std::string EmbeddedCluster::stragglers() const { return state_->stragglers->Json(); }
+
+service::Pulse EmbeddedCluster::engine_pulse() const {
+  const frontend::DispatchStats calls = dispatcher().Stats();
+  const uint64_t beats = state_->bridge->num_steps() + calls.calls + calls.retries + calls.hedges +
+                         calls.timeouts + calls.waits + calls.rescues;
+  return {beats, state_->engine->num_open() == 0};
+}
 
 void EmbeddedCluster::Drain(std::chrono::milliseconds timeout) { state_->chat->Drain(timeout); }
 

@@ -18,6 +18,7 @@
 #include "conclave/live/board.h"
 #include "conclave/live/figures.h"
 #include "conclave/observability/metrics.h"
+#include "conclave/service/watchdog.h"
 #include "conclave/tensor/dtype.h"
 
 namespace conclave::cli {
@@ -76,6 +77,10 @@ class EmbeddedCluster {
 
   // As StragglerLog::Json; without links there is nothing in it. Any thread.
   std::string stragglers() const;
+
+  // Of its engine's thread: steps and calls to workers, so that a step that waits for one is no
+  // hang. Any thread.
+  service::Pulse engine_pulse() const;
 
   // Takes no new request and waits until running ones have ended or `timeout` passed.
   void Drain(std::chrono::milliseconds timeout);

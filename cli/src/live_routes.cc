@@ -51,7 +51,7 @@ AdminRoute GetText(std::string path, std::function<std::string()> text) {
 // ---- The page ---------------------------------------------------------------------------------
 
 void SendPage(const AdminRequest& request, const ReplyPtr& reply) {
-  const std::string_view path = request.path == "/" ? "/index.html" : request.path;
+  const std::string path = request.path == "/" ? "/index.html" : request.path;
   const auto files = PageFiles();
   const auto it = std::find_if(files.begin(), files.end(),
                                [&](const PageFile& file) { return file.path == path; });
@@ -182,18 +182,15 @@ AdminRoute Change(std::string path, const LiveSources& sources, ToCommand to_com
   route.handler = [router = sources.router, key = sources.key, to_command = std::move(to_command),
                    to_body = std::move(to_body)](const AdminRequest& request,
                                                  const ReplyPtr& reply) {
-    absl::Status status = key->Check(request.authorization);
-    if (status.ok() && router == nullptr) {
-      status = NoCluster();
-    }
-    absl::StatusOr<Fields> fields = status;
-    if (status.ok()) {
-      fields = Fields::Parse(request.body);
-    }
-    absl::StatusOr<Command> command = fields.status();
-    if (fields.ok()) {
-      command = to_command(*fields);
-    }
+    const auto read = [&]() -> absl::StatusOr<Command> {
+      CONCLAVE_RETURN_IF_ERROR(key->Check(request.authorization));
+      if (router == nullptr) {
+        return NoCluster();
+      }
+      CONCLAVE_ASSIGN_OR_RETURN(const Fields fields, Fields::Parse(request.body));
+      return to_command(fields);
+    };
+    absl::StatusOr<Command> command = read();
     if (!command.ok()) {
       SendError(*reply, command.status());
       return;
@@ -258,27 +255,81 @@ AdminRoute RebalanceRoute(const LiveSources& sources) {
       [](const AdminReply& reply) { return RebalanceJson(reply.rebalance, false); });
   route.handler = [router = sources.router, change = std::move(route.handler)](
                       const AdminRequest& request, const ReplyPtr& reply) {
-    const absl::StatusOr<Fields> fields = Fields::Parse(request.body);
-    const absl::StatusOr<bool> is_dry =
-        fields.ok() ? fields->Flag("dry_run") : absl::StatusOr<bool>(fields.status());
-    const absl::StatusOr<bool> is_full =
-        fields.ok() ? fields->Flag("full") : absl::StatusOr<bool>(fields.status());
-    if (!is_dry.ok() || !is_full.ok()) {
-      SendError(*reply, is_dry.ok() ? is_full.status() : is_dry.status());
+    struct Wish {
+      bool is_dry = false;
+      bool is_full = false;
+    };
+    const auto read = [&]() -> absl::StatusOr<Wish> {
+      CONCLAVE_ASSIGN_OR_RETURN(const Fields fields, Fields::Parse(request.body));
+      Wish wish;
+      CONCLAVE_ASSIGN_OR_RETURN(wish.is_dry, fields.Flag("dry_run"));
+      CONCLAVE_ASSIGN_OR_RETURN(wish.is_full, fields.Flag("full"));
+      return wish;
+    };
+    const absl::StatusOr<Wish> wish = read();
+    if (!wish.ok()) {
+      SendError(*reply, wish.status());
       return;
     }
-    if (!*is_dry) {
+    if (!wish->is_dry) {
       change(request, reply);
       return;
     }
     AskRouter(router, reply,
-              [is_full = *is_full](const RouterCore& core) -> absl::StatusOr<std::string> {
+              [is_full = wish->is_full](const RouterCore& core) -> absl::StatusOr<std::string> {
                 CONCLAVE_ASSIGN_OR_RETURN(const router_service::RebalancePlan plan,
                                           core.TryRebalance(is_full));
                 return RebalanceJson(plan, true);
               });
   };
   return route;
+}
+
+// ---- Recorded routing -------------------------------------------------------------------------
+
+AdminRoute RecordRoute(std::string path, const LiveSources& sources, bool is_start) {
+  AdminRoute route;
+  route.method = "POST";
+  route.path = std::move(path);
+  route.handler = [router = sources.router, key = sources.key, is_start](
+                      const AdminRequest& request, const ReplyPtr& reply) {
+    absl::Status status = key->Check(request.authorization);
+    if (status.ok() && router == nullptr) {
+      status = NoCluster();
+    }
+    if (!status.ok()) {
+      SendError(*reply, status);
+      return;
+    }
+    const auto done = [reply](const absl::StatusOr<router_service::RecordingStatus>& recording) {
+      if (recording.ok()) {
+        reply->Send(200, kJson, RecordingJson(*recording));
+      } else {
+        SendError(*reply, recording.status());
+      }
+    };
+    is_start ? router->StartRecording(done) : router->StopRecording(done);
+  };
+  return route;
+}
+
+void SendRecording(RouterServer* router, const ReplyPtr& reply) {
+  if (router == nullptr) {
+    SendError(*reply, NoCluster());
+    return;
+  }
+  router->GetRecording([reply](const absl::StatusOr<router_service::Recording>& recording) {
+    if (!recording.ok()) {
+      SendError(*reply, recording.status());
+      return;
+    }
+    std::string file;
+    for (const std::shared_ptr<const std::string>& piece : recording->pieces) {
+      file += *piece;
+    }
+    reply->Send(200, "application/octet-stream", std::move(file),
+                {{"Content-Disposition", "attachment; filename=\"routing.trace\""}});
+  });
 }
 
 AdminRoute Hand(std::string method, std::string path,
@@ -325,6 +376,11 @@ std::vector<AdminRoute> LiveRoutes(const LiveSources& sources) {
   routes.push_back(Change("/moe/pin", sources, &PinOf, &EpochBody));
   routes.push_back(Change("/moe/replicate", sources, &ReplicateOf, &EpochBody));
   routes.push_back(RebalanceRoute(sources));
+  routes.push_back(RecordRoute("/moe/record/start", sources, true));
+  routes.push_back(RecordRoute("/moe/record/stop", sources, false));
+  routes.push_back(Get("/moe/record", [router](const AdminRequest&, const ReplyPtr& reply) {
+    SendRecording(router, reply);
+  }));
   routes.push_back(Hand("GET", "/v1/models", sources.api, 1 << 10));
   routes.push_back(Hand("POST", "/v1/chat/completions", sources.api, sources.body_bytes_max));
   return routes;
@@ -339,6 +395,10 @@ std::vector<AdminRoute> HandOnLive(const std::function<absl::StatusOr<service::A
   routes.push_back(Hand("POST", "/moe/", admin, 4 << 10));
   routes.push_back(Hand("POST", "/v1/chat/completions", admin, body_bytes_max));
   return routes;
+}
+
+AdminRoute StragglersRoute(std::function<std::string()> json) {
+  return GetText("/moe/stragglers", std::move(json));
 }
 
 live::Bounds LiveBounds() {

@@ -20,6 +20,7 @@
 #include "conclave/service/process.h"
 #include "conclave/service/ready.h"
 #include "conclave/service/signals.h"
+#include "conclave/service/watchdog.h"
 #include "engine_options.h"
 #include "live_routes.h"
 #include "output.h"
@@ -262,14 +263,19 @@ class Router {
     if (const absl::Status status = AnnounceServing(); !status.ok()) {
       return service::Fail(status, ExitCode::kInternal);
     }
+    std::unique_ptr<service::Watchdog> watchdog = StartWatchdog(
+        invocation_, {{"router-core", service::Knock([this](std::function<void()> answer) {
+                         return server_->Post(std::move(answer));
+                       })}});
     WaitForStop();
+    watchdog.reset();  // it asks the server, which ends now
     if (const absl::Status failed = Failed(); !failed.ok()) {
       server_.reset();
       return service::Fail(failed, ExitCode::kState);
     }
     // Nothing of a router is worth waiting for: members go on with the last placement.
     LogInfo("draining", {{"timeout", service::ToString(settings_.process.drain_timeout)}});
-    AnnounceStopping(invocation_);
+    AnnounceStopping(invocation_, milliseconds(0));
     server_.reset();
     LogInfo("drained");
     return static_cast<int>(ExitCode::kDone);
@@ -278,10 +284,12 @@ class Router {
  private:
   absl::Status Listen(router_service::CoreOptions core) {
     metrics_.AddProcessMetrics();
-    metrics_
-        .AddGauge("conclave_build_info", "1; the labels say what runs.",
-                  {{"version", Version()}, {"dtype", ""}})
-        .Set(1);
+    // What its workers compute in, which it learns from them.
+    metrics_.AddCollector("conclave_build_info", "1; the labels say what runs.",
+                          observability::Metrics::Kind::kGauge, [this] {
+                            return std::vector<observability::Metrics::Sample>{
+                                {{{"version", Version()}, {"dtype", server_->dtype()}}, 1}};
+                          });
     (void)service::RaiseOpenFilesLimit(8192);
     router_service::RouterServerOptions options;
     options.core = std::move(core);

@@ -172,8 +172,9 @@ struct RouterClient::State {
 
   const RouterClientOptions options;
   const transport::TlsIdentity tls;
-  ClusterPicture picture;  // of the loop's thread
-  std::atomic<int64_t> heard_ns{0};
+  ClusterPicture picture;             // of the loop's thread
+  std::atomic<bool> is_heard{false};  // on the stream that stands
+  std::atomic<int64_t> heard_ns{0};   // until the end of the last one
 
   mutable Mutex mu;
   CondVar changed;
@@ -274,7 +275,7 @@ absl::Status RouterClient::State::Watch(const std::string& router) {
     writer = std::thread([&] { Write(*stream); });
     v1::PlacementUpdate update;
     while (stream->Read(&update)) {
-      heard_ns.store(Clock::Real().Now().time_since_epoch().count());
+      is_heard.store(true);
       const absl::StatusOr<ClusterPicture::Outcome> outcome = picture.Apply(update);
       if (!outcome.ok()) {
         refused = outcome.status();
@@ -304,6 +305,10 @@ absl::Status RouterClient::State::Watch(const std::string& router) {
         }
       }
     }
+  }
+  if (is_heard.load()) {
+    heard_ns.store(Clock::Real().Now().time_since_epoch().count());
+    is_heard.store(false);
   }
   {
     MutexLock lock(mu);
@@ -412,6 +417,9 @@ absl::Status RouterClient::status() const {
 }
 
 int64_t RouterClient::silence_ms() const {
+  if (state_->is_heard.load()) {
+    return 0;
+  }
   const int64_t heard = state_->heard_ns.load();
   if (heard == 0) {
     return -1;

@@ -10,28 +10,28 @@ let key = "";
 
 // A file that could not be shown; null: that is over.
 export function fail(message) {
-  problem = message;
-  requestRender();
+	problem = message;
+	requestRender();
 }
 
 export function update(stream) {
-  const [words, action] = content(stream);
-  show(node, words !== "");
-  if (words === key) return;
-  key = words;
-  node.replaceChildren(el("span", words), ...(action ? [action] : []));
+	const [words, action] = content(stream);
+	show(node, words !== "");
+	if (words === key) return;
+	key = words;
+	node.replaceChildren(el("span", words), ...(action ? [action] : []));
 }
 
 function content(stream) {
-  if (problem) return [problem, button("Dismiss", () => fail(null))];
-  if (!store.isLive && store.picture) {
-    return [`Saved picture ${store.source} of ${dateTitle(store.picture.time)}`, button("Back to live", () => stream.start())];
-  }
-  if (stream.state === "lost") {
-    const since = store.picture ? `No news from the server since ${time(stream.lostAt / 1000)}; what you see is as of then.`
-      : "The server does not answer.";
-    const next = stream.retryAt ? `Next try at ${time(stream.retryAt / 1000)}.` : "Trying now.";
-    return [`${since} ${next}`, button("Try now", () => stream.start())];
-  }
-  return [store.picture ? "" : "Waiting for the server's first picture …", null];
+	if (problem) return [problem, button("Dismiss", () => fail(null))];
+	if (!store.isLive && store.picture) {
+		return [`Saved picture ${store.source} of ${dateTitle(store.picture.time)}`, button("Back to live", () => stream.start())];
+	}
+	if (stream.state === "lost") {
+		const since = store.picture ? `No news from the server since ${time(stream.lostAt / 1000)}; what you see is as of then.`
+			: "The server does not answer.";
+		const next = stream.retryAt ? `Next try at ${time(stream.retryAt / 1000)}.` : "Trying now.";
+		return [`${since} ${next}`, button("Try now", () => stream.start())];
+	}
+	return [store.picture ? "" : "Waiting for the server's first picture …", null];
 }

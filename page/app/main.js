@@ -18,59 +18,59 @@ import {TABS} from "./url.js";
 let shape = null;  // what the history was read for
 
 const stream = new Stream(store, () => {
-  // The history belongs to one model and one start of the server.
-  const now = store.isLive ? JSON.stringify([store.picture.started, store.picture.model]) : null;
-  if (now !== null && now !== shape) {
-    shape = now;
-    past.fetch().then(requestRender);
-  } else if (now !== null) {
-    past.extend();
-  }
-  requestRender();
+	// The history belongs to one model and one start of the server.
+	const now = store.isLive ? JSON.stringify([store.picture.started, store.picture.model]) : null;
+	if (now !== null && now !== shape) {
+		shape = now;
+		past.fetch().then(requestRender);
+	} else if (now !== null) {
+		past.extend();
+	}
+	requestRender();
 });
 
 const views = {load, placement, failover, pathways, chat};
 
-const panels = new Map(TABS.map((tab) => [tab, el("div", {role: "tabpanel", id: `view-${tab}`, "aria-labelledby": `tab-${tab}`, hidden: true},
-  views[tab].element)]));
+const panels = new Map(TABS.map((tab) => [tab,
+	el("div", {role: "tabpanel", id: `view-${tab}`, "aria-labelledby": `tab-${tab}`, hidden: true}, views[tab].element)]));
 document.getElementById("main").append(...panels.values());
 
 onRender(() => {
-  header.update();
-  banner.update(stream);
-  for (const [tab, panel] of panels) panel.hidden = tab !== view.tab || !store.picture;
-  if (!store.picture) return;
-  events.update();
-  views[view.tab].update();
+	header.update();
+	banner.update(stream);
+	for (const [tab, panel] of panels) panel.hidden = tab !== view.tab || !store.picture;
+	if (!store.picture) return;
+	events.update();
+	views[view.tab].update();
 });
 
 function refreshColours() {
-  for (const one of Object.values(views)) one.refreshColours?.();
-  requestRender();
+	for (const one of Object.values(views)) one.refreshColours?.();
+	requestRender();
 }
 
 // A file dropped on the page: a saved picture, or in the chat a picture for the model.
 addEventListener("dragover", (event) => event.preventDefault());
 addEventListener("drop", async (event) => {
-  event.preventDefault();
-  const [file] = event.dataTransfer.files;
-  if (!file) return;
-  if (file.type.startsWith("image/")) {
-    view.set({tab: "chat"});
-    chat.takeImage(file);
-    return;
-  }
-  try {
-    const snapshot = await readSnapshot(file);
-    stream.stop();
-    shape = null;
-    past.clear("a saved picture has no history");
-    store.load(snapshot, file.name);
-    banner.fail(null);
-    requestRender();
-  } catch (error) {
-    banner.fail(error.message);
-  }
+	event.preventDefault();
+	const [file] = event.dataTransfer.files;
+	if (!file) return;
+	if (file.type.startsWith("image/")) {
+		view.set({tab: "chat"});
+		chat.takeImage(file);
+		return;
+	}
+	try {
+		const snapshot = await readSnapshot(file);
+		stream.stop();
+		shape = null;
+		past.clear("a saved picture has no history");
+		store.load(snapshot, file.name);
+		banner.fail(null);
+		requestRender();
+	} catch (error) {
+		banner.fail(error.message);
+	}
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", refreshColours);
 addEventListener("themechange", refreshColours);

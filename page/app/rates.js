@@ -1,79 +1,57 @@
 // What clients get: rows and tokens per second and how long they wait, in the last seconds and since the start.
 
-import {el, setAttribute, setText} from "./dom.js";
-import {quantileOf} from "./figures.js";
+import {el, setAttr, setText} from "./dom.js";
+import {quantileOf, sumOf} from "./figures.js";
 import {count, NONE, percent, quantileText, rate} from "./format.js";
 import {panel} from "./panel.js";
 import {store, view} from "./state.js";
 
-const RATES = [["Prompt rows, image", "prompt_image", "image"], ["Prompt rows, text", "prompt_text", "text"], ["Generated tokens", "generated"],
-  ["Requests finished", "requests"]];
-const QUANTILES = [["Time to first token", "ttft"], ["Between two tokens", "itl"]];
-
-function counterOf(serving, name) {
-  if (!serving) return NaN;
-  if (name === "requests") return Object.values(serving.finished ?? {}).reduce((sum, n) => sum + n, 0);
-  return serving[name] ?? NaN;
-}
+// What a row says of counters: `seconds` is how long they took, null since the start.
+const amount = (of) => (serving, seconds) => (seconds === null ? count(of(serving)) : rate(of(serving) / seconds));
+const quantile = (name, q) => (serving) => quantileText(quantileOf(serving[name], store.picture.bounds[name], q));
+const ROWS = [
+	["Prompt rows, image", amount((serving) => serving.prompt_image), "image"],
+	["Prompt rows, text", amount((serving) => serving.prompt_text), "text"],
+	["Generated tokens", amount((serving) => serving.generated)],
+	["Requests finished", amount((serving) => sumOf(Object.values(serving.finished)))],
+	["Time to first token, p50", quantile("ttft", 0.5)],
+	["Time to first token, p99", quantile("ttft", 0.99)],
+	["Between two tokens, p50", quantile("itl", 0.5)],
+	["Between two tokens, p99", quantile("itl", 0.99)],
+	["Prompt rows from the cache", (serving) => percent(serving.cached /
+		(serving.cached + serving.prompt_text + serving.prompt_image))],
+	["Images from the cache", (serving) => percent(serving.image_hits / serving.images)],
+];
 
 const recentHead = el("th", {scope: "col"});
-const cellsOf = new Map();  // name -> [recent, since start]
-const row = (label, name, kind) => {
-  const cells = [el("td"), el("td")];
-  cellsOf.set(name, cells);
-  return el("tr", {"data-kind": kind}, el("th", {scope: "row"}, label), cells);
-};
-const table = el("table.rates", el("caption.hidden", "Rates"),
-  el("thead", el("tr", el("th", {scope: "col"}, el("span.hidden", "figure")), recentHead,
-    el("th", {scope: "col"}, "since the start"))),
-  el("tbody", RATES.map(([label, name, kind]) => row(label, name, kind)),
-    QUANTILES.flatMap(([label, name]) => [row(`${label}, p50`, `${name}50`), row(`${label}, p99`, `${name}99`)]),
-    row("Prompt rows from the cache", "cached"), row("Images from the cache", "image_hits")));
-const nowNote = el("p.note");
-const ratesPanel = panel({name: "rates", title: "Rates", picture: el("div", table, nowNote)});
-export const element = ratesPanel.element;
+const rows = ROWS.map(([label, , kind]) => el("tr", {"data-kind": kind}, el("th", {scope: "row"}, label), el("td"), el("td")));
+const frontends = el("p.note");
+const box = panel({name: "rates", title: "Rates", picture: el("div", el("table.rates", {"aria-label": "Rates"},
+	el("thead", el("tr", el("th", {scope: "col"}, el("span.hidden", "figure")), recentHead,
+			el("th", {scope: "col"}, "since the start"))),
+	el("tbody", rows)), frontends)});
+export const element = box.element;
 
 export function update() {
-  ratesPanel.update(store.version);
-  const seconds = view.window === "60" ? 60 : 10;
-  const before = store.isLive ? store.samples.before(seconds) : null;
-  const now = store.picture.serving;
-  const elapsed = before ? store.picture.time - before.time : 0;
-  setText(recentHead, `last ${seconds} s`);
-  setAttribute(recentHead, "title", elapsed < seconds ? `this page has seen ${elapsed.toFixed(0)} s of them` : "");
-  for (const [, name] of RATES) {
-    const gained = counterOf(now, name) - counterOf(before?.serving, name);
-    setCells(name, elapsed > 0 ? rate(gained / elapsed) : NONE, count(counterOf(now, name)));
-  }
-  for (const [, name] of QUANTILES) {
-    const total = now[name] ?? [];
-    const gained = total.map((n, i) => n - (before?.serving?.[name]?.[i] ?? 0));
-    for (const q of [50, 99]) {
-      const bounds = store.picture.bounds[name];
-      setCells(`${name}${q}`, elapsed > 0 ? quantileText(quantileOf(gained, bounds, q / 100)) : NONE,
-        quantileText(quantileOf(total, bounds, q / 100)));
-    }
-  }
-  setShare("cached", (serving) => [serving.cached, serving.prompt_text + serving.prompt_image], before, elapsed);
-  setShare("image_hits", (serving) => [serving.image_hits, serving.images], before, elapsed);
-  setText(nowNote, frontendsText());
+	const {picture, samples} = store;
+	const seconds = view.window === "60" ? 60 : 10;
+	const before = store.isLive ? samples.before(seconds) : null;
+	const elapsed = before ? picture.time - before.time : 0;
+	const gained = elapsed > 0 ? minus(picture.serving, before.serving) : null;
+	setText(recentHead, `last ${seconds} s`);
+	setAttr(recentHead, "title", elapsed < seconds ? `this page has seen ${elapsed.toFixed(0)} s of them` : "");
+	ROWS.forEach(([, text], index) => {
+		const [, recent, total] = rows[index].children;
+		setText(recent, gained ? text(gained, elapsed) : NONE);
+		setText(total, text(picture.serving, null));
+	});
+	setText(frontends, picture.frontends.map((one) => `${one.name}: ${count(one.running)} running, ${count(one.waiting)} waiting, ` +
+		`KV cache ${percent(one.kv)} full${one.is_reporting ? "" : ", not reporting"}`).join("; ") || "No frontend is connected.");
 }
 
-function setShare(name, parts, before, elapsed) {
-  const [hits, all] = parts(store.picture.serving);
-  const [hitsBefore, allBefore] = before?.serving ? parts(before.serving) : [0, 0];
-  setCells(name, elapsed > 0 ? percent((hits - hitsBefore) / (all - allBefore)) : NONE, percent(hits / all));
-}
-
-function setCells(name, recent, total) {
-  const [first, second] = cellsOf.get(name);
-  setText(first, recent);
-  setText(second, total);
-}
-
-function frontendsText() {
-  const {frontends} = store.picture;
-  if (frontends.length === 0) return "No frontend is connected.";
-  return frontends.map((frontend) => `${frontend.name}: ${count(frontend.running)} running, ${count(frontend.waiting)} waiting, ` +
-    `KV cache ${percent(frontend.kv)} full${frontend.is_reporting ? "" : ", not reporting"}`).join("; ");
+// Counters, lists of them and objects of them, less what they were before.
+function minus(now, before) {
+	if (typeof now === "number") return now - (before ?? 0);
+	if (Array.isArray(now)) return now.map((value, i) => minus(value, before?.[i]));
+	return Object.fromEntries(Object.entries(now).map(([name, value]) => [name, minus(value, before?.[name])]));
 }

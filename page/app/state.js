@@ -14,22 +14,22 @@ let render = null;
 let isRequested = false;
 
 export function onRender(draw) {
-  render = draw;
+	render = draw;
 }
 
 // Between two frames many things may change; they are drawn once. What that costs can be read from the browser's timeline.
 export function requestRender() {
-  if (isRequested) return;
-  isRequested = true;
-  requestAnimationFrame(() => {
-    isRequested = false;
-    measure("conclave.render", render);
-  });
+	if (isRequested) return;
+	isRequested = true;
+	requestAnimationFrame(() => {
+		isRequested = false;
+		measure("conclave.render", render);
+	});
 }
 
 export function measure(name, work) {
-  const start = performance.now();
-  work();
-  performance.clearMeasures(name);
-  performance.measure(name, {start, end: performance.now()});
+	const start = performance.now();
+	work();
+	performance.clearMeasures(name);
+	performance.measure(name, {start, end: performance.now()});
 }

@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "conclave/base/mutex.h"
 #include "conclave/live/feed.h"
 #include "conclave/router_service/router_types.h"
@@ -31,6 +32,14 @@ class AdminReplies {
   uint64_t next_ ABSL_GUARDED_BY(mu_) = 1;
   std::map<uint64_t, Waiter> waiters_ ABSL_GUARDED_BY(mu_);
 };
+
+// Recorded routing, as the shell asks for it. Any thread; `done` is called once, on the core's
+// thread or, where no core commands, at once on the caller's with the slot's refusal. Errors:
+// "recording_model", "no_recording", "stale_term", "standby".
+using RecordingDone = std::function<void(const absl::StatusOr<RecordingStatus>& recording)>;
+using RecordingTake = std::function<void(absl::StatusOr<Recording> recording)>;
+void Record(bool is_start, CoreSlot& core, AdminReplies& replies, RecordingDone done);
+void TakeRecording(CoreSlot& core, RecordingTake done);
 
 // All outlive the service, and the service the server that has it.
 std::unique_ptr<grpc::Service> MakeAdminService(CoreSlot& core, AdminReplies& replies,

@@ -1,3 +1,4 @@
+#include <chrono>
 #include <deque>
 #include <string>
 #include <utility>
@@ -38,6 +39,14 @@ class Admin final : public v1::AdminService::CallbackService {
                          v1::CheckKillSafeResponse* response) override;
   grpc::ServerWriteReactor<v1::LiveUpdate>* WatchLive(grpc::CallbackServerContext* context,
                                                       const v1::WatchLiveRequest* request) override;
+  Reactor* StartRecording(grpc::CallbackServerContext* context,
+                          const v1::StartRecordingRequest* request,
+                          v1::StartRecordingResponse* response) override;
+  Reactor* StopRecording(grpc::CallbackServerContext* context,
+                         const v1::StopRecordingRequest* request,
+                         v1::StopRecordingResponse* response) override;
+  grpc::ServerWriteReactor<v1::GetRecordingResponse>* GetRecording(
+      grpc::CallbackServerContext* context, const v1::GetRecordingRequest* request) override;
 
  private:
   // Answers at once with an error, or lets the loop do it.
@@ -46,6 +55,8 @@ class Admin final : public v1::AdminService::CallbackService {
   using Command = decltype(AdminEvent::command);
   Reactor* Change(grpc::CallbackServerContext* context, absl::Status checked, Command command,
                   AdminReplies::Waiter fill);
+  Reactor* RecordInto(grpc::CallbackServerContext* context, bool is_start,
+                      v1::RecordingStatus* recording);
   // Ends the call unless `checked` is OK, which gets the peer's role too.
   static Reactor* Begin(grpc::CallbackServerContext* context, absl::Status& checked);
 
@@ -268,7 +279,120 @@ Reactor* Admin::CheckKillSafe(grpc::CallbackServerContext* context,
              });
 }
 
+Reactor* Admin::RecordInto(grpc::CallbackServerContext* context, bool is_start,
+                           v1::RecordingStatus* recording) {
+  absl::Status checked;
+  Reactor* reactor = Begin(context, checked);
+  if (checked.ok()) {
+    Record(is_start, core_, replies_,
+           [reactor, recording](const absl::StatusOr<RecordingStatus>& found) {
+             if (found.ok()) {
+               ToWire(*found, *recording);
+             }
+             reactor->Finish(transport::ToGrpc(found.status()));
+           });
+  }
+  return reactor;
+}
+
+Reactor* Admin::StartRecording(grpc::CallbackServerContext* context,
+                               const v1::StartRecordingRequest* /*request*/,
+                               v1::StartRecordingResponse* response) {
+  return RecordInto(context, true, response->mutable_recording());
+}
+
+Reactor* Admin::StopRecording(grpc::CallbackServerContext* context,
+                              const v1::StopRecordingRequest* /*request*/,
+                              v1::StopRecordingResponse* response) {
+  return RecordInto(context, false, response->mutable_recording());
+}
+
+// Sends a file piece by piece. Deletes itself when gRPC is done with it.
+class RecordingSender final : public grpc::ServerWriteReactor<v1::GetRecordingResponse> {
+ public:
+  // Once, before anything else; any thread.
+  void Begin(absl::StatusOr<Recording> recording) {
+    if (!recording.ok()) {
+      Finish(transport::ToGrpc(recording.status()));
+      return;
+    }
+    recording_ = *std::move(recording);
+    Next();
+  }
+  void OnWriteDone(bool ok) override {
+    if (ok) {
+      Next();
+    } else {
+      Finish(grpc::Status(grpc::StatusCode::CANCELLED, "the client has gone"));
+    }
+  }
+  void OnDone() override { delete this; }
+
+ private:
+  void Next() {
+    constexpr size_t kChunkBytes = size_t{256} << 10;
+    while (piece_ < recording_.pieces.size() && at_ == recording_.pieces[piece_]->size()) {
+      ++piece_;
+      at_ = 0;
+    }
+    if (piece_ == recording_.pieces.size()) {
+      Finish(grpc::Status::OK);
+      return;
+    }
+    const std::string& piece = *recording_.pieces[piece_];
+    message_.set_chunk(piece.substr(at_, kChunkBytes));
+    at_ += message_.chunk().size();
+    StartWrite(&message_);
+  }
+
+  Recording recording_;
+  size_t piece_ = 0;
+  size_t at_ = 0;
+  v1::GetRecordingResponse message_;
+};
+
+grpc::ServerWriteReactor<v1::GetRecordingResponse>* Admin::GetRecording(
+    grpc::CallbackServerContext* context, const v1::GetRecordingRequest* /*request*/) {
+  auto* sender = new RecordingSender();
+  if (const absl::Status allowed = CheckRole(*context, "operator"); !allowed.ok()) {
+    sender->Begin(allowed);
+  } else {
+    TakeRecording(core_, [sender](absl::StatusOr<Recording> recording) {
+      sender->Begin(std::move(recording));
+    });
+  }
+  return sender;
+}
+
 }  // namespace
+
+void Record(bool is_start, CoreSlot& core, AdminReplies& replies, RecordingDone done) {
+  AdminEvent event;
+  event.command = RecordCommand{is_start, std::chrono::duration_cast<std::chrono::microseconds>(
+                                              std::chrono::system_clock::now().time_since_epoch())
+                                              .count()};
+  event.request = replies.Add([done = std::move(done)](const AdminReply& reply) {
+    if (reply.status.ok()) {
+      done(reply.recording);
+    } else {
+      done(reply.status);
+    }
+  });
+  AdminReply refused;
+  refused.request = event.request;
+  refused.status = core.refusal();
+  if (!core.Post(std::move(event))) {
+    replies.Answer(refused);
+  }
+}
+
+void TakeRecording(CoreSlot& core, RecordingTake done) {
+  const bool is_asked =
+      core.Ask([done](const RouterCore& asked) { done(asked.CurrentRecording()); });
+  if (!is_asked) {
+    done(core.refusal());
+  }
+}
 
 uint64_t AdminReplies::Add(Waiter waiter) {
   MutexLock lock(mu_);

@@ -40,6 +40,12 @@ absl::Status RouterCore::Impl::CheckChangeable() const {
 void RouterCore::Impl::On(const AdminEvent& event) {
   AdminReply reply;
   reply.request = event.request;
+  if (const auto* record = std::get_if<RecordCommand>(&event.command); record != nullptr) {
+    // Nothing of it is kept, so it need not wait for anything to be durable.
+    reply.status = Do(*record, reply);
+    Emit(std::move(reply));
+    return;
+  }
   reply.status = CheckChangeable();
   if (reply.status.ok()) {
     reply.status =
@@ -145,7 +151,7 @@ absl::Status RouterCore::Impl::Do(const ReplicateCommand& command, AdminReply& /
     // Back to the common number at once: later plans only take away what is in their way.
     PlanInput input = MakePlanInput();
     input.replicas[command.unit] = input.replication;
-    Aim(MakeGoal(input, PlanPurpose::kRepair).goal, imbalance_planned_, "replicate");
+    Aim(MakeGoal(input, PlanPurpose::kRepair).goal, imbalance_planned_, PlanReason::kOperator);
   }
   MarkDirty();
   WantRepair(milliseconds(0));
@@ -159,11 +165,63 @@ absl::Status RouterCore::Impl::Do(const RebalanceCommand& command, AdminReply& r
   }
   const PlanInput input = MakePlanInput();
   Aim(MakeGoal(input, command.is_full ? PlanPurpose::kFull : PlanPurpose::kBalance).goal,
-      reply.rebalance.imbalance_after, "an operator's rebalance");
+      reply.rebalance.imbalance_after, PlanReason::kOperator);
   rebalanced_at_ = planned_at_ = now_;
   ++counters_.rebalances;
+  ++counters_.operator_rebalances;
   reply.rebalance.plan_id = plan_id_;
   return absl::OkStatus();
+}
+
+absl::Status RouterCore::Impl::Do(const RecordCommand& command, AdminReply& reply) {
+  if (mode_ == Mode::kStandby) {
+    return Error(absl::StatusCode::kFailedPrecondition, "stale_term", "this router stands by");
+  }
+  if (command.is_start) {
+    if (state_.layers.empty()) {
+      return Error(absl::StatusCode::kFailedPrecondition, "recording_model",
+                   "no member has said yet what the model's layers are; expected a worker first");
+    }
+    recorder_.Start(now_, MakeTraceHead(command.unix_us), WorkersToRecord(), published_experts_);
+  } else {
+    recorder_.Stop(now_, WorkersToRecord(), published_experts_);
+  }
+  if (!recorder_.status().has_value()) {
+    return NotFound("no_recording", "nothing was recorded; expected `cluster record start` first");
+  }
+  reply.recording = *recorder_.status();
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Recording> RouterCore::Impl::CurrentRecording() const {
+  if (!recorder_.status().has_value()) {
+    return NotFound("no_recording", "nothing was recorded; expected `cluster record start` first");
+  }
+  return recorder_.Take();
+}
+
+TraceHead RouterCore::Impl::MakeTraceHead(int64_t unix_us) const {
+  TraceHead head;
+  head.started_unix_us = unix_us;
+  head.model = state_.model;
+  head.replication = options_.replication;
+  head.layers = state_.layers;
+  head.replicas = state_.replicas;
+  head.pins = state_.pins;
+  return head;
+}
+
+// Those that a plan reckons with, and those that a published placement still names.
+std::vector<TraceWorker> RouterCore::Impl::WorkersToRecord() const {
+  std::vector<TraceWorker> workers;
+  for (const auto& [id, worker] : workers_) {
+    if (worker.IsAlive()) {
+      const WorkerRegistration& r = worker.registration;
+      workers.push_back({id, r.name, r.host_id, r.speed, r.memory_bytes, r.expert_bytes,
+                         !IsDraining(worker) && !worker.is_distrusted});
+    }
+  }
+  return workers;
 }
 
 absl::StatusOr<RebalancePlan> RouterCore::Impl::TryRebalance(bool is_full) const {
@@ -294,6 +352,11 @@ RouterStatus RouterCore::Impl::Status(MonotonicTime now) const {
           : static_cast<uint64_t>(
                 std::chrono::duration_cast<milliseconds>(now - published_at_).count());
   status.plan_id = plan_id_;
+  status.plan_age_ms =
+      plan_id_ == 0 ? 0
+                    : static_cast<uint64_t>(
+                          std::chrono::duration_cast<milliseconds>(now - plan_begun_at_).count());
+  status.recording = recorder_.status();
   return status;
 }
 

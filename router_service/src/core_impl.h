@@ -17,6 +17,7 @@
 #include "load_table.h"
 #include "members.h"
 #include "planning.h"
+#include "routing_recorder.h"
 #include "weight_ledger.h"
 
 namespace conclave::router_service {
@@ -33,6 +34,7 @@ class RouterCore::Impl {
   RouterSigns Signs() const;
   absl::StatusOr<std::vector<ExpertUnit>> AtRiskWithout(const std::string& name) const;
   absl::StatusOr<RebalancePlan> TryRebalance(bool is_full) const;
+  absl::StatusOr<Recording> CurrentRecording() const;
 
  private:
   enum class Mode : uint8_t { kRecovering, kServing, kStandby };
@@ -121,7 +123,9 @@ class RouterCore::Impl {
   void WantRepair(milliseconds delay);
   void PlanIfDue();
   void Plan(PlanPurpose purpose);
-  void Aim(ReplicaMap goal, double imbalance, const char* why);
+  void Aim(ReplicaMap goal, double imbalance, PlanReason reason);
+  // The plan under way, if there is one, has ended.
+  void EndPlan(PlanResult result);
   void CheckBalance();
   PlanInput MakePlanInput() const;
   static int64_t NumPlaces(const Worker& worker);
@@ -152,6 +156,9 @@ class RouterCore::Impl {
   absl::Status Do(const PinCommand& command, AdminReply& reply);
   absl::Status Do(const ReplicateCommand& command, AdminReply& reply);
   absl::Status Do(const RebalanceCommand& command, AdminReply& reply);
+  absl::Status Do(const RecordCommand& command, AdminReply& reply);
+  std::vector<TraceWorker> WorkersToRecord() const;
+  TraceHead MakeTraceHead(int64_t unix_us) const;
   absl::Status CheckChangeable() const;
   absl::Status CheckDrainable(WorkerId id) const;
   WorkerStatus StatusOf(const Worker& worker, MonotonicTime now) const;
@@ -188,6 +195,7 @@ class RouterCore::Impl {
   std::map<std::string, Starts> starts_;
   std::map<SessionId, Frontend> frontends_;
   LoadTable loads_;
+  RoutingRecorder recorder_;
   MonotonicTime folded_at_;
 
   // Published and durable.
@@ -203,6 +211,8 @@ class RouterCore::Impl {
   bool is_touched_ = false;  // something that Reconcile looks at has changed
   bool is_waiting_ = false;  // Reconcile has more to do when time has passed
   uint64_t plan_id_ = 0;     // under way
+  PlanReason plan_reason_ = PlanReason::kRepair;
+  MonotonicTime plan_begun_at_;
   uint32_t plan_count_ = 0;
   double imbalance_planned_ = 1;
   std::optional<MonotonicTime> repair_at_;

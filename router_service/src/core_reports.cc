@@ -61,6 +61,7 @@ void RouterCore::Impl::On(const LoadEvent& event) {
   std::copy_if(event.experts.begin(), event.experts.end(), std::back_inserter(known),
                [this](const ExpertRows& rows) { return IsKnownUnit(rows.unit); });
   loads_.Add(worker->id, known);
+  recorder_.AddRows(known);
 }
 
 void RouterCore::Impl::On(const PrepareResultEvent& event) {
@@ -74,6 +75,7 @@ void RouterCore::Impl::On(const PrepareResultEvent& event) {
     // What a worker holds is worth knowing whichever command it was for.
     if (IsKnownUnit(held.unit) && AcceptHeld(*worker, held)) {
       ++counters_.replicas_loaded;
+      counters_.bytes_loaded += static_cast<uint64_t>(worker->registration.expert_bytes);
     }
   }
   std::erase_if(worker->loading, [&](const auto& entry) { return entry.second == event.plan_id; });

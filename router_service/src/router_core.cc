@@ -9,6 +9,16 @@
 
 namespace conclave::router_service {
 
+std::string_view NameOf(PlanReason reason) {
+  constexpr std::string_view kNames[] = {"repair", "fill", "uneven", "operator"};
+  return kNames[static_cast<size_t>(reason)];
+}
+
+std::string_view NameOf(PlanResult result) {
+  constexpr std::string_view kNames[] = {"done", "replaced", "given_up"};
+  return kNames[static_cast<size_t>(result)];
+}
+
 PlacementDelta Diff(const PlacementView& from, const PlacementView& to) {
   PlacementDelta delta;
   auto old_member = from.workers.begin();
@@ -58,8 +68,12 @@ absl::StatusOr<RebalancePlan> RouterCore::TryRebalance(bool is_full) const {
   return impl_->TryRebalance(is_full);
 }
 
+absl::StatusOr<Recording> RouterCore::CurrentRecording() const { return impl_->CurrentRecording(); }
+
 RouterCore::Impl::Impl(CoreOptions options, std::optional<RouterState> state)
-    : options_(std::move(options)), leases_(options_.tick_credit, options_.pause_after) {
+    : options_(std::move(options)),
+      leases_(options_.tick_credit, options_.pause_after),
+      recorder_(options_.recording_bytes_max) {
   identity_.router_id = options_.router_id;
   if (state.has_value()) {
     state_ = *std::move(state);
@@ -204,6 +218,9 @@ void RouterCore::Impl::On(const TickEvent& /*event*/) {
   if (now_ - folded_at_ >= std::chrono::seconds(1)) {
     loads_.Fold(std::chrono::duration<double>(now_ - folded_at_).count());
     folded_at_ = now_;
+  }
+  if (recorder_.IsWindowOver(now_)) {
+    recorder_.EndWindow(now_, WorkersToRecord(), published_experts_);
   }
   ExpireLoads();
   CheckBalance();

@@ -118,7 +118,7 @@ class RouterServer::Impl {
  public:
   explicit Impl(RouterServerOptions options)
       : options_(std::move(options)),
-        metrics_(options_.metrics),
+        metrics_(options_.metrics, [this] { RefreshMetrics(); }),
         board_(BoardOptionsOf(options_.live)),
         cluster_(*this) {}
 
@@ -131,10 +131,16 @@ class RouterServer::Impl {
   void Ask(std::function<void(const absl::StatusOr<const RouterCore*>&)> question);
   void Change(Command command, std::function<void(const AdminReply&)> on_reply);
   absl::StatusOr<std::string> FrontendApi();
+  CoreSlot& core() { return core_; }
+  AdminReplies& replies() { return replies_; }
+  bool Post(std::function<void()> task) {
+    return core_.Ask([run = std::move(task)](const RouterCore& /*core*/) { run(); });
+  }
   Health health() const {
     MutexLock lock(health_mu_);
     return health_;
   }
+  std::string dtype() const { return metrics_.dtype(); }
 
  private:
   class Cluster final : public v1::ClusterService::CallbackService {
@@ -172,6 +178,8 @@ class RouterServer::Impl {
     options.role = "router";
     return options;
   }
+  // For a scrape: waits until the loop has said how things are, a moment at most.
+  void RefreshMetrics();
   template <typename T>
   void SendCommand(const T& action, const RouterIdentity& router);
   // Loads what the store has and lets a core begin with it.
@@ -345,7 +353,30 @@ absl::Status RouterServer::Impl::Start() {
   return absl::OkStatus();
 }
 
+void RouterServer::Impl::RefreshMetrics() {
+  // A loop that is busy for longer has set the figures at its last tick.
+  constexpr std::chrono::milliseconds kWaitMax{250};
+  struct Answer {
+    Mutex mu;
+    CondVar changed;
+    bool is_there ABSL_GUARDED_BY(mu) = false;
+  };
+  const auto answer = std::make_shared<Answer>();
+  const bool is_asked = core_.Ask([this, answer](const RouterCore& core) {
+    metrics_.Update(core.Status(Clock::Real().Now()), core.counters());
+    MutexLock lock(answer->mu);
+    answer->is_there = true;
+    answer->changed.NotifyAll();
+  });
+  const MonotonicTime until = Clock::Real().Now() + kWaitMax;
+  MutexLock lock(answer->mu);
+  while (is_asked && !answer->is_there && Clock::Real().Now() < until) {
+    answer->changed.WaitFor(answer->mu, until - Clock::Real().Now());
+  }
+}
+
 RouterServer::Impl::~Impl() {
+  metrics_.Stop();
   streams_.Close();
   if (leader_ != nullptr) {
     leader_->Stop();
@@ -612,6 +643,18 @@ void RouterServer::Ask(std::function<void(const absl::StatusOr<const RouterCore*
 void RouterServer::Change(Command command, std::function<void(const AdminReply&)> on_reply) {
   impl_->Change(std::move(command), std::move(on_reply));
 }
+bool RouterServer::Post(std::function<void()> task) { return impl_->Post(std::move(task)); }
 RouterServer::Health RouterServer::health() const { return impl_->health(); }
+std::string RouterServer::dtype() const { return impl_->dtype(); }
+
+void RouterServer::StartRecording(RecordingDone done) {
+  Record(true, impl_->core(), impl_->replies(), std::move(done));
+}
+void RouterServer::StopRecording(RecordingDone done) {
+  Record(false, impl_->core(), impl_->replies(), std::move(done));
+}
+void RouterServer::GetRecording(RecordingTake done) {
+  TakeRecording(impl_->core(), std::move(done));
+}
 
 }  // namespace conclave::router_service

@@ -15,6 +15,7 @@ class ExpertRef;
 class GetStatusResponse;
 class PlacementUpdate;
 class RebalanceResponse;
+class RecordingStatus;
 class WatchRequest;
 class WorkerCommand;
 class WorkerReport;
@@ -40,6 +41,8 @@ void ToWire(const PlacementView* from, const PlacementView& to, std::optional<ui
 
 void ToWire(const RouterStatus& status, v1::GetStatusResponse& response);
 RouterStatus FromWire(const v1::GetStatusResponse& response);
+void ToWire(const RecordingStatus& recording, v1::RecordingStatus& out);
+RecordingStatus FromWire(const v1::RecordingStatus& in);
 void ToWire(const RebalancePlan& plan, v1::RebalanceResponse& response);
 RebalancePlan FromWire(const v1::RebalanceResponse& response);
 void ToWire(ExpertUnit unit, v1::ExpertRef& ref);

@@ -144,6 +144,9 @@ void ToWire(const RouterStatus& status, v1::GetStatusResponse& response) {
   response.set_imbalance_seen(status.imbalance_seen);
   response.set_placement_age_ms(status.placement_age_ms);
   response.set_plan_id(status.plan_id);
+  if (status.recording.has_value()) {
+    ToWire(*status.recording, *response.mutable_recording());
+  }
   for (const WorkerStatus& worker : status.workers) {
     v1::WorkerStatus& out = *response.add_workers();
     FillMember(worker.member, *out.mutable_member());
@@ -189,6 +192,9 @@ RouterStatus FromWire(const v1::GetStatusResponse& response) {
   status.imbalance_seen = response.imbalance_seen();
   status.placement_age_ms = response.placement_age_ms();
   status.plan_id = response.plan_id();
+  if (response.has_recording()) {
+    status.recording = FromWire(response.recording());
+  }
   for (const v1::WorkerStatus& in : response.workers()) {
     WorkerStatus& out = status.workers.emplace_back();
     const v1::Member& member = in.member();
@@ -227,6 +233,18 @@ RouterStatus FromWire(const v1::GetStatusResponse& response) {
                            in.prefill_image()};
   }
   return status;
+}
+
+void ToWire(const RecordingStatus& recording, v1::RecordingStatus& out) {
+  out.set_is_recording(recording.is_recording);
+  out.set_is_full(recording.is_full);
+  out.set_bytes(recording.bytes);
+  out.set_windows(recording.windows);
+  out.set_rows(recording.rows);
+}
+
+RecordingStatus FromWire(const v1::RecordingStatus& in) {
+  return {in.is_recording(), in.is_full(), in.bytes(), in.windows(), in.rows()};
 }
 
 void ToWire(const RebalancePlan& plan, v1::RebalanceResponse& response) {

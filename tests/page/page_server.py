@@ -17,6 +17,7 @@ import picture as pictures
 PAGE = pathlib.Path(__file__).resolve().parent.parent.parent / "page"
 KINDS = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8",
          ".svg": "image/svg+xml"}
+POLICY = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 ADMIN_KEY = "open sesame"
 
 
@@ -83,7 +84,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _headers(self, status: int, kind: str, length: int | None):
         self.send_response(status)
         self.send_header("Content-Type", kind)
-        self.send_header("Content-Security-Policy", "default-src 'self'")
+        self.send_header("Content-Security-Policy", POLICY)
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("Cache-Control", "no-cache")
         if length is None:
@@ -122,7 +123,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         elif path == "/moe/kill-safe":
             page.asked.append(("GET", self.path, None, self.headers.get("Authorization")))
             name = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)["worker"][0]
-            self._json({"is_safe": name != "w1", "at_risk": [[0, 1], [2, 3]] if name == "w1" else []})
+            at_risk = [{"layer": 0, "expert": 1}, {"layer": 2, "expert": 3}] if name == "w1" else []
+            self._json({"name": name, "is_safe": not at_risk, "at_risk": at_risk})
         elif path == "/v1/models":
             self._json({"object": "list", "data": [{"id": "demo", "object": "model"}]})
         else:

@@ -34,19 +34,22 @@ class Picture:
                       for modality in (0, 1)}
         self.history_base = None
         self.history = {"step": 10, "times": [], "rows": [], "steps": []}
-        experts = [[(unit + copy_) % workers for copy_ in range(min(replicas, workers))] for unit in range(self.units)] if workers else []
+        experts = [[(unit + copy_) % workers for copy_ in range(min(replicas, workers))]
+                   for unit in range(self.units)] if workers else []
         self.state = {
             "schema": 1, "started": START, "role": "router", "version": "0.1.0",
             "model": {"name": "demo", "top_k": top_k, "dtype": "bf16", "image": {"rows": 6, "columns": 6},
                       "layers": [{"layer": layer, "experts": count} for layer, count in self.layers]} if has_model else None,
-            "cluster": {"epoch": 1, "term": 1, "state": "serving", "blocked": "", "experts_served": self.units if workers else 0,
+            "cluster": {"epoch": 1, "term": 1, "state": "serving", "blocked": "",
+                        "experts_served": self.units if workers else 0,
                         "experts_total": self.units, "replicas_wanted": 2, "replicas_lowest": min(replicas, workers),
                         "placed_at": START + 5, "imbalance_planned": 1.02, "imbalance_seen": 1.31, "plan": 0},
             "workers": [self._worker(index, experts) for index in range(workers)],
             "frontends": [{"id": 65536, "name": "f0", "epoch": 1, "is_reporting": True, "running": 2, "waiting": 0, "kv": 0.31,
                            "has_api": True}] if workers else [],
             "placement": {"epoch": 1, "experts": experts} if has_model and workers else None,
-            "serving": {"prompt_text": 0, "prompt_image": 0, "cached": 0, "generated": 0, "images": 0, "image_hits": 0, "preemptions": 0,
+            "serving": {"prompt_text": 0, "prompt_image": 0, "cached": 0, "generated": 0, "images": 0, "image_hits": 0,
+                        "preemptions": 0,
                         "finished": {"stop": 0, "length": 0, "abort": 0, "error": 0}, "ttft": [0] * 17, "itl": [0] * 17,
                         "recovery": [0] * 17},
             "bounds": {name: BOUNDS for name in ("call_seconds", "ttft", "itl", "recovery")},
@@ -58,6 +61,9 @@ class Picture:
             self.event("live", worker["id"], f"{worker['name']} serves its experts", at=START + 4)
         if workers:
             self.event("epoch", -1, "epoch 1: placed for the first time", at=START + 5, epoch=1, moves=len(experts))
+        self.state["events"].sort(key=lambda event: event["time"])
+        for number, event in enumerate(self.state["events"]):
+            event["id"] = number
         self.traffic = traffic and workers > 0 and has_model
         if self.traffic:
             self.time = START
@@ -69,15 +75,18 @@ class Picture:
 
     def _worker(self, index: int, experts) -> dict:
         held = sum(index in holders for holders in experts)
-        return {"id": index, "name": f"w{index}", "host": f"10.0.0.{index + 1}:7100", "state": "live", "experts": held, "loading": 0,
-                "memory": 1 << 30, "memory_used": held * (24 << 20), "busy": 0.3 + 0.15 * (index % 4), "queue": index % 3,
+        return {"id": index, "name": f"w{index}", "host": f"10.0.0.{index + 1}:7100", "state": "live", "experts": held,
+                "loading": 0,
+                "memory": 2 * max(1, held) * (24 << 20), "memory_used": held * (24 << 20), "busy": 0.3 + 0.15 * (index % 4),
+                "queue": index % 3,
                 "rows_per_second": 100.0 * (index + 1), "heartbeat_age_ms": 80, "is_distrusted": False, "calls": 0, "rows": 0,
                 "rows_resent": 0, "hedges": 0, "timeouts": 0, "links_lost": 0, "bytes_out": 0, "bytes_in": 0, "bytes_least": 0,
                 "call_seconds": [0] * 17}
 
     def event(self, kind: str, worker: int, text: str, at: float | None = None, **more):
         name = f"w{worker}" if worker >= 0 else ""
-        entry = {"id": len(self.state["events"]), "time": self.time if at is None else at, "kind": kind, "worker": worker, "name": name,
+        entry = {"id": len(self.state["events"]), "time": self.time if at is None else at, "kind": kind, "worker": worker,
+                 "name": name,
                  "text": text, **more}
         self.state["events"].append(entry)
         return entry
@@ -108,6 +117,7 @@ class Picture:
         serving = self.state["serving"]
         serving["prompt_text"] += rows // 2
         serving["prompt_image"] += 3 * rows
+        serving["cached"] += rows // 3
         serving["generated"] += rows - rows // 2
         serving["images"] += max(1, rows // 12)
         serving["finished"]["stop"] += max(1, rows // 10)
@@ -126,7 +136,8 @@ class Picture:
         if self.history_base is None:
             self.history["rows"] = list(self.rows)
         else:
-            self.history["steps"].append([number for index, (old, new) in enumerate(zip(self.history_base, self.rows)) if new > old
+            self.history["steps"].append([number for index, (old, new) in enumerate(zip(self.history_base, self.rows))
+                                          if new > old
                                           for number in (index, new - old)])
         self.history["times"].append(self.time)
         self.history_base = list(self.rows)
@@ -169,7 +180,8 @@ class Picture:
         if old:
             delta["workers_gone"] = list(old)
         for key in ("rows", "weights", "probabilities"):
-            pairs = [number for index, (was, value) in enumerate(zip(before[key], now[key])) if was != value for number in (index, value)]
+            pairs = [number for index, (was, value) in enumerate(zip(before[key], now[key])) if was != value
+                     for number in (index, value)]
             if pairs:
                 delta[key] = pairs
         if len(now["events"]) > len(before["events"]):
@@ -195,6 +207,9 @@ def lose_worker(picture: Picture, index: int):
         if index in holders:
             kept = [holder for holder in holders if holder != index]
             placement["experts"][unit] = kept + [other for other in others if other not in kept][:1]
+    for other in picture.state["workers"]:
+        other["experts"] = sum(other["id"] in holders for holders in placement["experts"])
+        other["memory_used"] = other["experts"] * (24 << 20)
     placement["epoch"] = epoch
     picture.state["cluster"].update(epoch=epoch, placed_at=time - 0.2)
     picture.event("epoch", -1, f"epoch {epoch}: without w{index}", at=time - 0.2, epoch=epoch, moves=5)
@@ -215,7 +230,7 @@ def npy(kind: str, shape: tuple[int, ...], values) -> str:
 
 
 def chat_events(picture: Picture, has_image: bool) -> list[dict]:
-    """The chunks of a streamed answer: 6 x 6 patches from row 5 on, the first choice of patch p in layer l is (p + l) mod experts."""
+    """The chunks of a streamed answer: 6 x 6 patches from row 5 on; patch p of layer l chose (p + l) mod experts first."""
     words = ["I see", " an orange star", " at the top left."] if has_image else ["There is", " nothing to see."]
     head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "demo"}
     chunks = [{**head, "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]}]
@@ -228,16 +243,18 @@ def chat_events(picture: Picture, has_image: bool) -> list[dict]:
         for index, (_, experts) in enumerate(picture.layers):
             first = (position - 5 + index) % experts
             routes += [first, (first + 1) % experts][:picture.top_k]
-            probabilities += [0.7 if expert == first else 0.3 / (experts - 1) if expert < experts else math.nan for expert in range(most)]
-    end = {"index": 0, "delta": {}, "finish_reason": "stop",
+            probabilities += [0.7 if expert == first else 0.3 / (experts - 1) if expert < experts else math.nan
+                              for expert in range(most)]
+    gates = {"image_rows": [[5, patches]] if has_image else [],
+             "gate_probabilities": npy("<f4", (positions, len(picture.layers), most), probabilities)}
+    end = {"index": 0, "delta": {}, "finish_reason": "stop", "conclave": gates,
            "routed_experts": npy("<i2", (positions, len(picture.layers), picture.top_k), routes)}
     chunks.append({**head, "choices": [end]})
     timings = {"image_ms": 3.2, "queue_ms": 0.1, "prefill_ms": 12.5, "decode_ms": 40.25, "first_token_ms": 16.0}
     chunks.append({**head, "choices": [], "usage": {
         "prompt_tokens": 5 + patches, "completion_tokens": 8, "total_tokens": 13 + patches,
         "prompt_tokens_details": {"cached_tokens": 0, "image_tokens": patches}},
-        "conclave": {"timings": timings, "numeric_mode": "bf16", "image_rows": [[5, patches]] if has_image else [],
-                     "gate_probabilities": npy("<f4", (positions, len(picture.layers), most), probabilities)}})
+        "conclave": {"timings": timings, "numeric_mode": "bf16"}})
     return chunks
 
 

@@ -170,15 +170,17 @@ void Board::State::CompareWorker(const WorkerPicture* before, const WorkerPictur
     PutEvent("joined", after.id, name, name + " joined", {});
   }
   const WorkerState was = before == nullptr ? WorkerState::kJoining : before->state;
+  if (was == WorkerState::kSuspect && after.state != WorkerState::kSuspect) {
+    PutEvent("recovered", after.id, name, name + " answers again", {});
+    incidents.OnRecovered(after.id, time);
+  }
+  if (IsLeaving(was) && !IsLeaving(after.state)) {
+    PutEvent("undrained", after.id, name, name + " stays: its drain was taken back", {});
+  }
   if (was != after.state) {
     switch (after.state) {
       case WorkerState::kLive:
-        if (was == WorkerState::kSuspect) {
-          PutEvent("recovered", after.id, name, name + " answers again", {});
-          incidents.OnRecovered(after.id, time);
-        } else if (IsLeaving(was)) {
-          PutEvent("undrained", after.id, name, name + " stays: its drain was taken back", {});
-        } else {
+        if (was == WorkerState::kJoining) {
           PutEvent("live", after.id, name, name + " serves experts", {});
         }
         break;
@@ -193,6 +195,10 @@ void Board::State::CompareWorker(const WorkerPicture* before, const WorkerPictur
         PutEvent("draining", after.id, name, name + " is being drained", {});
         break;
       case WorkerState::kDrained:
+        // Where others hold everything already, there is no time between the two.
+        if (was != WorkerState::kDraining) {
+          PutEvent("draining", after.id, name, name + " is being drained", {});
+        }
         PutEvent("drained", after.id, name, name + " is drained", {});
         break;
       default:

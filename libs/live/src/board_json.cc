@@ -353,9 +353,14 @@ std::string Board::State::Delta(FrontendFigures now) {
   std::string out;
   JsonWriter json(out);
   json.BeginObject().Key("seq").Int(ToInt(++seq)).Key("time").Double(ticked_at);
-  WriteChanges(json, "rows", sums.rows, now.rows);
-  WriteChanges(json, "weights", sums.weights, now.weights);
-  WriteChanges(json, "probabilities", sums.probabilities, now.probabilities);
+  // A model that is another one, or is known at last, begins with zeros.
+  FrontendFigures before;
+  if (sums.model == now.model) {
+    before = std::move(sums);
+  }
+  WriteChanges(json, "rows", before.rows, now.rows);
+  WriteChanges(json, "weights", before.weights, now.weights);
+  WriteChanges(json, "probabilities", before.probabilities, now.probabilities);
   sums = std::move(now);
   Keep(ticked_at);
   WriteSections(json);

@@ -101,6 +101,7 @@ struct Metrics::State {
   prometheus::Registry registry;
   mutable Mutex mu;
   std::vector<Collector> collectors ABSL_GUARDED_BY(mu);
+  std::vector<std::function<void()>> refreshes ABSL_GUARDED_BY(mu);
 };
 
 Metrics::Metrics() : state_(new State) {}
@@ -177,7 +178,21 @@ void Metrics::AddHistogramCollector(const std::string& name, const std::string& 
   });
 }
 
+void Metrics::AddRefresh(std::function<void()> refresh) {
+  MutexLock lock(state_->mu);
+  state_->refreshes.push_back(std::move(refresh));
+}
+
 std::string Metrics::Text() const {
+  std::vector<std::function<void()>> refreshes;
+  {
+    MutexLock lock(state_->mu);
+    refreshes = state_->refreshes;
+  }
+  // Without the lock: they set gauges of this object by way of other threads.
+  for (const std::function<void()>& refresh : refreshes) {
+    refresh();
+  }
   std::vector<prometheus::MetricFamily> families = state_->registry.Collect();
   {
     // Held while call-backs run: a page is rare, and this keeps a collector's owner simple.

@@ -51,19 +51,19 @@ std::string PercentDecoded(std::string_view text) {
 }  // namespace
 
 struct AdminServer::State {
-  explicit State(AdminServerOptions o) : options(std::move(o)) {}
+  explicit State(AdminServerOptions o) : shared(std::make_shared<AdminShared>(std::move(o))) {}
 
   absl::Status Bind() {
-    const std::string where = "bind " + ToString(Address{options.host, options.port});
+    const std::string where = "bind " + ToString(Address{options().host, options().port});
     const auto failed = [&](const beast::error_code& error) {
       return Error(absl::StatusCode::kUnavailable, "bind", where + ": " + error.message());
     };
     beast::error_code error;
-    const auto address = asio::ip::make_address(options.host, error);
+    const auto address = asio::ip::make_address(options().host, error);
     if (error) {
       return failed(error);
     }
-    const tcp::endpoint endpoint(address, options.port);
+    const tcp::endpoint endpoint(address, options().port);
     acceptor.open(endpoint.protocol(), error);
     if (!error) {
       acceptor.set_option(asio::socket_base::reuse_address(true), error);
@@ -87,8 +87,11 @@ struct AdminServer::State {
         return;
       }
       // Too many connections: this one is closed by leaving the scope.
-      if (!error && num_open.load() < kConnectionsMax) {
-        std::make_shared<AdminSession>(std::move(socket), options, num_open)->Read();
+      if (!error && shared->num_open.load() < kConnectionsMax) {
+        std::erase_if(shared->sessions, [](const auto& session) { return session.expired(); });
+        const auto session = std::make_shared<AdminSession>(std::move(socket), shared);
+        shared->sessions.push_back(session);
+        session->Read();
       }
       if (error) {
         // Out of descriptors: try again later instead of spinning.
@@ -104,11 +107,11 @@ struct AdminServer::State {
     });
   }
 
-  const AdminServerOptions options;
-  std::atomic<int> num_open{0};
-  asio::io_context context{1};
-  tcp::acceptor acceptor{context};
-  asio::steady_timer retry{context};
+  const AdminServerOptions& options() const { return shared->options; }
+
+  const std::shared_ptr<AdminShared> shared;
+  tcp::acceptor acceptor{shared->context};
+  asio::steady_timer retry{shared->context};
   uint16_t port = 0;
   std::thread thread;
 };
@@ -120,14 +123,25 @@ absl::StatusOr<std::unique_ptr<AdminServer>> AdminServer::Start(AdminServerOptio
   CONCLAVE_RETURN_IF_ERROR(state->Bind());
   State* raw = state.get();
   raw->Accept();
-  raw->thread = std::thread([raw] { raw->context.run(); });
+  raw->thread = std::thread([raw] { raw->shared->context.run(); });
   ::pthread_setname_np(raw->thread.native_handle(), "admin");
   return std::unique_ptr<AdminServer>(new AdminServer(std::move(state)));
 }
 
 AdminServer::~AdminServer() {
-  state_->context.stop();
+  AdminShared& shared = *state_->shared;
+  shared.context.stop();
   state_->thread.join();
+  // Handlers hold their sessions, and sessions what the handlers lie in: they have to run.
+  state_->acceptor.close();
+  state_->retry.cancel();
+  for (const std::weak_ptr<AdminSession>& open : shared.sessions) {
+    if (const std::shared_ptr<AdminSession> session = open.lock(); session != nullptr) {
+      session->Close();
+    }
+  }
+  shared.context.restart();
+  shared.context.poll();
 }
 
 uint16_t AdminServer::port() const { return state_->port; }

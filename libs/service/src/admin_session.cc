@@ -8,6 +8,7 @@
 
 #include "conclave/base/failpoint.h"
 #include "conclave/base/json_writer.h"
+#include "conclave/base/mutex.h"
 #include "conclave/base/status.h"
 
 namespace conclave::service {
@@ -98,10 +99,12 @@ AdminSession::Response MakeAdminResponse(http::status status, std::string body,
   return response;
 }
 
-// What a handler holds: the session as long as it has a client, from any thread.
+// What a handler holds. Until it has answered it keeps the session, which nothing else does
+// meanwhile; a stream goes when its client does.
 class AdminSession::Reply final : public AdminReply {
  public:
-  explicit Reply(const std::shared_ptr<AdminSession>& session) : session_(session) {}
+  explicit Reply(std::shared_ptr<AdminSession> session)
+      : session_(session), awaited_(std::move(session)) {}
 
   void Send(int status, std::string_view content_type, std::string body, Headers headers) override {
     Response response =
@@ -112,12 +115,14 @@ class AdminSession::Reply final : public AdminReply {
     Post([response = std::move(response)](AdminSession& session) mutable {
       session.Answer(std::move(response));
     });
+    Release();
   }
   void BeginStream(std::string_view content_type, std::function<void()> on_closed) override {
     Post([type = std::string(content_type),
           on_closed = std::move(on_closed)](AdminSession& session) mutable {
       session.BeginStream(std::move(type), std::move(on_closed));
     });
+    Release();
   }
   void Write(std::shared_ptr<const std::string> piece) override {
     Post([piece = std::move(piece)](AdminSession& session) mutable {
@@ -126,6 +131,11 @@ class AdminSession::Reply final : public AdminReply {
   }
 
  private:
+  void Release() ABSL_LOCKS_EXCLUDED(mu_) {
+    std::shared_ptr<AdminSession> answered;
+    MutexLock lock(mu_);
+    answered = std::move(awaited_);
+  }
   template <typename F>
   void Post(F action) {
     if (const std::shared_ptr<AdminSession> session = session_.lock(); session != nullptr) {
@@ -135,16 +145,17 @@ class AdminSession::Reply final : public AdminReply {
   }
 
   const std::weak_ptr<AdminSession> session_;
+  Mutex mu_;
+  std::shared_ptr<AdminSession> awaited_ ABSL_GUARDED_BY(mu_);
 };
 
-AdminSession::AdminSession(tcp::socket socket, const AdminServerOptions& options,
-                           std::atomic<int>& num_open)
-    : stream_(std::move(socket)), options_(options), num_open_(num_open) {
-  num_open_.fetch_add(1);
+AdminSession::AdminSession(tcp::socket socket, std::shared_ptr<AdminShared> shared)
+    : shared_(std::move(shared)), options_(shared_->options), stream_(std::move(socket)) {
+  shared_->num_open.fetch_add(1);
 }
 
 AdminSession::~AdminSession() {
-  num_open_.fetch_sub(1);
+  shared_->num_open.fetch_sub(1);
   if (on_closed_) {
     on_closed_();
   }

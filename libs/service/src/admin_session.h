@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/core/tcp_stream.hpp>
@@ -12,24 +13,41 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "conclave/service/admin_server.h"
 
 namespace conclave::service {
 
-// Keeps itself alive through its handlers. All on the server's one thread, but for what replies
+class AdminSession;
+
+// What sessions have of their server; a reply that is given late may outlive that.
+struct AdminShared {
+  explicit AdminShared(AdminServerOptions o) : options(std::move(o)) {}
+
+  const AdminServerOptions options;
+  std::atomic<int> num_open{0};
+  // The server's thread's.
+  std::vector<std::weak_ptr<AdminSession>> sessions;
+  boost::asio::io_context context{1};
+};
+
+// Keeps itself alive through its handlers, and through the reply that is awaited. All on the server's one thread, but for what replies
 // are given by others, which is posted there.
 class AdminSession : public std::enable_shared_from_this<AdminSession> {
  public:
   using tcp = boost::asio::ip::tcp;
   using Response = boost::beast::http::response<boost::beast::http::string_body>;
 
-  AdminSession(tcp::socket socket, const AdminServerOptions& options, std::atomic<int>& num_open);
+  AdminSession(tcp::socket socket, std::shared_ptr<AdminShared> shared);
   ~AdminSession();
   AdminSession(const AdminSession&) = delete;
   AdminSession& operator=(const AdminSession&) = delete;
 
   void Read();
+  // Ends it, whatever it does.
+  void Close();
 
   // ---- For the reply of a route ----
   void Answer(Response response);
@@ -50,15 +68,14 @@ class AdminSession : public std::enable_shared_from_this<AdminSession> {
   std::string_view HeaderOf(boost::beast::http::field field) const;
   void PumpStream();
   void WatchForClose();
-  void Close();
 
   // ---- Handing on (admin_proxy.cc) ----
   void HandOn(const AdminRoute& route);
   void RelayRead();
 
-  boost::beast::tcp_stream stream_;
+  const std::shared_ptr<AdminShared> shared_;  // in front of all that uses its context
   const AdminServerOptions& options_;
-  std::atomic<int>& num_open_;
+  boost::beast::tcp_stream stream_;
   boost::beast::flat_buffer buffer_;
   std::optional<boost::beast::http::request_parser<boost::beast::http::string_body>> parser_;
   Response response_;

@@ -6,11 +6,13 @@
 #include <grpcpp/grpcpp.h>
 
 #include <filesystem>
+#include <future>
 #include <memory>
 
 #include "cluster.grpc.pb.h"
 #include "conclave/base/status.h"
 #include "conclave/router_service/admin_client.h"
+#include "conclave/router_service/routing_trace.h"
 #include "conclave/transport/grpc_support.h"
 #include "conclave/transport/pair_key.h"
 #include "gmock/gmock.h"
@@ -334,6 +336,52 @@ TEST_F(RouterServerTest, AClientWithoutARouterSaysSo) {
       AdminClient::Create({.address = address, .timeout = std::chrono::milliseconds(300)});
   ASSERT_TRUE(client.ok());
   EXPECT_EQ(ReasonOf((*client)->Status().status()), "connect");
+}
+
+TEST_F(RouterServerTest, ARecordingIsFetchedInPiecesOverBothDoors) {
+  const auto fetch = [this] {
+    std::string file;
+    const absl::Status status = admin_->GetRecording([&](const std::string& piece) {
+      file += piece;
+      return absl::OkStatus();
+    });
+    return std::pair(status, file);
+  };
+  EXPECT_EQ(ReasonOf(admin_->StartRecording().status()), "recording_model");
+  EXPECT_EQ(ReasonOf(fetch().first), "no_recording");
+  const auto worker = JoinWorker(Registration("w"));
+  absl::StatusOr<RecordingStatus> started = admin_->StartRecording();
+  for (const auto until = std::chrono::steady_clock::now() + kPatience;
+       !started.ok() && std::chrono::steady_clock::now() < until;) {
+    started = admin_->StartRecording();
+  }
+  ASSERT_TRUE(started.ok()) << started.status();
+  EXPECT_TRUE(started->is_recording);
+  // The door of the process itself.
+  std::promise<absl::StatusOr<RecordingStatus>> stopped;
+  server_->StopRecording(
+      [&](const absl::StatusOr<RecordingStatus>& status) { stopped.set_value(status); });
+  const absl::StatusOr<RecordingStatus> status = stopped.get_future().get();
+  ASSERT_TRUE(status.ok()) << status.status();
+  EXPECT_FALSE(status->is_recording);
+  std::promise<std::string> inside;
+  server_->GetRecording([&](absl::StatusOr<Recording> recording) {
+    std::string file;
+    for (const auto& piece : recording.value_or(Recording{}).pieces) {
+      file += *piece;
+    }
+    inside.set_value(file);
+  });
+  const auto [fetched, file] = fetch();
+  EXPECT_TRUE(fetched.ok()) << fetched;
+  EXPECT_EQ(file, inside.get_future().get());
+  EXPECT_EQ(file.size(), status->bytes);
+  EXPECT_TRUE(ReadTrace(file).ok());
+  // Whoever takes it may stop in the middle.
+  EXPECT_EQ(ReasonOf(admin_->GetRecording(
+                [](const std::string&) { return NotFound("enough", "no more"); })),
+            "enough");
+  EXPECT_TRUE(admin_->Status().ok());
 }
 
 }  // namespace

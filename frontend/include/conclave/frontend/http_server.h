@@ -89,6 +89,9 @@ class HttpServer {
   // `backend` outlives the server.
   void SetBackend(ChatBackend& backend);
 
+  // Runs `task`, which must not block, on one of the server's threads, soon.
+  void Post(std::function<void()> task);
+
   // Takes no new request (503 with Retry-After, /health/ready 503) and waits until running ones
   // have ended or `timeout` passed; returns whether all ended. Connections are accepted while it
   // waits, so that probes see the 503, and no longer when it returns; idle ones are then closed,

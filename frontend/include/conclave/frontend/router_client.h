@@ -61,7 +61,9 @@ class RouterClient {
   // (another model, say), which will not pass by itself.
   absl::Status status() const;
 
-  // Milliseconds since the router was last heard; -1: never.
+  // Milliseconds since the router was last heard; -1: never. 0 while a stream stands on which it
+  // has spoken: it says nothing as long as nothing changes, but its end answers gRPC's PINGs, or
+  // the stream ends within 2 s.
   int64_t silence_ms() const;
 
  private:

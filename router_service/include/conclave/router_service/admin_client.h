@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -37,6 +38,18 @@ class AdminClient {
   absl::StatusOr<Epoch> Pin(ExpertUnit unit, const std::string& worker, bool undo);
   absl::StatusOr<Epoch> Replicate(ExpertUnit unit, int32_t replicas);
   absl::StatusOr<RebalancePlan> Rebalance(bool is_dry_run, bool is_full);
+  // Recorded routing (routing_trace.h).
+  absl::StatusOr<RecordingStatus> StartRecording();
+  absl::StatusOr<RecordingStatus> StopRecording();
+  // The file up to now, a piece at a time. Ends with the error that `take` gives.
+  absl::Status GetRecording(const std::function<absl::Status(const std::string& piece)>& take);
+  // What the cluster does, as docs/live.md has it: event ("snapshot" or "delta") and JSON, until
+  // `take` gives an error, which is returned, or the router ends the stream (kUnavailable,
+  // "connect"). The client's timeout holds for none of it; Cancel ends it.
+  absl::Status WatchLive(
+      const std::function<absl::Status(const std::string& event, const std::string& json)>& take);
+  // Any thread: WatchLive, under way or begun later, returns kCancelled.
+  void Cancel();
   // Experts that only this worker serves; empty: it may be killed.
   absl::StatusOr<std::vector<ExpertUnit>> AtRiskWithout(const std::string& name);
 

@@ -65,6 +65,8 @@ struct CoreOptions {
   milliseconds persist_retry{1000};
   int32_t loads_max = 2;         // Prepare commands under way per worker
   int32_t load_experts_max = 8;  // experts of one
+  // Memory of a recording; when it is full, recording stops.
+  size_t recording_bytes_max = size_t{64} << 20;
   int32_t workers_max = 1024;
   int32_t frontends_max = 1024;
 };
@@ -89,6 +91,9 @@ class RouterCore {
 
   // Experts that nobody would serve without the worker. kNotFound ("worker_unknown").
   absl::StatusOr<std::vector<ExpertUnit>> AtRiskWithout(const std::string& name) const;
+
+  // What RecordCommand has begun, up to now. kNotFound ("no_recording").
+  absl::StatusOr<Recording> CurrentRecording() const;
 
   // What Rebalance would do now.
   absl::StatusOr<RebalancePlan> TryRebalance(bool is_full) const;

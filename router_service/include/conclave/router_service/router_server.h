@@ -62,12 +62,18 @@ class RouterServer {
 
   uint16_t port() const;
 
+  // Runs `task`, which must not block, on the core's thread, soon. False while there is no core:
+  // this router stands by. Any thread.
+  bool Post(std::function<void()> task);
+
   // Any thread; as of the last tick.
   struct Health {
     std::string state;    // of RouterStatus; "standby": another one leads, or nobody can
     std::string blocked;  // likewise; of a router that stands by: what keeps it from leading
   };
   Health health() const;
+  // Numeric mode of the workers ("bf16"); empty before one has registered. Any thread.
+  std::string dtype() const;
 
   // What operators ask, as AdminService has it. Any thread. The call-backs come on a thread of the
   // server, once; at once with an error where this router stands by.
@@ -82,6 +88,15 @@ class RouterServer {
   // HOST:PORT of the HTTP API of a frontend that is connected, taken in turn; kUnavailable
   // ("no_frontend") when there is none.
   absl::StatusOr<std::string> FrontendApi();
+
+  // Recorded routing (routing_trace.h), as AdminService has it: begins a recording, ends it, gives
+  // its file up to now. Any thread; returns at once. `done` is called once: on a thread of the
+  // server, which it must not hold up, or within the call when this router does not command.
+  // kFailedPrecondition ("recording_model", "stale_term"), kNotFound ("no_recording"), kUnavailable
+  // ("standby").
+  void StartRecording(std::function<void(const absl::StatusOr<RecordingStatus>&)> done);
+  void StopRecording(std::function<void(const absl::StatusOr<RecordingStatus>&)> done);
+  void GetRecording(std::function<void(absl::StatusOr<Recording>)> done);
 
  private:
   class Impl;

@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -242,10 +243,16 @@ struct RebalanceCommand {
   bool is_full = false;
 };
 
+// Begins or ends a recording of the routing (routing_trace.h).
+struct RecordCommand {
+  bool is_start = false;
+  int64_t unix_us = 0;  // now, by the wall clock: what the recording says when it began
+};
+
 // What an operator asks; answered by an AdminReply with the same number once it is durable.
 struct AdminEvent {
   uint64_t request = 0;
-  std::variant<DrainCommand, PinCommand, ReplicateCommand, RebalanceCommand> command;
+  std::variant<DrainCommand, PinCommand, ReplicateCommand, RebalanceCommand, RecordCommand> command;
 };
 
 using Event = std::variant<TickEvent, WorkerRegisterEvent, HeartbeatEvent, LoadEvent,
@@ -314,12 +321,28 @@ struct RebalancePlan {
   uint64_t plan_id = 0;
 };
 
+// What was recorded so far.
+struct RecordingStatus {
+  bool is_recording = false;
+  bool is_full = false;  // stopped by the limit of its memory
+  uint64_t bytes = 0;
+  uint64_t windows = 0;
+  uint64_t rows = 0;
+};
+
+// The file of a recording, in pieces that never change.
+struct Recording {
+  RecordingStatus status;
+  std::vector<std::shared_ptr<const std::string>> pieces;  // empty: nothing was recorded
+};
+
 struct AdminReply {
   uint64_t request = 0;
   absl::Status status;
   bool is_drained = false;
   Epoch epoch;
   RebalancePlan rebalance;
+  RecordingStatus recording;
 };
 
 enum class Severity : uint8_t { kInfo, kWarning, kError };
@@ -395,14 +418,44 @@ struct RouterStatus {
   double imbalance_planned = 0;
   double imbalance_seen = 0;
   uint64_t placement_age_ms = 0;
-  uint64_t plan_id = 0;
+  uint64_t plan_id = 0;      // under way; 0: none
+  uint64_t plan_age_ms = 0;  // since it was made
+  std::optional<RecordingStatus> recording;
+};
+
+// Why a plan was made: an expert or a worker was lost or joined; room for further replicas; loads
+// that are less even than was planned; an operator's word.
+enum class PlanReason : uint8_t { kRepair, kFill, kUneven, kOperator };
+inline constexpr size_t kPlanReasons = 4;
+// "repair", "fill", "uneven", "operator".
+std::string_view NameOf(PlanReason reason);
+
+// How a plan ended: its goal was published; another plan took its place; it could not be reached.
+enum class PlanResult : uint8_t { kDone, kReplaced, kGivenUp };
+inline constexpr size_t kPlanResults = 3;
+// "done", "replaced", "given_up".
+std::string_view NameOf(PlanResult result);
+
+// Upper bounds in seconds of how long plans take, ascending.
+inline constexpr std::array<double, 12> kPlanTimeBounds = {0.1, 0.25, 0.5, 1,   2.5, 5,
+                                                           10,  30,   60,  120, 300, 900};
+
+struct PlanTimes {
+  std::array<uint64_t, kPlanTimeBounds.size() + 1> counts{};  // the last: beyond all bounds
+  double sum = 0;                                             // seconds
 };
 
 // What has been counted since the start.
 struct RouterCounters {
   uint64_t epochs = 0;
-  uint64_t rebalances = 0;
+  uint64_t rebalances = 0;           // plans for balance, by the router or an operator
+  uint64_t operator_rebalances = 0;  // of these, by an operator
+  // Plans that ended.
+  std::array<std::array<uint64_t, kPlanResults>, kPlanReasons> plans{};
+  // Of those that are done: from being made to their goal being published.
+  std::array<PlanTimes, kPlanReasons> plan_times{};
   uint64_t replicas_loaded = 0;
+  uint64_t bytes_loaded = 0;  // of their weights
   uint64_t replicas_retired = 0;
   uint64_t workers_lost = 0;
   uint64_t reports_ignored = 0;

@@ -36,6 +36,8 @@ struct StepRow {
 struct GateChoice {
   MatView<const int32_t> experts;  // [rows, top_k]
   MatView<const float> weights;    // [rows, top_k]
+  // [rows, E] softmax over all experts, for whoever counts; empty where the caller has none.
+  MatView<const float> probabilities = {};
 };
 
 // Into how many micro-batches a step may be divided.

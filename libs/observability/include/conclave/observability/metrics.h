@@ -105,6 +105,10 @@ class Metrics {
                              std::span<const double> bounds,
                              std::function<std::vector<HistogramSample>()> collect);
 
+  // Called on the scraping thread before a page is put together, to bring up to date what others
+  // then read. Must not block for long and must not ask for a page.
+  void AddRefresh(std::function<void()> refresh);
+
   // Memory, CPU time, open files and start time of this process, under Prometheus' usual process_*
   // names.
   void AddProcessMetrics();
