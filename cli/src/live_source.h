@@ -1,5 +1,5 @@
-// Where `conclave top` gets the live picture of docs/live.md from: the admin listener of a router or
-// of `serve`, over HTTP, or a router's control address, over gRPC.
+// Where `conclave top` gets the live picture of docs/live.md from: the admin listener of a router
+// or of `serve`, over HTTP, or a router's control address, over gRPC.
 #pragma once
 
 #include <chrono>

@@ -35,8 +35,8 @@ struct TopOptions {
 // A cell of the map is the expert's part of its layer's rows over a fair part: 1 is fair.
 std::string Frame(const LiveState& state, int32_t width, int32_t height, const TopOptions& options);
 
-// Seconds below which `share` of the counts lie, linear within a bucket; below 0: no counts. A value
-// in the last bucket, which has no upper bound, gives the last bound.
+// Seconds below which `share` of the counts lie, linear within a bucket; below 0: no counts. A
+// value in the last bucket, which has no upper bound, gives the last bound.
 double Percentile(const std::vector<double>& counts, const std::vector<double>& bounds,
                   double share);
 
