@@ -12,8 +12,8 @@ import tempfile
 
 import rooms as rooms_table
 
-CODE = {".h", ".cc", ".cu", ".py", ".sh", ".cmake"}
-TEXT = CODE | {".md", ".txt", ".json", ".yaml", ".yml", ".proto", ".svg", ""}
+CODE = {".h", ".cc", ".cu", ".py", ".sh", ".cmake", ".js"}
+TEXT = CODE | {".md", ".txt", ".json", ".yaml", ".yml", ".proto", ".svg", ".css", ".html", ""}
 # Built, fetched or recorded, not written.
 SKIPPED_FOLDERS = {".venv", ".cache", "__pycache__"}
 RECORDED = ("tests/golden/data/", "tests/fuzz/corpus/", "models/demo/")

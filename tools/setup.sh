@@ -22,11 +22,11 @@ run_packages=(
 )
 # libclang-rt-14-dev holds the sanitizer runtimes of clang; ca-certificates is for pip; etcd-server is for e2e.etcd, which
 # starts its own; nftables and iproute2 are for e2e.partition; prometheus, with promtool, is for tests/monitoring, nginx for
-# deploy.proxy, and both start their own.
+# deploy.proxy, and both start their own; chromium, which needs some font, is for tests/page.
 test_packages=(
   libgtest-dev libgmock-dev git python3-venv ca-certificates ccache
   clang clang-tidy clang-format libclang-rt-14-dev etcd-server nftables iproute2
-  prometheus nginx
+  prometheus nginx chromium fonts-dejavu-core
 )
 
 case "${1:-run}" in

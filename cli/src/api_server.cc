@@ -18,6 +18,8 @@
 #include "conclave/service/progress.h"
 #include "conclave/service/ready.h"
 #include "conclave/service/signals.h"
+#include "conclave/service/watchdog.h"
+#include "live_routes.h"
 #include "output.h"
 
 namespace conclave::cli {
@@ -30,18 +32,25 @@ using std::chrono::milliseconds;
 
 class Server {
  public:
-  Server(const Invocation& invocation, std::string role, ApiServerSettings settings,
-         const transport::TlsIdentity& tls, std::function<void()> reload, ClusterSide* cluster)
+  Server(const Invocation& invocation, ApiServerRole role, ApiServerSettings settings,
+         const transport::TlsIdentity& tls, std::function<void()> reload)
       : invocation_(invocation),
         role_(std::move(role)),
         settings_(std::move(settings)),
         tls_(tls),
         reload_(std::move(reload)),
-        cluster_side_(cluster),
+        cluster_side_(role_.cluster),
+        key_(settings_.admin_key_file),
         http_metrics_(metrics_),
         grpc_metrics_(metrics_),
         progress_({.label = "loading the model",
                    .is_terminal = service::IsProgressTerminal(Variable(invocation, "TERM"))}) {}
+
+  ~Server() {
+    if (cluster_side_ != nullptr) {
+      cluster_side_->Report(nullptr);
+    }
+  }
 
   int Run() {
     absl::StatusOr<std::unique_ptr<service::SignalWatcher>> signals =
@@ -61,6 +70,12 @@ class Server {
     if (const absl::Status status = AnnounceServing(); !status.ok()) {
       return service::Fail(status, ExitCode::kInternal);
     }
+    watchdog_ =
+        StartWatchdog(invocation_, {{"engine", [this] { return cluster_->engine_pulse(); }},
+                                    {"http", service::Knock([this](std::function<void()> answer) {
+                                       api_->Post(std::move(answer));
+                                       return true;
+                                     })}});
     phase_.WaitForStop();
     Drain();
     return static_cast<int>(ExitCode::kDone);
@@ -73,12 +88,14 @@ class Server {
         .AddGauge("conclave_build_info", "1; the labels say what runs.",
                   {{"version", Version()}, {"dtype", settings_.engine.dtype}})
         .Set(1);
+    tracing_ = std::make_unique<Tracing>(settings_.trace, role_.name, metrics_);
     frontend::HttpServerOptions api;
     api.host = settings_.listen.host;
     api.port = settings_.listen.port;
     api.limits.body_bytes_max = settings_.max_body.bytes;
     api.load_progress = [this] { return progress_.fraction(); };
     api.version = Version();
+    api.tracer = tracing_->tracer();
     if (service::IsLoopback(settings_.listen.host)) {
       api.metrics_text = [this] { return metrics_.Text(); };
     }
@@ -102,9 +119,47 @@ class Server {
         admin_, service::AdminServer::Start({.host = settings_.admin_listen.host,
                                              .port = settings_.admin_listen.port,
                                              .metrics_text = [this] { return metrics_.Text(); },
-                                             .health = [this] { return Health(); }}));
+                                             .health = [this] { return Health(); },
+                                             .routes = Routes()}));
     settings_.admin_listen.port = admin_->port();
     return absl::OkStatus();
+  }
+
+  // The page: of the router beside this server, or of this process, which has no other.
+  std::vector<service::AdminRoute> Routes() {
+    const auto body_max = static_cast<size_t>(settings_.max_body.bytes);
+    if (role_.router_admin.port != 0) {
+      return HandOnLive([this] { return absl::StatusOr<service::Address>(role_.router_admin); },
+                        body_max);
+    }
+    if (cluster_side_ != nullptr) {
+      return {};
+    }
+    live::BoardOptions options;
+    options.role = role_.name;
+    options.version = Version();
+    options.bounds = LiveBounds();
+    options.admin_reason = "all experts are in this process: there is nothing to place";
+    board_ = std::make_unique<live::Board>(std::move(options));
+    feed_ = std::make_unique<live::Feed>(*board_, [this] { TellBoard(); });
+    return LiveRoutes({.board = board_.get(),
+                       .feed = feed_.get(),
+                       .key = &key_,
+                       .router = nullptr,
+                       .api = [this] { return absl::StatusOr<service::Address>(settings_.listen); },
+                       .body_bytes_max = body_max});
+  }
+
+  // On the feed's thread.
+  void TellBoard() {
+    if (!is_loaded_.load()) {
+      board_->SetState("loading", "");
+      return;
+    }
+    live::ClusterPicture picture = cluster_->Picture();
+    picture.frontends.push_back({0, role_.name, 0, picture.epoch, true});
+    board_->Update(picture);
+    board_->Report(role_.name, 0, cluster_->Figures());
   }
 
   absl::Status ListenGrpc() {
@@ -115,6 +170,7 @@ class Server {
     options.host = settings_.grpc_address.host;
     options.port = settings_.grpc_address.port;
     options.limits.body_bytes_max = settings_.max_body.bytes;
+    options.tracer = tracing_->tracer();
     CONCLAVE_ASSIGN_OR_RETURN(
         grpc_, frontend::InferenceServer::Start(
                    options, tls_, [this](const char* method, const char* code, double seconds) {
@@ -136,6 +192,7 @@ class Server {
     CONCLAVE_ASSIGN_OR_RETURN(EmbeddedOptions options, ToEmbedded(settings_.engine, invocation_));
     options.served_model_name = settings_.served_model_name;
     options.metrics = &metrics_;
+    options.api_address = service::ToString(settings_.listen);
     options.image_cpu_time_max = settings_.image_decode_timeout;
     options.image_memory_bytes = settings_.image_memory.bytes;
     if (cluster_side_ != nullptr) {
@@ -153,8 +210,8 @@ class Server {
         }));
     progress_.Finish();
     if (cluster_side_ != nullptr) {
-      cluster_side_->CountDispatches([this] { return cluster_->dispatch_stats(); }, metrics_);
       CONCLAVE_RETURN_IF_ERROR(cluster_side_->WaitForPlacement());
+      cluster_side_->Report([this] { return cluster_->Figures(); });
     }
     is_loaded_.store(true);
     LogInfo("loaded",
@@ -174,12 +231,12 @@ class Server {
     if (grpc_ != nullptr) {
       endpoints.emplace_back("grpc", service::ToString(settings_.grpc_address));
     }
-    return Announce(role_, std::move(endpoints), settings_.process, invocation_);
+    return Announce(role_.name, std::move(endpoints), settings_.process, invocation_);
   }
 
   void Drain() {
     LogInfo("draining", {{"timeout", service::ToString(settings_.process.drain_timeout)}});
-    AnnounceStopping(invocation_);
+    AnnounceStopping(invocation_, settings_.process.drain_timeout);
     // Both doors close before either waits, and one time bounds both.
     const MonotonicTime end = Clock::Real().Now() + settings_.process.drain_timeout;
     if (grpc_ != nullptr) {
@@ -209,22 +266,28 @@ class Server {
   }
 
   const Invocation& invocation_;
-  const std::string role_;
+  const ApiServerRole role_;
   ApiServerSettings settings_;
   const transport::TlsIdentity& tls_;
   const std::function<void()> reload_;
   ClusterSide* const cluster_side_;
+  AdminKey key_;
   Phase phase_;
   observability::Metrics metrics_;
+  // Made when signals are watched, since it has a thread; what is traced ends before it.
+  std::unique_ptr<Tracing> tracing_;
   observability::HttpMetrics http_metrics_;
   observability::GrpcMetrics grpc_metrics_;
   service::Progress progress_;
   std::atomic<bool> is_loaded_{false};
   // The servers end before what they ask.
   std::unique_ptr<EmbeddedCluster> cluster_;
+  std::unique_ptr<live::Board> board_;  // null where another process has the page
+  std::unique_ptr<live::Feed> feed_;
   std::unique_ptr<frontend::HttpServer> api_;
   std::unique_ptr<frontend::InferenceServer> grpc_;  // null without --grpc-listen
   std::unique_ptr<service::AdminServer> admin_;
+  std::unique_ptr<service::Watchdog> watchdog_;  // null where nobody asks for it
 };
 
 }  // namespace
@@ -239,9 +302,13 @@ void AddApiServerOptions(service::OptionSet& set, ApiServerSettings& settings, b
   set.Add({.name = "listen", .help = "address of the API; port 0: any", .group = "Network"},
           &settings.listen);
   set.Add({.name = "admin-listen",
-           .help = "address of metrics and health; port 0: any",
+           .help = has_experts ? "address of the page, metrics and health; port 0: any"
+                               : "address of metrics and health; port 0: any",
            .group = "Network"},
           &settings.admin_listen);
+  if (has_experts) {
+    AddAdminKeyOption(set, settings.admin_key_file);
+  }
   set.Add({.name = "grpc-listen",
            .help = "address of the API over gRPC, HOST:PORT; port 0: any",
            .group = "Network",
@@ -264,6 +331,7 @@ void AddApiServerOptions(service::OptionSet& set, ApiServerSettings& settings, b
            .help = "memory of images that wait or are decoded; requests beyond it get 503",
            .group = "Images"},
           &settings.image_memory, {{int64_t{1} << 20}, {int64_t{64} << 40}});
+  AddTraceOptions(set, settings.trace);
   AddProcessOptions(set, settings.process, "how long running answers may take after SIGTERM");
   AddLogOptions(set, settings.log);
   set.Refuse("api-key",
@@ -274,6 +342,7 @@ void AddApiServerOptions(service::OptionSet& set, ApiServerSettings& settings, b
 absl::Status CheckApiServerSettings(ApiServerSettings& settings) {
   CONCLAVE_RETURN_IF_ERROR(service::CheckReadyFd(settings.process.ready_fd));
   CONCLAVE_RETURN_IF_ERROR(CheckTlsFiles(settings.tls));
+  CONCLAVE_RETURN_IF_ERROR(CheckTraceSettings(settings.trace));
   CONCLAVE_RETURN_IF_ERROR(ResolveListeners({&settings.listen, &settings.admin_listen},
                                             settings.insecure, settings.insecure));
   if (settings.grpc_listen.empty()) {
@@ -296,11 +365,9 @@ absl::Status CheckApiServerSettings(ApiServerSettings& settings) {
   return absl::OkStatus();
 }
 
-int RunApiServer(const Invocation& invocation, std::string role, ApiServerSettings settings,
-                 const transport::TlsIdentity& tls, std::function<void()> reload,
-                 ClusterSide* cluster) {
-  return Server(invocation, std::move(role), std::move(settings), tls, std::move(reload), cluster)
-      .Run();
+int RunApiServer(const Invocation& invocation, ApiServerRole role, ApiServerSettings settings,
+                 const transport::TlsIdentity& tls, std::function<void()> reload) {
+  return Server(invocation, std::move(role), std::move(settings), tls, std::move(reload)).Run();
 }
 
 }  // namespace conclave::cli

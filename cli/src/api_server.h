@@ -20,6 +20,7 @@
 #include "engine_options.h"
 #include "server_process.h"
 #include "tls_options.h"
+#include "tracing.h"
 
 namespace conclave::transport {
 struct TlsIdentity;
@@ -40,9 +41,12 @@ struct ApiServerSettings {
   TlsFileSettings tls;
   bool insecure = false;
   std::string served_model_name;
+  // Of serve: the key for changes over HTTP; of a frontend: unused.
+  std::string admin_key_file;
   service::ByteSize max_body{int64_t{32} << 20};
   std::chrono::milliseconds image_decode_timeout{500};
   service::ByteSize image_memory{int64_t{512} << 20};
+  TraceSettings trace;
   ProcessSettings process;
 };
 
@@ -52,10 +56,17 @@ void AddApiServerOptions(service::OptionSet& set, ApiServerSettings& settings, b
 // What the values mean together; listeners get numeric hosts.
 absl::Status CheckApiServerSettings(ApiServerSettings& settings);
 
-// From listening to the end of the drain; returns the exit code. `role`: "serve" or "frontend";
-// `tls`: what the three files hold; `reload` is called on SIGHUP. `cluster` may be null.
-int RunApiServer(const Invocation& invocation, std::string role, ApiServerSettings settings,
-                 const transport::TlsIdentity& tls, std::function<void()> reload,
-                 ClusterSide* cluster);
+// What a server is in its cluster.
+struct ApiServerRole {
+  std::string name;                // "serve" or "frontend"
+  ClusterSide* cluster = nullptr;  // null: experts are in this process
+  // Admin listener of the router whose page this server shows; a port of 0: none.
+  service::Address router_admin = {.host = "", .port = 0};
+};
+
+// From listening to the end of the drain; returns the exit code. `tls`: what the three files hold;
+// `reload` is called on SIGHUP.
+int RunApiServer(const Invocation& invocation, ApiServerRole role, ApiServerSettings settings,
+                 const transport::TlsIdentity& tls, std::function<void()> reload);
 
 }  // namespace conclave::cli

@@ -34,6 +34,8 @@ struct AssemblyOptions {
   frontend::LinkSource* links = nullptr;
   // With links: bytes of experts that are computed here while no worker serves them; 0: none.
   int64_t rescue_bytes = 0;
+  // As DispatcherOptions. Outlives the assembly.
+  frontend::DispatchObserver* dispatch_observer = nullptr;
   int32_t max_rows = 0;        // rows of a step
   int32_t max_logit_rows = 0;  // of those, rows whose logits are wanted
 };

@@ -1,10 +1,7 @@
 // What a server needs of the cluster that computes its experts.
 #pragma once
 
-#include <functional>
-
 #include "absl/status/status.h"
-#include "conclave/frontend/dispatcher.h"
 #include "conclave/observability/metrics.h"
 #include "embedded_cluster.h"
 
@@ -18,9 +15,8 @@ class ClusterSide {
   virtual absl::Status Join(EmbeddedOptions& options, observability::Metrics& metrics) = 0;
   // After it: waits until there is a placement.
   virtual absl::Status WaitForPlacement() = 0;
-  // Once: what the dispatcher counts.
-  virtual void CountDispatches(std::function<frontend::DispatchStats()> stats,
-                               observability::Metrics& metrics) = 0;
+  // From now on the router is told what this server has counted; null ends it.
+  virtual void Report(std::function<live::FrontendFigures()> figures) = 0;
 };
 
 }  // namespace conclave::cli

@@ -15,7 +15,10 @@
 #include "conclave/frontend/engine.h"
 #include "conclave/frontend/link_source.h"
 #include "conclave/kernels/isa.h"
+#include "conclave/live/board.h"
+#include "conclave/live/figures.h"
 #include "conclave/observability/metrics.h"
+#include "conclave/service/watchdog.h"
 #include "conclave/tensor/dtype.h"
 
 namespace conclave::cli {
@@ -25,6 +28,7 @@ struct EmbeddedOptions {
   bool require_manifest = false;  // as checkpoint::OpenOptions
   std::string vision_tower;       // folder of the tower's weights; empty: as the model says
   std::string served_model_name;  // empty: the folder's name
+  std::string name = "serve";     // of this frontend, in metrics
   int num_workers = 1;
   int num_threads = 1;
   DType dtype = DType::kBf16;  // kF32 or kBf16
@@ -46,6 +50,8 @@ struct EmbeddedOptions {
   std::chrono::nanoseconds image_cpu_time_max{0};
   // As frontend::ChatServiceOptions.
   int64_t image_memory_bytes = int64_t{512} << 20;
+  // HOST:PORT of the HTTP API in front of the cluster, for other processes; empty: none.
+  std::string api_address;
   // Null: nothing is counted. Outlives the cluster.
   observability::Metrics* metrics = nullptr;
 };
@@ -62,8 +68,19 @@ class EmbeddedCluster {
   // Lives as long as the cluster.
   frontend::ChatBackend& backend();
 
-  // Of its dispatcher. Any thread.
-  frontend::DispatchStats dispatch_stats() const;
+  // For what it counts, on any thread. Lives as long as the cluster.
+  const frontend::Dispatcher& dispatcher() const;
+
+  // For the live picture: what has been counted, and how its workers stand. Any thread.
+  live::FrontendFigures Figures() const;
+  live::ClusterPicture Picture() const;
+
+  // As StragglerLog::Json; without links there is nothing in it. Any thread.
+  std::string stragglers() const;
+
+  // Of its engine's thread: steps and calls to workers, so that a step that waits for one is no
+  // hang. Any thread.
+  service::Pulse engine_pulse() const;
 
   // Takes no new request and waits until running ones have ended or `timeout` passed.
   void Drain(std::chrono::milliseconds timeout);

@@ -101,15 +101,13 @@ int RunFrontend(const Invocation& invocation) {
   observability::LogInfo("conclave frontend",
                          {{"version", Version()}, {"settings", set.Summary()}});
   Membership membership(settings.cluster, *tls);
-  return RunApiServer(
-      invocation, "frontend", settings.api, *tls,
-      [&invocation] {
-        FrontendSettings fresh;
-        service::OptionSet again("conclave frontend", Version(), "");
-        Declare(again, fresh);
-        ReloadLogLevel(again, fresh.api.log, invocation);
-      },
-      &membership);
+  return RunApiServer(invocation, {.name = "frontend", .cluster = &membership}, settings.api, *tls,
+                      [&invocation] {
+                        FrontendSettings fresh;
+                        service::OptionSet again("conclave frontend", Version(), "");
+                        Declare(again, fresh);
+                        ReloadLogLevel(again, fresh.api.log, invocation);
+                      });
 }
 
 }  // namespace conclave::cli

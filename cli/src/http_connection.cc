@@ -8,10 +8,11 @@
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/core/tcp_stream.hpp>
 #include <boost/beast/http.hpp>
-#include <boost/url/parse.hpp>
+#include <optional>
 #include <utility>
 
 #include "conclave/base/status.h"
+#include "conclave/service/server_url.h"
 #include "conclave/service/units.h"
 
 namespace conclave::cli {
@@ -24,36 +25,17 @@ using asio::ip::tcp;
 
 constexpr auto kConnectTimeout = std::chrono::seconds(10);
 
-struct Server {
-  std::string host;
-  std::string port;
-  std::string prefix;  // of all paths, without the final slash
-
-  std::string Name() const { return "http://" + host + ":" + port; }
-};
-
-absl::StatusOr<Server> ParseUrl(const std::string& url) {
-  const auto parsed = boost::urls::parse_uri({url.data(), url.size()});
-  // port_number() is 0 for what is no port.
-  const bool has_bad_port = parsed.has_value() && parsed->has_port() && !parsed->port().empty() &&
-                            parsed->port_number() == 0;
-  if (!parsed.has_value() || parsed->scheme_id() != boost::urls::scheme::http ||
-      parsed->host().empty() || has_bad_port || parsed->has_query() || parsed->has_fragment() ||
-      parsed->has_userinfo()) {
+// What stands before the paths of requests; a base URL of other clients ends with "/v1".
+absl::StatusOr<service::ServerUrl> ParseUrl(const std::string& text) {
+  std::optional<service::ServerUrl> url = service::ParseServerUrl(text, "80");
+  if (!url) {
     return InvalidArgument(
-        "usage", "--url: expected http://HOST[:PORT][/v1], found " + service::Quoted(url));
+        "usage", "--url: expected http://HOST[:PORT][/v1], found " + service::Quoted(text));
   }
-  Server server;
-  server.host = parsed->host_address();
-  server.port = parsed->has_port() && !parsed->port().empty() ? std::string(parsed->port()) : "80";
-  server.prefix = std::string(parsed->encoded_path());
-  while (server.prefix.ends_with('/')) {
-    server.prefix.pop_back();
+  if (url->path.ends_with("/v1")) {
+    url->path.resize(url->path.size() - 3);
   }
-  if (server.prefix.ends_with("/v1")) {
-    server.prefix.resize(server.prefix.size() - 3);
-  }
-  return server;
+  return *std::move(url);
 }
 
 using Parser = http::response_parser<http::string_body>;
@@ -63,7 +45,7 @@ using Parser = http::response_parser<http::string_body>;
 // Every operation runs the loop until it is done, timed out or cancelled.
 class HttpConnection::Impl {
  public:
-  Impl(Server server, HttpOptions options)
+  Impl(service::ServerUrl server, HttpOptions options)
       : server_(std::move(server)), options_(std::move(options)) {}
 
   // Sends a request on a new connection and reads the reply's header.
@@ -71,8 +53,8 @@ class HttpConnection::Impl {
     stream_.emplace(context_);
     buffer_.clear();
     CONCLAVE_RETURN_IF_ERROR(Connect());
-    http::request<http::string_body> request(verb, server_.prefix + path, 11);
-    request.set(http::field::host, server_.host + ":" + server_.port);
+    http::request<http::string_body> request(verb, server_.path + path, 11);
+    request.set(http::field::host, server_.Authority());
     request.set(http::field::user_agent, options_.user_agent);
     request.set(http::field::accept, "text/event-stream, application/json");
     request.set(http::field::connection, "close");
@@ -154,8 +136,7 @@ class HttpConnection::Impl {
       return absl::CancelledError("cancelled");
     }
     if (error) {
-      return Error(absl::StatusCode::kUnavailable, "connect",
-                   server_.Name() + ": " + error.message());
+      return Error(absl::StatusCode::kUnavailable, "connect", Name() + ": " + error.message());
     }
     return absl::OkStatus();
   }
@@ -180,13 +161,15 @@ class HttpConnection::Impl {
     const bool is_cut = error == http::error::partial_message ||
                         error == http::error::end_of_stream || error == asio::error::eof;
     return Error(absl::StatusCode::kUnavailable, "http",
-                 server_.Name() + ": " +
+                 Name() + ": " +
                      (is_cut ? std::string("the server closed the connection before the end of "
                                            "its answer")
                              : error.message()));
   }
 
-  const Server server_;
+  std::string Name() const { return "http://" + server_.Authority(); }
+
+  const service::ServerUrl server_;
   const HttpOptions options_;
   std::atomic<bool> is_cancelled_{false};
   asio::io_context context_{1};
@@ -200,7 +183,7 @@ HttpConnection::~HttpConnection() = default;
 
 absl::StatusOr<std::unique_ptr<HttpConnection>> HttpConnection::To(const std::string& url,
                                                                    HttpOptions options) {
-  CONCLAVE_ASSIGN_OR_RETURN(Server server, ParseUrl(url));
+  CONCLAVE_ASSIGN_OR_RETURN(service::ServerUrl server, ParseUrl(url));
   return std::unique_ptr<HttpConnection>(
       new HttpConnection(std::make_unique<Impl>(std::move(server), std::move(options))));
 }

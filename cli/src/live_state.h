@@ -36,8 +36,8 @@ struct LiveWorker {
 };
 
 struct LiveCluster {
-  double epoch = 0;
-  double term = 0;
+  double epoch = 0;  // number within the term, or both in one: term << 32 | number
+  double term = 0;   // 0: only in the epoch
   std::string state;
   std::string blocked;
   int64_t experts_served = 0;

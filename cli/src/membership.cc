@@ -1,5 +1,6 @@
 #include "membership.h"
 
+#include <pthread.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -15,6 +16,7 @@
 #include "conclave/observability/log.h"
 #include "conclave/transport/chaos_channel.h"
 #include "conclave/transport/grpc_channel.h"
+#include "dispatch_metrics.h"
 
 namespace conclave::cli {
 
@@ -22,10 +24,11 @@ using std::chrono::milliseconds;
 
 Membership::Membership(MembershipSettings settings, transport::TlsIdentity tls)
     : settings_(std::move(settings)),
+      name_(settings_.name.empty() ? "frontend-" + std::to_string(::getpid()) : settings_.name),
       tls_(std::move(tls)),
       connector_(transport::ChannelWishOf(settings_.channel), settings_.is_trusted_network, tls_) {}
 
-Membership::~Membership() = default;
+Membership::~Membership() { Report(nullptr); }
 
 absl::Status Membership::Join(EmbeddedOptions& options, observability::Metrics& metrics) {
   // Mapped and hashed here, and once more by the engine: a few milliseconds.
@@ -45,6 +48,7 @@ absl::Status Membership::Join(EmbeddedOptions& options, observability::Metrics& 
   StartLinks(terms);
   StartClient(desc, terms, options);
 
+  options.name = name_;
   options.links = links_.get();
   options.rescue_bytes = settings_.rescue_memory.bytes;
   options.cluster_readiness = [this] { return links_->Readiness(); };
@@ -108,8 +112,9 @@ void Membership::StartClient(const checkpoint::ModelDesc& desc, const transport:
   }
   router.routers = service::ToStrings(settings_.router);
   router.cluster_id = settings_.cluster_id;
-  router.name = settings_.name.empty() ? "frontend-" + std::to_string(::getpid()) : settings_.name;
+  router.name = name_;
   router.incarnation = terms.frontend_incarnation;
+  router.api_address = ApiForRouter(options.api_address);
   router.manifest_hash = terms.manifest_hash;
   router.row_width = desc.moe.io_dim;
   router.top_k = desc.moe.top_k;
@@ -119,6 +124,55 @@ void Membership::StartClient(const checkpoint::ModelDesc& desc, const transport:
   router.on_view = [this](frontend::ClusterView view) { links_->Apply(std::move(view)); };
   client_ = std::make_unique<frontend::RouterClient>(std::move(router), tls_);
   client_->Start();
+}
+
+std::string Membership::ApiForRouter(const std::string& api_address) const {
+  const absl::StatusOr<service::Address> api = service::ParseAddress(api_address);
+  if (!api.ok() || api->host == "0.0.0.0" || api->host == "::") {
+    return "";
+  }
+  // Another machine's loopback is not ours.
+  const bool is_near =
+      std::all_of(settings_.router.begin(), settings_.router.end(), [](const auto& router) {
+        const absl::StatusOr<std::string> host = service::ResolveHost(router.host);
+        return host.ok() && service::IsLoopback(*host);
+      });
+  return service::IsLoopback(api->host) && !is_near ? "" : api_address;
+}
+
+void Membership::Report(std::function<live::FrontendFigures()> figures) {
+  {
+    MutexLock lock(report_mu_);
+    is_reporting_ = false;
+    report_changed_.NotifyAll();
+  }
+  if (reporter_.joinable()) {
+    reporter_.join();
+  }
+  if (figures) {
+    MutexLock lock(report_mu_);
+    is_reporting_ = true;
+    reporter_ = std::thread([this, figures = std::move(figures)] { ReportLoop(figures); });
+  }
+}
+
+void Membership::ReportLoop(const std::function<live::FrontendFigures()>& figures) {
+  ::pthread_setname_np(::pthread_self(), "report");
+  constexpr size_t kManyCells = 65'536;
+  while (true) {
+    live::FrontendFigures now = figures();
+    // A large model's report takes a megabyte when all of it changes.
+    const std::chrono::seconds period(now.rows.size() > kManyCells ? 5 : 1);
+    client_->Report(std::move(now));
+    const auto next = std::chrono::steady_clock::now() + period;
+    MutexLock lock(report_mu_);
+    while (is_reporting_ && std::chrono::steady_clock::now() < next) {
+      report_changed_.WaitFor(report_mu_, next - std::chrono::steady_clock::now());
+    }
+    if (!is_reporting_) {
+      return;
+    }
+  }
 }
 
 absl::Status Membership::WaitForPlacement() {
@@ -143,26 +197,6 @@ absl::Status Membership::WaitForPlacement() {
   return absl::OkStatus();
 }
 
-void Membership::CountDispatches(std::function<frontend::DispatchStats()> stats,
-                                 observability::Metrics& metrics) {
-  metrics.AddCollector("moe_dispatch_calls_total",
-                       "Calls to expert workers, by what became of them.",
-                       observability::Metrics::Kind::kCounter, [stats = std::move(stats)] {
-                         const frontend::DispatchStats now = stats();
-                         const std::pair<const char*, uint64_t> values[] = {
-                             {"first", now.calls},      {"retry", now.retries},
-                             {"hedge", now.hedges},     {"hedge_won", now.hedges_won},
-                             {"timeout", now.timeouts}, {"link_lost", now.link_losses},
-                             {"refused", now.refusals}, {"waited", now.waits},
-                             {"rescued", now.rescues}};
-                         std::vector<observability::Metrics::Sample> samples;
-                         for (const auto& [what, value] : values) {
-                           samples.push_back({{{"event", what}}, static_cast<double>(value)});
-                         }
-                         return samples;
-                       });
-}
-
 void Membership::AddMetrics(observability::Metrics& metrics) {
   const auto single = [&metrics](const char* name, const char* help,
                                  std::function<double()> value) {
@@ -183,6 +217,7 @@ void Membership::AddMetrics(observability::Metrics& metrics) {
                          }
                          return samples;
                        });
+  AddWorkerInfo(metrics, [this] { return links_->Links(); });
   single("moe_placement_epoch", "Number of the placement within its router's term.",
          [this] { return static_cast<double>(links_->epoch().value() & 0xffffffffu); });
   single("moe_placement_term", "Term of the router whose placement is in use.",

@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "cluster_side.h"
+#include "conclave/base/mutex.h"
 #include "conclave/checkpoint/checkpoint.h"
 #include "conclave/frontend/cluster_links.h"
 #include "conclave/frontend/router_client.h"
@@ -36,8 +37,7 @@ class Membership final : public ClusterSide {
 
   absl::Status Join(EmbeddedOptions& options, observability::Metrics& metrics) override;
   absl::Status WaitForPlacement() override;
-  void CountDispatches(std::function<frontend::DispatchStats()> stats,
-                       observability::Metrics& metrics) override;
+  void Report(std::function<live::FrontendFigures()> figures) override;
 
  private:
   // What every link of this frontend, in this run of it, agrees on with its worker.
@@ -46,13 +46,21 @@ class Membership final : public ClusterSide {
   void StartLinks(const transport::PairTerms& terms);
   void StartClient(const checkpoint::ModelDesc& desc, const transport::PairTerms& terms,
                    const EmbeddedOptions& options);
+  // Where the router finds the API at `api_address`; empty where it cannot.
+  std::string ApiForRouter(const std::string& api_address) const;
+  void ReportLoop(const std::function<live::FrontendFigures()>& figures);
   void AddMetrics(observability::Metrics& metrics);
 
   const MembershipSettings settings_;
+  const std::string name_;
   const transport::TlsIdentity tls_;
   WorkerConnector connector_;
   std::unique_ptr<frontend::ClusterLinks> links_;
   std::unique_ptr<frontend::RouterClient> client_;  // its thread calls links_: it ends first
+  Mutex report_mu_;
+  CondVar report_changed_;
+  bool is_reporting_ ABSL_GUARDED_BY(report_mu_) = false;
+  std::thread reporter_;
 };
 
 }  // namespace conclave::cli

@@ -7,6 +7,7 @@
 #include <string>
 #include <utility>
 
+#include "admin_key.h"
 #include "commands.h"
 #include "conclave/base/mutex.h"
 #include "conclave/base/status.h"
@@ -19,7 +20,9 @@
 #include "conclave/service/process.h"
 #include "conclave/service/ready.h"
 #include "conclave/service/signals.h"
+#include "conclave/service/watchdog.h"
 #include "engine_options.h"
+#include "live_routes.h"
 #include "output.h"
 #include "server_process.h"
 #include "tls_options.h"
@@ -44,6 +47,7 @@ struct RouterSettings {
   std::string cluster_id;
   milliseconds recover_time{3000};
   bool insecure = false;
+  std::string admin_key_file;
   TlsFileSettings tls;
   ProcessSettings process;
   LogSettings log;
@@ -55,9 +59,10 @@ void Declare(service::OptionSet& set, RouterSettings& settings) {
            .group = "Network"},
           &settings.listen);
   set.Add({.name = "admin-listen",
-           .help = "address of metrics and health; port 0: any",
+           .help = "address of the page, metrics and health; port 0: any",
            .group = "Network"},
           &settings.admin_listen);
+  AddAdminKeyOption(set, settings.admin_key_file);
   set.Add({.name = "insecure",
            .help = "allow addresses that others can reach, without TLS",
            .group = "Network"},
@@ -234,7 +239,7 @@ absl::StatusOr<router_service::CoreOptions> ToCore(const RouterSettings& setting
 class Router {
  public:
   Router(const Invocation& invocation, RouterSettings settings)
-      : invocation_(invocation), settings_(std::move(settings)) {}
+      : invocation_(invocation), settings_(std::move(settings)), key_(settings_.admin_key_file) {}
 
   int Run() {
     absl::StatusOr<std::unique_ptr<service::SignalWatcher>> signals =
@@ -243,6 +248,9 @@ class Router {
                                        .on_reload = [this] { Reload(); }});
     if (!signals.ok()) {
       return service::Fail(signals.status(), ExitCode::kInternal);
+    }
+    if (const absl::Status status = key_.Load(); !status.ok()) {
+      return service::Fail(status, ExitCode::kConfig);
     }
     absl::StatusOr<router_service::CoreOptions> core = ToCore(settings_);
     if (!core.ok()) {
@@ -255,14 +263,19 @@ class Router {
     if (const absl::Status status = AnnounceServing(); !status.ok()) {
       return service::Fail(status, ExitCode::kInternal);
     }
+    std::unique_ptr<service::Watchdog> watchdog = StartWatchdog(
+        invocation_, {{"router-core", service::Knock([this](std::function<void()> answer) {
+                         return server_->Post(std::move(answer));
+                       })}});
     WaitForStop();
+    watchdog.reset();  // it asks the server, which ends now
     if (const absl::Status failed = Failed(); !failed.ok()) {
       server_.reset();
       return service::Fail(failed, ExitCode::kState);
     }
     // Nothing of a router is worth waiting for: members go on with the last placement.
     LogInfo("draining", {{"timeout", service::ToString(settings_.process.drain_timeout)}});
-    AnnounceStopping(invocation_);
+    AnnounceStopping(invocation_, milliseconds(0));
     server_.reset();
     LogInfo("drained");
     return static_cast<int>(ExitCode::kDone);
@@ -271,10 +284,12 @@ class Router {
  private:
   absl::Status Listen(router_service::CoreOptions core) {
     metrics_.AddProcessMetrics();
-    metrics_
-        .AddGauge("conclave_build_info", "1; the labels say what runs.",
-                  {{"version", Version()}, {"dtype", ""}})
-        .Set(1);
+    // What its workers compute in, which it learns from them.
+    metrics_.AddCollector("conclave_build_info", "1; the labels say what runs.",
+                          observability::Metrics::Kind::kGauge, [this] {
+                            return std::vector<observability::Metrics::Sample>{
+                                {{{"version", Version()}, {"dtype", server_->dtype()}}, 1}};
+                          });
     (void)service::RaiseOpenFilesLimit(8192);
     router_service::RouterServerOptions options;
     options.core = std::move(core);
@@ -288,15 +303,34 @@ class Router {
     options.tls_key = settings_.tls.key;
     options.tls_authority = settings_.tls.authority;
     options.metrics = &metrics_;
+    options.live.version = Version();
+    options.live.bounds = LiveBounds();
+    options.live.is_admin_enabled = key_.is_set();
+    options.live.admin_reason = key_.is_set() ? "" : "the router has no --admin-key-file";
     CONCLAVE_ASSIGN_OR_RETURN(server_, router_service::RouterServer::Start(std::move(options)));
     settings_.listen.port = server_->port();
     CONCLAVE_ASSIGN_OR_RETURN(
         admin_, service::AdminServer::Start({.host = settings_.admin_listen.host,
                                              .port = settings_.admin_listen.port,
                                              .metrics_text = [this] { return metrics_.Text(); },
-                                             .health = [this] { return Health(); }}));
+                                             .health = [this] { return Health(); },
+                                             .routes = Routes()}));
     settings_.admin_listen.port = admin_->port();
     return absl::OkStatus();
+  }
+
+  std::vector<service::AdminRoute> Routes() {
+    return LiveRoutes(
+        {.board = &server_->board(),
+         .feed = &server_->feed(),
+         .key = &key_,
+         .router = server_.get(),
+         .api = [this]() -> absl::StatusOr<service::Address> {
+           CONCLAVE_ASSIGN_OR_RETURN(const std::string api, server_->FrontendApi());
+           CONCLAVE_ASSIGN_OR_RETURN(service::Address address, service::ParseAddress(api));
+           CONCLAVE_ASSIGN_OR_RETURN(address.host, service::ResolveHost(address.host));
+           return address;
+         }});
   }
 
   absl::Status AnnounceServing() {
@@ -337,8 +371,12 @@ class Router {
     }
   }
 
-  // On the signal thread: of the settings only the log level is taken again.
+  // On the signal thread: of the settings only the log level is taken again, and the key's file is
+  // read again.
   void Reload() {
+    if (const absl::Status status = key_.Load(); !status.ok()) {
+      observability::LogError("the admin key stays as it was", {{"why", MessageOf(status)}});
+    }
     RouterSettings fresh;
     service::OptionSet set("conclave router", Version(), "");
     Declare(set, fresh);
@@ -347,6 +385,7 @@ class Router {
 
   const Invocation& invocation_;
   RouterSettings settings_;
+  AdminKey key_;
   mutable Mutex mu_;
   CondVar changed_;
   bool is_stopping_ ABSL_GUARDED_BY(mu_) = false;
@@ -376,7 +415,8 @@ int RunRouter(const Invocation& invocation) {
   }
   Apply(settings.log);
   if (parsed->action == service::OptionSet::Action::kCheckConfig) {
-    const absl::Status status = ToCore(settings).status();
+    absl::Status status = AdminKey(settings.admin_key_file).Load();
+    status.Update(ToCore(settings).status());
     return status.ok() ? PrintResult("ok\n") : service::Fail(status, ExitCode::kConfig);
   }
   if (!settings.process.core_dumps) {

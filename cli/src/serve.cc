@@ -2,6 +2,7 @@
 #include <string>
 #include <utility>
 
+#include "admin_key.h"
 #include "api_server.h"
 #include "commands.h"
 #include "conclave/base/status.h"
@@ -39,6 +40,7 @@ void Declare(service::OptionSet& set, ServeSettings& settings) {
 
 // --check-config: everything that can be opened without taking memory or a port.
 absl::Status CheckConfig(const ApiServerSettings& settings, const Invocation& invocation) {
+  CONCLAVE_RETURN_IF_ERROR(AdminKey(settings.admin_key_file).Load());
   CONCLAVE_ASSIGN_OR_RETURN(const EmbeddedOptions options, ToEmbedded(settings.engine, invocation));
   return checkpoint::Checkpoint::Open(
              options.model_dir,
@@ -82,6 +84,9 @@ int RunServe(const Invocation& invocation) {
     const absl::Status status = CheckConfig(settings.api, invocation);
     return status.ok() ? PrintResult("ok\n") : service::Fail(status, ExitCode::kConfig);
   }
+  if (const absl::Status key = AdminKey(settings.api.admin_key_file).Load(); !key.ok()) {
+    return service::Fail(key, ExitCode::kConfig);
+  }
   if (!settings.api.process.core_dumps) {
     service::ForbidDumps();
   }
@@ -93,15 +98,18 @@ int RunServe(const Invocation& invocation) {
     ReloadLogLevel(again, fresh.api.log, invocation);
   };
   if (settings.spawn == 0) {
-    return RunApiServer(invocation, "serve", settings.api, *tls, reload, nullptr);
+    return RunApiServer(invocation, {.name = "serve"}, settings.api, *tls, reload);
   }
-  const auto spawned =
-      SpawnedCluster::Start(invocation, settings.api.engine, settings.api.log, settings.spawn);
+  const auto spawned = SpawnedCluster::Start(invocation, settings.api.engine, settings.api.log,
+                                             settings.spawn, settings.api.admin_key_file);
   if (!spawned.ok()) {
     return service::Fail(spawned.status(), ExitCode::kInternal);
   }
   Membership membership({.router = {(*spawned)->router()}}, {});
-  return RunApiServer(invocation, "serve", settings.api, *tls, reload, &membership);
+  return RunApiServer(
+      invocation,
+      {.name = "serve", .cluster = &membership, .router_admin = (*spawned)->router_admin()},
+      settings.api, *tls, reload);
 }
 
 }  // namespace conclave::cli

@@ -28,6 +28,14 @@ void AddProcessOptions(service::OptionSet& set, ProcessSettings& settings,
           &settings.core_dumps);
 }
 
+void AddAdminKeyOption(service::OptionSet& set, std::string& file) {
+  set.AddPath({.name = "admin-key-file",
+               .help = "file with the key that operators need to change the cluster over HTTP",
+               .group = "Network",
+               .unset_means = "none: no changes over HTTP"},
+              &file, service::PathKind::kExistingFile);
+}
+
 void Phase::Stop(int signal) {
   std::function<void()> on_drain;
   {
@@ -73,9 +81,27 @@ absl::Status Announce(const std::string& role,
   return service::AnnounceReady(state, settings.ready_fd, Variable(invocation, "NOTIFY_SOCKET"));
 }
 
-void AnnounceStopping(const Invocation& invocation) {
-  // Only the unit's state line suffers when nobody listens.
-  (void)service::NotifyServiceManager(Variable(invocation, "NOTIFY_SOCKET"), "STOPPING=1");
+std::unique_ptr<service::Watchdog> StartWatchdog(const Invocation& invocation,
+                                                 std::vector<service::Watched> watched) {
+  std::string socket = Variable(invocation, "NOTIFY_SOCKET");
+  const std::optional<std::chrono::microseconds> interval = service::WatchdogInterval(
+      Variable(invocation, "WATCHDOG_USEC"), Variable(invocation, "WATCHDOG_PID"), ::getpid());
+  if (socket.empty() || !interval.has_value()) {
+    return nullptr;
+  }
+  observability::LogInfo("watchdog", {{"seconds", std::chrono::duration<double>(*interval).count()},
+                                      {"threads", watched.size()}});
+  return std::make_unique<service::Watchdog>(std::move(socket), *interval, std::move(watched));
+}
+
+void AnnounceStopping(const Invocation& invocation, milliseconds timeout) {
+  // What comes behind the drain, the end of threads and memory, takes a moment too.
+  constexpr std::chrono::seconds kEnd{10};
+  const std::chrono::microseconds whole = timeout + kEnd;
+  // Only the unit's state line and a drain longer than it allows suffer when nobody listens.
+  (void)service::NotifyServiceManager(
+      Variable(invocation, "NOTIFY_SOCKET"),
+      "STOPPING=1\nEXTEND_TIMEOUT_USEC=" + std::to_string(whole.count()));
 }
 
 void ReloadLogLevel(service::OptionSet& set, const LogSettings& log, const Invocation& invocation) {

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -14,6 +15,7 @@
 #include "conclave/base/mutex.h"
 #include "conclave/service/address.h"
 #include "conclave/service/options.h"
+#include "conclave/service/watchdog.h"
 #include "engine_options.h"
 
 namespace conclave::cli {
@@ -26,6 +28,8 @@ struct ProcessSettings {
 // `drain_help`: what the timeout bounds.
 void AddProcessOptions(service::OptionSet& set, ProcessSettings& settings,
                        const std::string& drain_help);
+
+void AddAdminKeyOption(service::OptionSet& set, std::string& file);
 
 // From start to the end of the drain, and who waits for it. Any thread.
 class Phase {
@@ -52,8 +56,14 @@ absl::Status Announce(const std::string& role,
                       std::vector<std::pair<std::string, std::string>> endpoints,
                       const ProcessSettings& settings, const Invocation& invocation);
 
-// Tells the service manager that the drain has begun.
-void AnnounceStopping(const Invocation& invocation);
+// Signs of life for a service manager that asks for them, as long as all of `watched` go on, which
+// outlive what is returned. Null where nobody asks. Behind Announce.
+std::unique_ptr<service::Watchdog> StartWatchdog(const Invocation& invocation,
+                                                 std::vector<service::Watched> watched);
+
+// Tells the service manager that the drain has begun, and that it may take `timeout`: more than the
+// unit's TimeoutStopSec= if need be.
+void AnnounceStopping(const Invocation& invocation, std::chrono::milliseconds timeout);
 
 // SIGHUP: parses the command line, variables and file of `set` once more, whose target of the log
 // settings is `log`, and takes the log level. Nothing else changes.

@@ -140,6 +140,7 @@ struct SpawnedCluster::State {
 
   std::string binary;
   service::Address router;
+  service::Address router_admin;
   std::vector<Child> children;  // the router first; the supervisor's from its start on
   Mutex mu;
   CondVar changed;
@@ -220,10 +221,9 @@ void SpawnedCluster::State::Supervise() {
   }
 }
 
-absl::StatusOr<std::unique_ptr<SpawnedCluster>> SpawnedCluster::Start(const Invocation& invocation,
-                                                                      const EngineSettings& engine,
-                                                                      const LogSettings& log,
-                                                                      int32_t num_workers) {
+absl::StatusOr<std::unique_ptr<SpawnedCluster>> SpawnedCluster::Start(
+    const Invocation& invocation, const EngineSettings& engine, const LogSettings& log,
+    int32_t num_workers, const std::string& admin_key_file) {
   auto state = std::make_unique<State>();
   state->binary = invocation.binary;
   CONCLAVE_ASSIGN_OR_RETURN(const std::string model, ModelFolder(engine, invocation));
@@ -234,6 +234,9 @@ absl::StatusOr<std::unique_ptr<SpawnedCluster>> SpawnedCluster::Start(const Invo
                  "--listen",    "127.0.0.1:0",    "--admin-listen",
                  "127.0.0.1:0", "--recover-time", "0ms"};
   router.args.insert(router.args.end(), logging.begin(), logging.end());
+  if (!admin_key_file.empty()) {
+    router.args.insert(router.args.end(), {"--admin-key-file", admin_key_file});
+  }
   state->children.push_back(std::move(router));
   CONCLAVE_RETURN_IF_ERROR(StartChild(state->binary, state->children[0]));
   CONCLAVE_ASSIGN_OR_RETURN(const std::string line, ReadReadyLine(state->children[0]));
@@ -242,9 +245,15 @@ absl::StatusOr<std::unique_ptr<SpawnedCluster>> SpawnedCluster::Start(const Invo
     return SpawnError("router", "expected control= in its ready line, found none");
   }
   CONCLAVE_ASSIGN_OR_RETURN(state->router, service::ParseAddress(*control));
+  constexpr std::string_view kScheme = "http://";
+  const std::string admin = ValueOf(line, "admin").value_or("");
+  CONCLAVE_ASSIGN_OR_RETURN(state->router_admin,
+                            service::ParseAddress(std::string_view(admin).substr(
+                                std::min(admin.size(), kScheme.size()))));
   // Started again it must be where everybody looks for it.
   std::vector<std::string>& args = state->children[0].args;
   *std::find(args.begin(), args.end(), "127.0.0.1:0") = *control;
+  *std::find(args.begin(), args.end(), "127.0.0.1:0") = service::ToString(state->router_admin);
   for (int32_t w = 0; w < num_workers; ++w) {
     Child worker;
     worker.what = "worker-" + std::to_string(w);
@@ -286,6 +295,7 @@ SpawnedCluster::SpawnedCluster(std::unique_ptr<State> state) : state_(std::move(
 SpawnedCluster::~SpawnedCluster() = default;
 
 const service::Address& SpawnedCluster::router() const { return state_->router; }
+const service::Address& SpawnedCluster::router_admin() const { return state_->router_admin; }
 
 int RunSpawned(const Invocation& invocation) {
   if (invocation.args.size() < 2) {

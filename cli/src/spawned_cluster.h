@@ -17,13 +17,14 @@ namespace conclave::cli {
 
 class SpawnedCluster {
  public:
-  // Starts the router and `num_workers` workers with the model and compute settings of `engine`,
+  // `admin_key_file`: of the router, may be empty. Starts the router and `num_workers` workers with the model and compute settings of `engine`,
   // and waits until all are ready. Children write their logs to stderr as this process does. Must
   // be called before gRPC or other threads start. kInternal "spawn" when a child does not come up.
   static absl::StatusOr<std::unique_ptr<SpawnedCluster>> Start(const Invocation& invocation,
                                                                const EngineSettings& engine,
                                                                const LogSettings& log,
-                                                               int32_t num_workers);
+                                                               int32_t num_workers,
+                                                               const std::string& admin_key_file);
   // Stops the children: SIGTERM, and SIGKILL after five seconds.
   ~SpawnedCluster();
   SpawnedCluster(const SpawnedCluster&) = delete;
@@ -31,6 +32,8 @@ class SpawnedCluster {
 
   // Control address of the router.
   const service::Address& router() const;
+  // Its admin listener: the page and what is behind it.
+  const service::Address& router_admin() const;
 
  private:
   struct State;

@@ -15,6 +15,8 @@ constexpr int32_t kHeightMin = 6;
 constexpr int32_t kCellWidth = 5;
 constexpr int32_t kBarWidth = 10;
 constexpr size_t kEventsShown = 5;
+// An epoch is term << 32 | number.
+constexpr double kTermStep = 4294967296.0;
 
 const char* const kHelp[] = {"q         quit",
                              "a, t, i   rows of all tokens, of text, of images",
@@ -190,8 +192,9 @@ void Painter::AddHead() {
   const LiveCluster& c = state_.cluster;
   Line line = NewLine();
   line.Styled("conclave top", "1");
-  line.Text("  " + state_.role + " " + state_.model + "  epoch " + Fixed(c.term, 0) + "." +
-            Fixed(std::fmod(c.epoch, 4294967296.0), 0) + "  ");
+  line.Text("  " + state_.role + " " + state_.model + "  epoch " +
+            Fixed(c.term > 0 ? c.term : std::floor(c.epoch / kTermStep), 0) + "." +
+            Fixed(std::fmod(c.epoch, kTermStep), 0) + "  ");
   line.Styled(c.state.empty() ? "-" : c.state, c.state == "serving" ? "32" : "1;33");
   if (!c.blocked.empty()) {
     line.Styled("  blocked: " + c.blocked, "1;31");
@@ -371,8 +374,10 @@ void Painter::AddEvents(size_t num) {
     const LiveEvent& event = state_.events[i];
     const bool is_bad = event.kind == "dead" || event.kind == "unserved" ||
                         event.kind == "failed" || event.kind == "distrusted";
-    Add(ClockTime(event.time) + "  " + Left(event.kind, 11) +
-            (event.name.empty() ? "" : event.name + "  ") + event.text,
+    Add(ClockTime(event.time) + "  " + Left(event.kind, 15) + " " +
+            // Most texts name whom they are about.
+            (event.text.find(event.name) != std::string::npos ? "" : event.name + "  ") +
+            event.text,
         is_bad                    ? "31"
         : event.kind == "suspect" ? "33"
                                   : "");

@@ -19,6 +19,7 @@
 #include "conclave/service/process.h"
 #include "conclave/service/ready.h"
 #include "conclave/service/signals.h"
+#include "conclave/service/watchdog.h"
 #include "conclave/transport/ucx_channel.h"
 #include "engine_options.h"
 #include "memory_budget.h"
@@ -217,6 +218,12 @@ class Worker {
       if (const absl::Status status = AnnounceServing(); !status.ok()) {
         return service::Fail(status, ExitCode::kInternal);
       }
+      watchdog_ = StartWatchdog(invocation_,
+                                {{"compute-0", [this] { return server_->compute_pulse(); }},
+                                 {"control", service::Knock([this](std::function<void()> answer) {
+                                    server_->PostToControl(std::move(answer));
+                                    return true;
+                                  })}});
       LogInfo("ready",
               {{"worker", server_->worker_id()}, {"experts", server_->figures().num_experts}});
     }
@@ -272,7 +279,7 @@ class Worker {
     settings_.admin_listen.port = admin_->port();
     phase_.StartServing([this] {
       LogInfo("draining", {{"timeout", service::ToString(settings_.process.drain_timeout)}});
-      AnnounceStopping(invocation_);
+      AnnounceStopping(invocation_, settings_.process.drain_timeout);
       server_->Drain();
     });
     return absl::OkStatus();
@@ -313,8 +320,9 @@ class Worker {
   observability::Metrics metrics_;
   std::unique_ptr<checkpoint::Checkpoint> checkpoint_;
   std::unique_ptr<expert_worker::WorkerServer> server_;
-  // Last: it asks the server.
+  // Last: they ask the server.
   std::unique_ptr<service::AdminServer> admin_;
+  std::unique_ptr<service::Watchdog> watchdog_;  // null where nobody asks for it
 };
 
 }  // namespace

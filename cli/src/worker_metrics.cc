@@ -56,8 +56,11 @@ void AddState(Families& families) {
                  }
                  return samples;
                });
-  families.AddOne("conclave_worker_epoch", "Epoch of the last placement that it has seen.",
-                  Kind::kGauge, [](const WorkerFigures& f) { return f.epoch; });
+  families.AddOne("conclave_worker_epoch",
+                  "Number, within its router's term, of the last placement that it has seen.",
+                  Kind::kGauge, [](const WorkerFigures& f) { return f.epoch & UINT32_MAX; });
+  families.AddOne("conclave_worker_term", "Term of the router whose placement that was.",
+                  Kind::kGauge, [](const WorkerFigures& f) { return f.epoch >> 32; });
   families.AddOne("conclave_worker_experts", "Experts that are held.", Kind::kGauge,
                   [](const WorkerFigures& f) { return f.num_experts; });
   families.AddOne("conclave_worker_experts_loading", "Experts that are still to be loaded.",

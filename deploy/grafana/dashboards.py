@@ -2,166 +2,26 @@
 
     .venv/bin/python deploy/grafana/dashboards.py [--check]
 
-A panel says what it shows and, after "When it is bad", what to do. Ratios are sums over sums, or the mean or maximum of
-ratios, never a sum of ratios. Figures of a router are those of the one that leads: others know no placement.
+A panel says what it shows and, after "When it is bad", what to do.
 """
 
 import json
 import pathlib
-import string
 import sys
 
-from grafana_foundation_sdk.builders import bargauge, common, dashboard, prometheus, stat, statetimeline, table, timeseries
+from grafana_foundation_sdk.builders import table
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
-from grafana_foundation_sdk.models import common as common_models
 from grafana_foundation_sdk.models import dashboard as models
-from grafana_foundation_sdk.models import prometheus as prometheus_models
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+from panels import (  # noqa: E402
+    BLUE, CHOSEN, GREEN, GREY, HEAT, MODEL, RED, SHARES, STACKED, TOKENS, YELLOW, add, bars, board, leading, lines,
+    matrix, named, number, of_leader, or_zero, quantile, quantiles, query_variable, rate, timeline, titled, with_queries)
 
 FOLDER = pathlib.Path(__file__).resolve().parent / "dashboards"
-SOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
-# Rows that workers computed. Frontends count the same rows as their gates chose them, each with its rank.
-TOKENS = 'moe_expert_tokens_total{worker!="",instance=~"$instance"%s}'
-CHOSEN = 'moe_expert_tokens_total{rank=~"%s"}'
-MODEL = 'model_name=~"$model_name",instance=~"$instance"'
-GREEN, YELLOW, RED, BLUE, GREY = "green", "yellow", "red", "blue", "text"
 
-
-def leading(metric: str) -> str:
-    return f"max({metric} and on (instance) conclave_router_leading == 1)"
-
-
-def quantile(share: float, metric: str, selector: str) -> str:
-    return f"histogram_quantile({share}, sum by (le) (rate({metric}_bucket{{{selector}}}[$__rate_interval])))"
-
-
-def quantiles(metric: str, selector: str = MODEL) -> list[tuple[str, str]]:
-    return [(quantile(share, metric, selector), name) for share, name in [(0.5, "p50"), (0.95, "p95"), (0.99, "p99")]]
-
-
-def thresholds(*steps):
-    """(color of all below), then (value, color)."""
-    first, *rest = steps
-    made = [models.Threshold(value=None, color=first), *(models.Threshold(value=value, color=color) for value, color in rest)]
-    return dashboard.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(made)
-
-
-def with_queries(panel, queries, instant=False, as_table=False):
-    for letter, (expr, legend) in zip(string.ascii_uppercase, queries, strict=False):
-        query = prometheus.Dataquery().expr(expr).ref_id(letter).legend_format(legend)
-        query = query.instant() if instant else query.range()
-        kind = prometheus_models.PromQueryFormat
-        panel.with_target(query.format(kind.TABLE if as_table else kind.TIME_SERIES))
-    return panel
-
-
-def titled(panel, title: str, text: str, width: int, height: int):
-    return panel.title(title).description(text).datasource(SOURCE).span(width).height(height)
-
-
-def number(title, text, queries, unit="none", width=4, steps=(GREEN,), decimals=None):
-    panel = titled(stat.Panel(), title, text, width, 4).unit(unit).thresholds(thresholds(*steps))
-    panel.graph_mode(common_models.BigValueGraphMode.NONE)
-    panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).fields("").values(False))
-    if decimals is not None:
-        panel.decimals(decimals)
-    return with_queries(panel, queries, instant=True)
-
-
-def lines(title, text, queries, unit="short", width=8, stack=None, steps=None, minimum=0, height=8):
-    panel = titled(timeseries.Panel(), title, text, width, height).unit(unit)
-    if minimum is not None:
-        panel.min(minimum)
-    panel.line_width(1).fill_opacity(10 if stack is None else 40).show_points(common_models.VisibilityMode.NEVER)
-    legend = common.VizLegendOptions().display_mode(common_models.LegendDisplayMode.LIST)
-    panel.legend(legend.placement(common_models.LegendPlacement.BOTTOM).show_legend(True))
-    tooltip = common.VizTooltipOptions().mode(common_models.TooltipDisplayMode.MULTI)
-    panel.tooltip(tooltip.sort(common_models.SortOrder.DESCENDING))
-    if stack:
-        panel.stacking(common.StackingConfig().mode(stack).group("A"))
-    if steps:
-        panel.thresholds(thresholds(*steps))
-        panel.thresholds_style(common.GraphThresholdsStyleConfig().mode(common_models.GraphTresholdsStyleMode.DASHED))
-    return with_queries(panel, queries)
-
-
-STACKED = common_models.StackingMode.NORMAL
-SHARES = common_models.StackingMode.PERCENT
-
-
-def bars(title, text, queries, unit="short", width=8, steps=(GREEN,), maximum=None):
-    panel = titled(bargauge.Panel(), title, text, width, 8).unit(unit).min(0).thresholds(thresholds(*steps))
-    if maximum is not None:
-        panel.max(maximum)
-    panel.orientation(common_models.VizOrientation.HORIZONTAL).display_mode(common_models.BarGaugeDisplayMode.BASIC)
-    panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).fields("").values(False))
-    return with_queries(panel, queries, instant=True)
-
-
-def matrix(title, text, expr, steps, unit="none", width=12, row="layer", column="expert", decimals=2, height=10):
-    """A heat map: one cell per pair of labels, colored by its value."""
-    panel = titled(table.Panel(), title, text, width, height).unit(unit).decimals(decimals)
-    panel.thresholds(thresholds(*steps)).cell_height(common_models.TableCellHeight.SM)
-    # Prometheus gives rows in no order, and Grafana sorts labels as text: "2" behind "10". Sorting is stable, so the second
-    # one decides.
-    for label in (row, column):
-        if label in ("layer", "expert"):
-            expr = f'label_replace({expr}, "{label}", "0$1", "{label}", "([0-9])")'
-    for field in (column, row):
-        panel.with_transformation(models.DataTransformerConfig(id_val="sortBy", options={"sort": [{"field": field}]}))
-    panel.with_transformation(models.DataTransformerConfig(id_val="groupingToMatrix", options={
-        "rowField": row, "columnField": column, "valueField": "Value"}))
-    # All columns but the first, which has the names of the rows.
-    panel.override_by_regexp(r"/^(?!.*\\).*$/", [
-        models.DynamicConfigValue("custom.cellOptions", {"type": "color-background", "mode": "basic"}),
-        models.DynamicConfigValue("custom.align", "center")])
-    return with_queries(panel, [(expr, "")], instant=True, as_table=True)
-
-
-# Load over its fair share: cold experts are blue, hot ones yellow and red.
-HEAT = (BLUE, (0.5, "super-light-blue"), (0.8, GREEN), (1.3, YELLOW), (2.0, RED))
-
-
-def timeline(title, text, queries, states):
-    panel = titled(statetimeline.Panel(), title, text, 24, 8)
-    panel.show_value(common_models.VisibilityMode.AUTO).row_height(0.8).merge_values(True).fill_opacity(80)
-    mapped = {str(value): models.ValueMappingResult(text=name, color=color, index=index)
-              for index, (value, name, color) in enumerate(states)}
-    panel.mappings([models.ValueMap(options=mapped)])
-    return with_queries(panel, queries)
-
-
-def query_variable(name, label, query, sort=models.VariableSort.ALPHABETICAL_ASC):
-    everything = models.VariableOption(selected=True, text="All", value="$__all")
-    return (dashboard.QueryVariable(name).label(label).datasource(SOURCE).query(query).multi(True).include_all(True)
-            .all_value(".*").current(everything).sort(sort).refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED))
-
-
-def annotation(name, color, expr):
-    return dashboard.AnnotationQuery().name(name).datasource(SOURCE).enable(True).icon_color(color).expr(expr)
-
-
-def board(name, title, text, variables):
-    made = dashboard.Dashboard(title).uid(f"conclave-{name}").description(text).tags(["conclave"]).readonly()
-    made.time("now-30m", "now").refresh("10s").timezone("browser").tooltip(models.DashboardCursorSync.CROSSHAIR)
-    made.with_variable(dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"))
-    for variable in variables:
-        made.with_variable(variable)
-    # A minute: four scrapes of the shipped configuration.
-    made.annotation(annotation("Worker lost", "red", "sum(increase(conclave_router_workers_lost_total[1m])) > 0"))
-    made.annotation(annotation("New epoch", "blue", "sum(increase(conclave_router_epochs_total[1m])) > 0"))
-    made.annotation(annotation("Plan for balance", "purple", "sum(increase(moe_rebalances_total[1m])) > 0"))
-    link = dashboard.DashboardLink("conclave").type(models.DashboardLinkType.DASHBOARDS).tags(["conclave"])
-    return made.link(link.as_dropdown(False).keep_time(True).include_vars(True))
-
-
-def add(made, row, panels):
-    made.with_row(dashboard.Row(row))
-    for panel in panels:
-        made.with_panel(panel)
-
-
-def rate(selector: str, by: str) -> str:
-    return f"sum by ({by}) (rate({selector}[$__rate_interval]))"
+# As the router's status has them; a number orders them in a timeline.
+ROUTER_STATES = [(1, "joining", YELLOW), (2, "live", GREEN), (3, "suspect", RED), (4, "draining", BLUE), (5, "drained", GREY)]
 
 
 def cluster():
@@ -205,6 +65,24 @@ def cluster():
                    "{{instance}}")],
                  [(0, "down", RED), (1, "connecting", YELLOW), (2, "registered", GREEN), (3, "fenced", "orange"),
                   (4, "draining", BLUE), (5, "stopped", GREY)]),
+        timeline("What the router says of the workers", "State of every member by name; a line ends where the worker is a "
+                 "member no more. When it is bad: suspect is a worker whose heartbeats are missing: runbook, WorkerLost.",
+                 [(named(of_leader("(" + " or ".join(f'{value} * (moe_worker_state{{state="{state}"}} == 1)'
+                                                     for value, state, _ in ROUTER_STATES) + ")"), "name"), "{{name}}")],
+                 ROUTER_STATES),
+        lines("Calls that failed over", "Calls that had to be sent again because a worker did not answer, per minute and "
+              "reason. When it is bad: they follow a lost worker for a moment; if they stay, runbook, DispatchResent.",
+              [("sum by (reason) (rate(moe_failover_total[$__rate_interval])) * 60", "{{reason}}")], stack=STACKED),
+        lines("Recovery", "From the first sending of such a call to its answer; 0: there was none. When it is bad: near the "
+              "deadline of a call (150 ms) workers hang instead of ending; runbook, WorkerStuck.",
+              [(or_zero(f"histogram_quantile({share}, sum by (le) "
+                        f"(rate(moe_failover_recovery_seconds_bucket[$__rate_interval])))"), name)
+               for share, name in [(0.5, "p50"), (0.99, "p99")]], unit="s"),
+        lines("Tokens that failed over", "Rows that were sent again, by the worker that did not answer them, and rows that a "
+              "frontend computed itself. When it is bad: one worker alone is sick: its log; degraded ones are DegradedTokens "
+              "in the runbook.",
+              [(named(rate("moe_redispatched_tokens_total", "instance, worker"), "name"), "{{name}}"),
+               ("sum(rate(moe_degraded_tokens_total[$__rate_interval]))", "degraded")]),
         lines("Workers as the router sees them", "Members by state; distrusted ones count twice. When it is bad: suspect "
               "ones do not send heartbeats; distrusted ones are WorkerDistrusted in the runbook.",
               [('max by (state) (conclave_router_workers and on (instance) conclave_router_leading == 1)', "{{state}}")]),
@@ -212,14 +90,13 @@ def cluster():
               "it is bad: losses without an end mean a worker that is started again and again; read its log.",
               [("sum(rate(conclave_router_workers_lost_total[$__rate_interval])) * 60", "workers lost"),
                ("sum(rate(conclave_router_epochs_total[$__rate_interval])) * 60", "epochs")]),
-        lines("Age of the frontends' placement", "Time since each frontend last got a message of the router; -1: never. It "
-              "grows while nothing changes, and falls with every new epoch. When it is bad: a line that does not fall with "
-              "the others; runbook, RouterSilent.", [("moe_router_silence_seconds", "{{instance}}")], unit="s",
-              minimum=None),
+        lines("Silence of the router", "Time since each frontend last heard the router: 0 while its stream stands; -1: "
+              "never. When it is bad: it grows; runbook, RouterSilent, and if it grows everywhere, NoRouterLeads.",
+              [("moe_router_silence_seconds", "{{instance}}")], unit="s", minimum=None),
         lines("Epochs in use", "The placement that router, frontends and workers work with: one line. When it is bad: a "
               "member that stays below the others does not hear the router.",
               [("max(conclave_placement_epoch)", "router"), ("moe_placement_epoch", "{{instance}}"),
-               (f"conclave_worker_epoch{{{mine}}} % 4294967296", "{{instance}}")], minimum=None),
+               (f"conclave_worker_epoch{{{mine}}}", "{{instance}}")], minimum=None),
         lines("Links to workers", "Links of each frontend by what carries the calls. When it is bad: fewer than live workers "
               "is LinksMissing in the runbook; grpc where ucx is expected is explained in the frontend's log, 'channel "
               "chosen'.", [("moe_cluster_links_by_channel", "{{instance}} {{channel}}")]),
@@ -273,15 +150,75 @@ def cluster():
     add(made, "Calls of the frontends", [
         lines("Calls by event", "First calls, and what became of them. When it is bad: retry, timeout and link_lost follow "
               "a lost worker for a moment; if they stay, runbook, DispatchResent. waited and rescued: no worker served the "
-              "expert; runbook, FrontendRescues.",
+              "expert; runbook, DegradedTokens.",
               [(rate("moe_dispatch_calls_total", "event"), "{{event}}")], unit="ops", width=12),
         lines("Calls that were sent again", "Retries and hedges as a share of the calls. When it is bad: runbook, "
               "DispatchResent.",
               [(f"""{rate('moe_dispatch_calls_total{event=~"retry|hedge"}', 'instance')} / """
                 f"""{rate('moe_dispatch_calls_total{event="first"}', 'instance')}""", "{{instance}}")],
               unit="percentunit", width=12, steps=(GREEN, (0.05, RED))),
+        lines("Time that layers waited for one worker", "How long the answers of all others were there already and this "
+              "worker's was not, per second. When it is bad: a worker that is always on top is slower than its replicas, or "
+              "has more to do; its queue and CPU say which, and the slowest calls of the last minutes are listed by the "
+              "frontend (docs/tracing.md).",
+              [(rate("moe_straggler_seconds_total", "instance, worker"), "{{instance}} worker {{worker}}")], width=12),
+        lines("Layers that waited for one worker", "How often it was the last, per second. When it is bad: often, but for "
+              "little time, is chance; compare with the panel beside it.",
+              [(rate("moe_straggler_calls_total", "instance, worker"), "{{instance}} worker {{worker}}")], unit="ops",
+              width=12),
+    ])
+    stage_sums, stage_counts = "moe_dispatch_seconds_sum", "moe_dispatch_seconds_count"
+    bytes_of = 'moe_dispatch_bytes_total{direction="%s"}'
+    add(made, "Traffic", [
+        matrix("From frontends to workers", "Bytes per second of calls. When it is bad: a worker whose column is far above "
+               "the others holds the hot experts; runbook, ImbalanceHigh.",
+               named(rate(bytes_of % "dispatch", "instance, src, dst"), "src, name", "dst"), (BLUE, (1, GREEN)), unit="Bps",
+               width=8, row="src", column="name", decimals=0, height=8),
+        matrix("From workers to frontends", "Bytes per second of answers. When it is bad: as for calls; an answer is as long "
+               "as the rows of its call.", named(rate(bytes_of % "combine", "instance, src, dst"), "name, dst", "src"),
+               (BLUE, (1, GREEN)), unit="Bps", width=8, row="name", column="dst", decimals=0, height=8),
+        matrix("Time of a stage, by worker", "Mean time of an answered call in each stage. When it is bad: a row that is red "
+               "where others are not is a slow worker (compute, queue) or a slow way to it (network).",
+               f"{named(rate(stage_sums, 'instance, worker, stage'), 'name, stage')} / "
+               f"{named(rate(stage_counts, 'instance, worker, stage'), 'name, stage')}",
+               (GREEN, (0.005, YELLOW), (0.05, RED)), unit="s", width=8, row="name", column="stage", decimals=1, height=8),
+        lines("Bytes by transport", "Bytes per second of calls and answers by what carries them. When it is bad: grpc or tcp "
+              "where workers are on the same machine: --channel, and 'channel chosen' in the frontend's log.",
+              [(rate("moe_dispatch_bytes_total", "transport, direction"), "{{transport}} {{direction}}")], unit="Bps",
+              stack=STACKED, width=6),
+        lines("Where a call's time goes", "Mean of the stages of an answered call, one on the other: their sum is a call. When "
+              "it is bad: queue grows with the load (WorkerOverloaded in the runbook), network with the distance, compute "
+              "with the rows.",
+              [(f"{rate(stage_sums, 'stage')} / {rate(stage_counts, 'stage')}", "{{stage}}")], unit="s", stack=STACKED,
+              width=6),
+        lines("Round trip, p99", "Of the calls to each worker. When it is bad: runbook, DispatchP99High.",
+              [("histogram_quantile(0.99, sum by (worker, le) "
+                "(rate(moe_dispatch_round_trip_seconds_bucket[$__rate_interval])))", "worker {{worker}}")], unit="s", width=6,
+              steps=(GREEN, (0.25, RED))),
+        lines("Bytes over the least", "Bytes that were sent over those that the rows themselves have: what headers, weights "
+              "and indices cost. When it is bad: far above 1 calls have few rows, of small models above all.",
+              [("sum(rate(moe_dispatch_bytes_total[$__rate_interval])) / "
+                "sum(rate(moe_dispatch_least_bytes_total[$__rate_interval]))", "sent / least")], minimum=1, width=6),
     ])
     add(made, "Placement", [
+        matrix("Placement map", "Which worker every layer:expert is routed to: 1 is a replica. When it is bad: an expert in "
+               "one column alone has no spare replica; runbook, ReplicasMissing. Large models show their first layers.",
+               f'label_join({named(of_leader("moe_expert_placement"), "name, layer, expert")}, "unit", ":", "layer", '
+               f'"expert")', (BLUE, (1, GREEN)), row="unit", column="name", decimals=0),
+        matrix("Replicas of every expert", "How many workers each expert is routed to. When it is bad: 0 is "
+               "ExpertWithoutReplica in the runbook; hot experts may have more than the others.",
+               f"max by (layer, expert) {of_leader('moe_expert_replicas')}", (RED, (1, YELLOW), (2, GREEN)), decimals=0),
+        lines("Plans", "Age of the plan under way, and time of plans that were done, p95, by reason; 0: there was none. When "
+              "it is bad: an age that only grows is PlanStalled in the runbook.",
+              [(leading("moe_plan_age_seconds"), "under way"),
+               (or_zero("max(histogram_quantile(0.95, sum by (le, reason) "
+                        "(rate(moe_rebalance_seconds_bucket[$__rate_interval]))) >= 0)"), "done, p95")], unit="s"),
+        lines("Bytes moved", "Weights that workers loaded for plans, per second. When it is bad: all the time means replicas "
+              "that go to and fro; PlansCancelled in the runbook.",
+              [("sum(rate(moe_rebalance_moved_bytes_total[$__rate_interval]))", "loaded")], unit="Bps"),
+        lines("Since the last plan was done", "A cluster that changes nothing plans nothing. When it is bad: it grows while "
+              "loads are uneven; runbook, RebalanceStalled.",
+              [("time() - max(moe_rebalance_last_success_timestamp_seconds)", "last done")], unit="s"),
         lines("Imbalance of workers", "Maximum over mean of the workers' loads, averaged over layers: as it is, and as the "
               "last plan expected it. When it is bad: runbook, ImbalanceHigh; a gap that stays is RebalanceStalled.",
               [(leading("moe_placement_imbalance_seen"), "seen"), (leading("moe_placement_imbalance_planned"), "planned")],
@@ -314,7 +251,7 @@ def cluster():
               "started again; its log, or the service manager's, says why.",
               [('time() - process_start_time_seconds{job=~"conclave-.*"}', "{{instance}}")], unit="s"),
         with_queries(titled(table.Panel().show_header(True), "Builds",
-                            "Version and numeric mode of every process; routers compute nothing. "
+                            "Version and numeric mode of every process; a router's is that of its workers. "
                             "When it is bad: workers and frontends of different dtypes do not work together.", 8, 8),
                      [('max by (instance, version, dtype) (conclave_build_info{job=~"conclave-.*"})', "")], instant=True,
                      as_table=True),
@@ -372,6 +309,17 @@ def experts():
                "share 1 where weights are renormalized. When it is bad: an expert with a low weight is chosen for want of a "
                "better one; it matters little to answers and as much to the load.", f"{weights} / {choices}",
                (BLUE, (0.25, "super-light-blue"), (0.5, GREEN), (0.75, YELLOW))),
+    ])
+    probable = "sum by (layer, expert) (rate(moe_gate_probability_sum_total[$__range]))"
+    add(made, "Balance of the gates", [
+        lines("Balance loss", "What training adds for every layer, of what is served: experts times the sum over experts of "
+              "their share of first choices times their mean probability; 1 is balanced, the number of experts is everything "
+              "to one. When it is bad: a layer that rises with the same model gets other inputs than it was trained for; "
+              "hot experts follow: runbook, ImbalanceHigh.", [("layer:moe_balance_loss:rate5m", "layer {{layer}}")],
+              minimum=1, width=12),
+        matrix("Mean probability", "What the gate gives to an expert over all rows, chosen or not, over its fair share. When "
+               "it is bad: an expert that is chosen often with a probability near 1 is preferred narrowly, and small changes "
+               "of the input move its load.", f"{probable} / on (layer) group_left () avg by (layer) ({probable})", HEAT),
     ])
     add(made, "Over time", [
         lines("Imbalance by layer", "Rows of the most loaded expert over the layer's mean. This is the load's own; how "
@@ -512,6 +460,10 @@ def serving():
         lines("Pictures of another format", "Pictures whose data URI names another format than they have, per minute. When "
               "it is bad: they are taken for what they are; tell the client.",
               [(f"{rate(f'conclave_image_mime_mismatch_total{{{mine}}}', 'instance')} * 60", "{{instance}}")]),
+        lines("Spans of traced requests", "What became of them; nothing without --otlp-endpoint. When it is bad: failed means "
+              "that the collector is away or refuses them (the log says why), dropped that more are made than it takes: "
+              "lower --trace-sample.",
+              [(rate(f"conclave_trace_spans_total{{{mine}}}", "instance, result"), "{{instance}} {{result}}")]),
     ])
     return made
 

@@ -144,6 +144,11 @@ void WorkerRuntime::Drain() {
        /*may_refuse=*/false);
 }
 
+void WorkerRuntime::PostToControl(std::function<void()> task) {
+  Post([run = std::move(task)](MonotonicTime /*now*/, WorkerActions* /*out*/) { run(); },
+       /*may_refuse=*/false);
+}
+
 void WorkerRuntime::ControlThread() {
   ::pthread_setname_np(::pthread_self(), "control");
   AskForPriority();

@@ -65,6 +65,9 @@ class WorkerRuntime {
   // Until it has stopped by itself (drained, or refused by the router) and answered its calls.
   absl::Status WaitStopped();
 
+  // Runs `task`, which must not block, on the control thread, soon.
+  void PostToControl(std::function<void()> task);
+
   Status status() const;
   ComputeFigures compute_figures() const;
 

@@ -363,6 +363,14 @@ uint16_t WorkerServer::port() const { return state_->server->port(); }
 bool WorkerServer::WaitReady() { return state_->runtime->WaitReady(); }
 void WorkerServer::Drain() { state_->runtime->Drain(); }
 absl::Status WorkerServer::WaitStopped() { return state_->runtime->WaitStopped(); }
+void WorkerServer::PostToControl(std::function<void()> task) {
+  state_->runtime->PostToControl(std::move(task));
+}
+service::Pulse WorkerServer::compute_pulse() const {
+  const CallQueue::Figures figures = state_->queue.figures();
+  const CallQueueCounts& counts = figures.counts;
+  return {counts.batches + counts.late + counts.cancelled, figures.is_idle};
+}
 std::vector<ExpertLoad> WorkerServer::Loads() const { return state_->core->Loads(); }
 int32_t WorkerServer::worker_id() const { return state_->data.worker_id(); }
 

@@ -78,7 +78,8 @@ void Answer::OnEnd(FinishReason reason, const absl::Status& status, const Sequen
       sink_->OnDelta(std::move(delta));
     }
   }
-  const ChoiceEnd end{choice_, reason, status, stats.routed_experts};
+  const ChoiceEnd end{
+      choice_, reason, status, stats.routed_experts, stats.gate_probabilities, stats.image_spans};
   sink_->OnChoiceEnd(end);
   on_end_(end, stats);
 }

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "answer.h"
+#include "chat_trace.h"
 #include "conclave/base/mutex.h"
 #include "conclave/base/status.h"
 #include "conclave/observability/log.h"
@@ -31,9 +32,10 @@ double Milliseconds(std::chrono::nanoseconds duration) {
 // once, so calls take turns here.
 class OpenRequest : public ChatSink {
  public:
-  OpenRequest(ChatId chat_id, ChatRequest chat, const ImageNeed& need,
+  OpenRequest(ChatId chat_id, ChatRequest chat, const ImageNeed& need, const ModelCard& card,
               std::shared_ptr<ChatSink> chat_sink)
       : id(chat_id),
+        trace(chat, card),
         request(std::move(chat)),
         image_need(need),
         remaining(request.num_choices),
@@ -50,15 +52,18 @@ class OpenRequest : public ChatSink {
                                                   {"choice", end.choice},
                                                   {"why", end.status.ToString()}});
     }
+    trace.OnChoiceEnd(end.reason, end.status);
     MutexLock lock(sink_mu_);
     sink_->OnChoiceEnd(std::move(end));
   }
   void OnDone(const Usage& final_usage, const Timings& final_timings) override {
+    trace.OnDone(final_usage, final_timings, steady_clock::now() - submitted);
     MutexLock lock(sink_mu_);
     sink_->OnDone(final_usage, final_timings);
   }
 
   const ChatId id;
+  ChatTrace trace;
   // Once submitted, the preparing thread's: it lets go of each picture when it has its features.
   ChatRequest request;
   const ImageNeed image_need;
@@ -208,7 +213,9 @@ void ChatService::State::Prepare(const Request& request) {
     Fail(request, FinishReason::kCancelled, absl::OkStatus());
     return;
   }
+  const auto begun = steady_clock::now();
   absl::StatusOr<SequenceRequest> sequence = BuildSequence(*request);
+  request->trace.OnPrepared(request->submitted, begun, steady_clock::now(), sequence.status());
   if (!sequence.ok()) {
     Fail(request, FinishReason::kError, sequence.status());
     return;
@@ -227,6 +234,8 @@ absl::StatusOr<SequenceRequest> ChatService::State::BuildSequence(OpenRequest& r
     sequence.stop_tokens = stop_tokens;
   }
   sequence.wants_routed_experts = request.request.return_routed_experts;
+  sequence.wants_gate_probabilities = request.request.return_gate_probabilities;
+  sequence.trace = request.trace.request();
   return sequence;
 }
 
@@ -237,6 +246,7 @@ absl::Status ChatService::State::EncodeImages(OpenRequest& request, SequenceRequ
       if (part.kind != ContentPart::Kind::kImage) {
         continue;
       }
+      const auto start = steady_clock::now();
       const std::span<const std::byte> encoded = std::as_bytes(std::span(part.bytes));
       absl::StatusOr<ImageEncoder::Result> result =
           encoder->Encode(encoded, request.request.image_mode);
@@ -246,6 +256,8 @@ absl::Status ChatService::State::EncodeImages(OpenRequest& request, SequenceRequ
       if (observer != nullptr) {
         observer->OnImage(result->decode, result->encode, result->was_cached);
       }
+      request.trace.OnImage(
+          start, {result->decode, result->encode, result->features->num_rows, result->was_cached});
       spent += result->decode + result->encode;
       sequence.images.push_back(std::move(result->features));
       // It would stay for the whole answer otherwise.
@@ -299,7 +311,7 @@ void ChatService::State::SubmitChoices(const Request& request, const SequenceReq
                                  });
     const absl::StatusOr<SequenceId> id = engine.Submit(std::move(copy), answer);
     if (!id.ok()) {
-      request->OnChoiceEnd({choice, FinishReason::kError, id.status(), {}});
+      request->OnChoiceEnd({choice, FinishReason::kError, id.status(), {}, {}, {}});
       EndChoice(request, FinishReason::kError, {});
       continue;
     }
@@ -318,7 +330,7 @@ void ChatService::State::SubmitChoices(const Request& request, const SequenceReq
 
 void ChatService::State::Fail(const Request& request, FinishReason reason,
                               const absl::Status& status) {
-  request->OnChoiceEnd({0, reason, status, {}});
+  request->OnChoiceEnd({0, reason, status, {}, {}, {}});
   {
     MutexLock lock(request->mu);
     request->remaining = 0;
@@ -446,7 +458,8 @@ absl::StatusOr<ChatId> ChatService::Submit(ChatRequest request, std::shared_ptr<
                      std::to_string(s.options.image_memory_bytes) + " bytes");
   }
   const ChatId id = s.next_id++;
-  const auto open = std::make_shared<OpenRequest>(id, std::move(request), need, std::move(sink));
+  const auto open =
+      std::make_shared<OpenRequest>(id, std::move(request), need, s.options.model, std::move(sink));
   s.open.emplace(id, open);
   lane.queue.push_back(open);
   lane.wake.NotifyOne();

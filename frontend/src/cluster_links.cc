@@ -165,6 +165,11 @@ Epoch ClusterLinks::epoch() const {
   return state_->keeper.epoch();
 }
 
+std::vector<MemberLink> ClusterLinks::Links() const {
+  MutexLock lock(state_->mu);
+  return state_->keeper.Links();
+}
+
 void ClusterLinks::Enter() {
   MutexLock lock(state_->mu);
   state_->keeper.Enter();

@@ -13,6 +13,7 @@
 #include "conclave/frontend/router_client.h"
 #include "conclave/observability/log.h"
 #include "conclave/transport/grpc_support.h"
+#include "report_wire.h"
 
 namespace conclave::frontend {
 namespace {
@@ -171,8 +172,9 @@ struct RouterClient::State {
 
   const RouterClientOptions options;
   const transport::TlsIdentity tls;
-  ClusterPicture picture;  // of the loop's thread
-  std::atomic<int64_t> heard_ns{0};
+  ClusterPicture picture;             // of the loop's thread
+  std::atomic<bool> is_heard{false};  // on the stream that stands
+  std::atomic<int64_t> heard_ns{0};   // until the end of the last one
 
   mutable Mutex mu;
   CondVar changed;
@@ -181,6 +183,7 @@ struct RouterClient::State {
   absl::Status last ABSL_GUARDED_BY(mu) = Error(absl::StatusCode::kUnavailable,
                                                 "router_unreachable", "not connected yet");
   std::deque<v1::WatchRequest> outgoing ABSL_GUARDED_BY(mu);
+  std::optional<live::FrontendFigures> figures ABSL_GUARDED_BY(mu);  // to be reported
   Epoch acknowledged ABSL_GUARDED_BY(mu);
   grpc::ClientContext* context ABSL_GUARDED_BY(mu) = nullptr;
   std::thread thread;
@@ -194,6 +197,7 @@ v1::WatchRequest RouterClient::State::Registration() const {
   hello.set_cluster_id(options.cluster_id);
   hello.set_name(options.name);
   hello.set_incarnation(options.incarnation);
+  hello.set_api_address(options.api_address);
   hello.mutable_model()->set_manifest_hash(options.manifest_hash);
   hello.mutable_model()->set_row_width(options.row_width);
   hello.mutable_model()->set_top_k(options.top_k);
@@ -216,18 +220,28 @@ void RouterClient::State::Enqueue(v1::WatchRequest request) {
 
 // The writing half of a stream, on a thread of its own: a blocked write must not keep updates away.
 void RouterClient::State::Write(Stream& stream) {
+  std::optional<live::FrontendFigures> reported;  // on this stream
   while (true) {
     v1::WatchRequest request;
+    std::optional<live::FrontendFigures> fresh;
     {
       MutexLock lock(mu);
-      while (is_connected && outgoing.empty()) {
+      while (is_connected && outgoing.empty() && !figures) {
         changed.Wait(mu);
       }
       if (!is_connected) {
         return;
       }
-      request = std::move(outgoing.front());
-      outgoing.pop_front();
+      if (!outgoing.empty()) {
+        request = std::move(outgoing.front());
+        outgoing.pop_front();
+      } else {
+        fresh = std::exchange(figures, std::nullopt);
+      }
+    }
+    if (fresh) {
+      ToWire(reported ? &*reported : nullptr, *fresh, *request.mutable_report());
+      reported = std::move(fresh);
     }
     if (!stream.Write(request)) {
       return;
@@ -261,7 +275,7 @@ absl::Status RouterClient::State::Watch(const std::string& router) {
     writer = std::thread([&] { Write(*stream); });
     v1::PlacementUpdate update;
     while (stream->Read(&update)) {
-      heard_ns.store(Clock::Real().Now().time_since_epoch().count());
+      is_heard.store(true);
       const absl::StatusOr<ClusterPicture::Outcome> outcome = picture.Apply(update);
       if (!outcome.ok()) {
         refused = outcome.status();
@@ -291,6 +305,10 @@ absl::Status RouterClient::State::Watch(const std::string& router) {
         }
       }
     }
+  }
+  if (is_heard.load()) {
+    heard_ns.store(Clock::Real().Now().time_since_epoch().count());
+    is_heard.store(false);
   }
   {
     MutexLock lock(mu);
@@ -379,6 +397,12 @@ void RouterClient::Acknowledge(Epoch epoch) {
   state_->Enqueue(std::move(request));
 }
 
+void RouterClient::Report(live::FrontendFigures figures) {
+  MutexLock lock(state_->mu);
+  state_->figures = std::move(figures);
+  state_->changed.NotifyAll();
+}
+
 void RouterClient::Report(WorkerId worker, uint64_t incarnation, PeerSighting sighting) {
   v1::WatchRequest request;
   request.mutable_peer_report()->set_worker_id(worker.value());
@@ -393,6 +417,9 @@ absl::Status RouterClient::status() const {
 }
 
 int64_t RouterClient::silence_ms() const {
+  if (state_->is_heard.load()) {
+    return 0;
+  }
   const int64_t heard = state_->heard_ns.load();
   if (heard == 0) {
     return -1;

@@ -8,6 +8,7 @@
 #include "conclave/base/failpoint.h"
 #include "conclave/base/planted_bug.h"
 #include "conclave/base/status.h"
+#include "conclave/transport/frame.h"
 #include "conclave/transport/rows.h"
 #include "dispatch_state.h"
 
@@ -50,6 +51,8 @@ absl::Status Dispatcher::MicroBatch::Send(Call& call, size_t link, bool is_hedge
     return absl::OkStatus();  // another call ends first
   }
   has_moved = true;
+  // Copying belongs to what sending costs, but not to what the worker's answer takes.
+  const MonotonicTime begin = s.Now();
   Fill(call, *slot);
   Attempt& attempt = call.live[call.live[0].slot == nullptr ? 0 : 1];
   const MonotonicTime now = s.Now();
@@ -79,18 +82,31 @@ absl::Status Dispatcher::MicroBatch::Send(Call& call, size_t link, bool is_hedge
   entry.health.OnSent(num_rows, now);
   call.state = CallState::kSent;
   call.tried.set(link);
+  WorkerLedger& ledger = *s.ledgers[link];
+  ++ledger.calls;
+  ledger.rows.Add(call.num_rows);
   if (call.num_attempts++ == 0) {
+    call.first_link = link;
+    call.first_sent_at = now;
     ++s.first_attempts;
     s.budget.OnFirstAttempt();
   } else if (!is_hedge) {
     ++s.retries;
   }
   if (const absl::Status status = channel.Dispatch(slot); !status.ok()) {
+    Tell(call, attempt, AttemptEnd::kLinkLost, now, status.code());
     channel.Release(slot);
     attempt.slot = nullptr;
     entry.health.OnWithdrawn(num_rows);
-    return OnFailure(call, attempt, status);
+    ++s.link_losses;
+    ++ledger.link_losses;
+    return OnFailure(call, attempt, FailoverReason::kLinkLost, status);
   }
+  // The worker may compute already: only the frontend's own part ends here.
+  attempt.serialized = s.Now() - begin;
+  const uint64_t row_bytes = call.num_rows * s.row_bytes;
+  ledger.bytes_dispatched.Add(transport::CallFrameBytes(call.num_pairs, row_bytes));
+  ledger.bytes_least.Add(row_bytes);
   if (is_hedge) {
     (void)CONCLAVE_FAILPOINT("f.sent_hedge", {.layer = layer});
   } else {
@@ -122,8 +138,13 @@ void Dispatcher::State::LoseLink(size_t index) {
     for (Call& call : batch.calls) {
       for (Attempt& attempt : call.live) {
         if (attempt.slot != nullptr && attempt.channel == entry.link.channel) {
+          batch.Tell(call, attempt, AttemptEnd::kLinkLost, Now());
           Drop(attempt);
           ++link_losses;
+          ++ledgers[index]->link_losses;
+          if (call.num_live() == 0) {
+            ledgers[index]->CountResent(FailoverReason::kLinkLost, call.num_rows);
+          }
         }
       }
     }
@@ -134,20 +155,56 @@ void Dispatcher::State::LoseLink(size_t index) {
     }
   }
   std::erase_if(probes, [](const Probe& probe) { return probe.attempt.slot == nullptr; });
+  ledgers[index]->is_up.store(false, std::memory_order_relaxed);
   source.Release(std::exchange(entry.link.channel, nullptr));
 }
 
-Microseconds Dispatcher::State::RoundTripOf(const Attempt& attempt, MonotonicTime now) const {
-  const auto seen = std::chrono::duration_cast<Microseconds>(now - attempt.sent_at);
+std::chrono::nanoseconds Dispatcher::State::RoundTripOf(const Attempt& attempt,
+                                                        MonotonicTime now) const {
+  const std::chrono::nanoseconds seen = now - attempt.sent_at;
   if (!is_caller_away) {
     return seen;
   }
   // What this frontend did meanwhile says nothing of the worker: deadlines and hedges would come as
   // late as its attention takes.
   const transport::ReplyView& reply = attempt.slot->reply;
-  const auto at_worker = Microseconds(int64_t{reply.queue_us} + reply.service_us);
-  return std::min(seen, at_worker + std::chrono::duration_cast<Microseconds>(
-                                        attempt.channel->ping_round_trip()));
+  const std::chrono::nanoseconds at_worker =
+      Microseconds(int64_t{reply.queue_us} + reply.service_us);
+  return std::min(seen, at_worker + attempt.channel->ping_round_trip());
+}
+
+void Dispatcher::MicroBatch::Tell(const Call& call, const Attempt& attempt, AttemptEnd end,
+                                  MonotonicTime now, absl::StatusCode code) const {
+  if (s.options.observer == nullptr) {
+    return;
+  }
+  const WorkerLink& link = s.table[attempt.link].link;
+  AttemptRecord record;
+  record.worker = link.worker;
+  record.link = attempt.link;
+  record.layer = layer;
+  record.micro_batch = index;
+  record.is_prefill = call.is_prefill;
+  record.is_inline = link.is_inline;
+  record.is_hedge = attempt.is_hedge;
+  record.number = attempt.slot->call.attempt;
+  record.rows = static_cast<int32_t>(call.num_rows);
+  record.image_rows = call.image_rows;
+  record.end = end;
+  record.code = code;
+  record.sent_at = attempt.sent_at;
+  record.ended_at = now;
+  if (end == AttemptEnd::kAnswered) {
+    // A worker's word: its parts are never more than the whole.
+    const auto whole = std::chrono::duration_cast<Microseconds>(s.RoundTripOf(attempt, now));
+    record.service = std::min(whole, Microseconds(attempt.slot->reply.service_us));
+    record.queue = std::min(whole - record.service, Microseconds(attempt.slot->reply.queue_us));
+    record.network = link.is_inline ? Microseconds(0) : whole - record.queue - record.service;
+  }
+  record.first_worker = s.table[call.first_link].link.worker;
+  record.first_link = call.first_link;
+  record.first_sent_at = call.first_sent_at;
+  s.options.observer->OnAttempt(record);
 }
 
 absl::Status Dispatcher::MicroBatch::PollAttempt(Call& call, Attempt& attempt, bool& has_moved) {
@@ -170,11 +227,15 @@ absl::Status Dispatcher::MicroBatch::PollAttempt(Call& call, Attempt& attempt, b
     return absl::OkStatus();
   }
   const bool is_link_lost = !attempt.channel->LinkStatus().ok();
+  Tell(call, attempt, is_link_lost ? AttemptEnd::kLinkLost : AttemptEnd::kRefused, now,
+       status->code());
   if (is_link_lost) {
     health.OnWithdrawn(num_rows);
     ++s.link_losses;
+    ++s.ledgers[attempt.link]->link_losses;
   } else {
     ++s.refusals;
+    ++s.ledgers[attempt.link]->refusals;
     health.OnError(num_rows, now);
     if (status->code() == absl::StatusCode::kInternal) {
       const LinkEntry& entry = s.table[attempt.link];
@@ -183,11 +244,14 @@ absl::Status Dispatcher::MicroBatch::PollAttempt(Call& call, Attempt& attempt, b
   }
   attempt.channel->Release(attempt.slot);
   attempt.slot = nullptr;
-  return OnFailure(call, attempt, *status);
+  return OnFailure(call, attempt,
+                   is_link_lost ? FailoverReason::kLinkLost : FailoverReason::kRefused, *status);
 }
 
 absl::Status Dispatcher::MicroBatch::OnTimeout(Call& call, Attempt& attempt, MonotonicTime now) {
   ++s.timeouts;
+  Tell(call, attempt, AttemptEnd::kTimeout, now);
+  ++s.ledgers[attempt.link]->timeouts;
   s.table[attempt.link].health.OnTimeout(static_cast<int>(call.num_rows), now);
   s.table[attempt.link].OnGivenUp(now);
   attempt.channel->Cancel(attempt.slot);
@@ -197,7 +261,7 @@ absl::Status Dispatcher::MicroBatch::OnTimeout(Call& call, Attempt& attempt, Mon
   attempt.slot = nullptr;
   const LinkEntry& entry = s.table[attempt.link];
   s.source.Report(entry.link.worker, entry.link.incarnation, PeerSighting::kTimeout);
-  return OnFailure(call, attempt,
+  return OnFailure(call, attempt, FailoverReason::kTimeout,
                    Error(absl::StatusCode::kDeadlineExceeded, "call_deadline",
                          "the worker did not answer in time"));
 }
@@ -206,14 +270,16 @@ void Dispatcher::MicroBatch::OnAnswer(Call& call, Attempt& attempt, MonotonicTim
   LinkHealth& health = s.table[attempt.link].health;
   const auto num_rows = static_cast<int>(call.num_rows);
   const bool was_trusted = health.is_trusted();
-  health.OnAnswer(num_rows, s.RoundTripOf(attempt, now), attempt.slot->reply.queue_us,
-                  attempt.slot->reply.service_us, now);
+  health.OnAnswer(num_rows, std::chrono::duration_cast<Microseconds>(s.RoundTripOf(attempt, now)),
+                  attempt.slot->reply.queue_us, attempt.slot->reply.service_us, now);
   if (!was_trusted && health.is_trusted()) {
     const LinkEntry& entry = s.table[attempt.link];
     s.source.Report(entry.link.worker, entry.link.incarnation, PeerSighting::kRecovered);
   }
   (void)CONCLAVE_FAILPOINT("f.before_combine", {.layer = layer});
   Combine(call, *attempt.slot);
+  Tell(call, attempt, AttemptEnd::kAnswered, now);
+  CountAnswer(call, attempt, now, s.Now());
   attempt.channel->Release(attempt.slot);
   attempt.slot = nullptr;
   for (Attempt& other : call.live) {
@@ -223,6 +289,7 @@ void Dispatcher::MicroBatch::OnAnswer(Call& call, Attempt& attempt, MonotonicTim
     if (CONCLAVE_PLANTED_BUG("both_hedged_replies_combined")) {
       return;
     }
+    Tell(call, other, AttemptEnd::kOvertaken, now);
     // The one that was sent first and overtaken is slow; the other one never had a chance.
     other.channel->Cancel(other.slot);
     other.channel->Release(other.slot);
@@ -241,7 +308,34 @@ void Dispatcher::MicroBatch::OnAnswer(Call& call, Attempt& attempt, MonotonicTim
   }
 }
 
-absl::Status Dispatcher::MicroBatch::OnFailure(Call& call, Attempt& attempt,
+void Dispatcher::MicroBatch::CountAnswer(const Call& call, const Attempt& attempt,
+                                         MonotonicTime now, MonotonicTime combined_at) {
+  if (call.is_resent) {
+    s.recovery.Observe(now - call.first_sent_at);
+  }
+  if (s.rescue_link && attempt.link == *s.rescue_link) {
+    s.degraded_rows.Add(call.num_rows);
+  }
+  WorkerLedger& ledger = *s.ledgers[attempt.link];
+  const uint64_t row_bytes = call.num_rows * s.row_bytes;
+  ledger.rows_answered.Add(call.num_rows);
+  ledger.bytes_combined.Add(transport::ReplyFrameBytes(row_bytes));
+  ledger.bytes_least.Add(row_bytes);
+  const std::chrono::nanoseconds round_trip = s.RoundTripOf(attempt, now);
+  // A worker's word: its parts are never more than the whole.
+  const std::chrono::nanoseconds compute =
+      std::min<std::chrono::nanoseconds>(round_trip, Microseconds(attempt.slot->reply.service_us));
+  const std::chrono::nanoseconds queue = std::min<std::chrono::nanoseconds>(
+      round_trip - compute, Microseconds(attempt.slot->reply.queue_us));
+  ledger.round_trip.Observe(round_trip);
+  ledger.Observe(DispatchStage::kSerialize, attempt.serialized);
+  ledger.Observe(DispatchStage::kNetwork, round_trip - compute - queue);
+  ledger.Observe(DispatchStage::kQueue, queue);
+  ledger.Observe(DispatchStage::kCompute, compute);
+  ledger.Observe(DispatchStage::kCombine, combined_at - now);
+}
+
+absl::Status Dispatcher::MicroBatch::OnFailure(Call& call, Attempt& attempt, FailoverReason reason,
                                                const absl::Status& status) {
   LinkEntry& entry = s.table[attempt.link];
   const WorkerId worker = entry.link.worker;
@@ -260,7 +354,12 @@ absl::Status Dispatcher::MicroBatch::OnFailure(Call& call, Attempt& attempt,
     // This worker alone: others that were tried may only have been slow.
     call.refused.set(attempt.link);
   }
-  return call.num_live() > 0 ? absl::OkStatus() : SendElsewhere(call, verdict, status);
+  if (call.num_live() > 0) {
+    return absl::OkStatus();
+  }
+  CONCLAVE_RETURN_IF_ERROR(SendElsewhere(call, verdict, status));
+  s.ledgers[attempt.link]->CountResent(reason, call.num_rows);
+  return absl::OkStatus();
 }
 
 // Another attempt for a call without one: now, later, or never.
@@ -281,6 +380,7 @@ absl::Status Dispatcher::MicroBatch::SendElsewhere(Call& call, Verdict verdict,
     }
     call.needs_token = true;
   }
+  call.is_resent = true;
   // Where it goes is settled by Split, in Serve: calls must not grow under its loop.
   call.state = CallState::kUnserved;
   call.unserved_at = now;
@@ -320,6 +420,7 @@ void Dispatcher::MicroBatch::MaybeHedge(Call& call, bool& has_moved) {
       return;
     }
     ++s.hedges;
+    ++s.ledgers[first.link]->hedges;
     // A hedge that cannot be sent leaves the call as it was.
     (void)Send(call, link, true, has_moved);
     return;

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -15,6 +14,7 @@
 #include "absl/status/status.h"
 #include "conclave/frontend/dispatcher.h"
 #include "conclave/tensor/aligned_buffer.h"
+#include "dispatch_ledger.h"
 #include "link_table.h"
 
 namespace conclave::frontend {
@@ -35,6 +35,7 @@ struct Attempt {
   MonotonicTime sent_at;
   MonotonicTime deadline;
   MonotonicTime hedge_at;
+  std::chrono::nanoseconds serialized{0};  // copying its rows and handing them to the channel
   bool is_hedge = false;
 };
 
@@ -56,10 +57,13 @@ struct Call {
   size_t num_pairs = 0;
   size_t link = 0;  // to send to
   int num_attempts = 0;
+  size_t first_link = 0;      // of the first attempt
   MonotonicTime not_before;   // of the next attempt
   MonotonicTime give_up_at;   // all attempts together
   MonotonicTime unserved_at;  // since when, in kUnserved
-  bool needs_token = false;   // of the retry budget, for the next attempt
+  MonotonicTime first_sent_at;
+  bool is_resent = false;    // no attempt of it was left, once or more often
+  bool needs_token = false;  // of the retry budget, for the next attempt
   Attempt live[kLiveMax];
   LinkSet tried;
   LinkSet refused;  // workers that do not hold an expert of it, under the placement of now
@@ -83,14 +87,6 @@ enum class Verdict : uint8_t {
   kAgain,      // may have been chance: costs a token of the retry budget
 };
 
-// Bumped by the dispatcher's thread, read by any.
-struct Counter {
-  std::atomic<uint64_t> value{0};
-  void Add(uint64_t n) { value.store(get() + n, std::memory_order_relaxed); }
-  void operator++() { Add(1); }
-  uint64_t get() const { return value.load(std::memory_order_relaxed); }
-};
-
 // What belongs to one layer of one micro-batch; everything else is the dispatcher's and shared.
 struct Dispatcher::MicroBatch {
   MicroBatch(State& state, uint8_t micro_batch) : s(state), index(micro_batch) {}
@@ -99,6 +95,7 @@ struct Dispatcher::MicroBatch {
   const uint8_t index;
   bool is_running = false;    // between Begin and the status
   absl::Status early_status;  // what went wrong before Finish
+  MonotonicTime awaited_at;   // as LayerRecord has it
 
   AlignedBuffer wire_rows;          // [max_rows, io_dim] in the wire dtype
   std::vector<int32_t> pair_link;   // [max_rows · top_k] index into table, of the layer's choice
@@ -139,7 +136,13 @@ struct Dispatcher::MicroBatch {
   absl::Status PollAttempt(Call& call, Attempt& attempt, bool& has_moved);
   absl::Status OnTimeout(Call& call, Attempt& attempt, MonotonicTime now);
   void OnAnswer(Call& call, Attempt& attempt, MonotonicTime now);
-  absl::Status OnFailure(Call& call, Attempt& attempt, const absl::Status& status);
+  // Tells the observer of an attempt that ends now; its slot is still held.
+  void Tell(const Call& call, const Attempt& attempt, AttemptEnd end, MonotonicTime now,
+            absl::StatusCode code = absl::StatusCode::kOk) const;
+  void CountAnswer(const Call& call, const Attempt& attempt, MonotonicTime now,
+                   MonotonicTime combined_at);
+  absl::Status OnFailure(Call& call, Attempt& attempt, FailoverReason reason,
+                         const absl::Status& status);
   absl::Status SendElsewhere(Call& call, Verdict verdict, const absl::Status& why);
   struct ChosenLinks {
     size_t first_link = 0;
@@ -192,7 +195,10 @@ struct Dispatcher::State {
   bool is_caller_away = false;
 
   Counter first_attempts, retries, hedges, hedges_won, timeouts, link_losses, refusals, waits,
-      rescues, tokens;
+      rescues, tokens, degraded_rows;
+  DispatchLedger ledger;
+  std::vector<WorkerLedger*> ledgers;  // by link
+  DurationCounter recovery;
 
   MonotonicTime Now() const { return options.clock->Now(); }
   bool IsRunning() const {
@@ -204,7 +210,7 @@ struct Dispatcher::State {
   void Enter();
   std::optional<absl::Status> Advance(MicroBatch& batch);
   // How long the attempt that was answered now took.
-  Microseconds RoundTripOf(const Attempt& attempt, MonotonicTime now) const;
+  std::chrono::nanoseconds RoundTripOf(const Attempt& attempt, MonotonicTime now) const;
   // Whether a link is up to a worker that holds it; links of `excluded` do not count.
   bool IsServed(placement::ExpertUnit unit, const LinkSet& excluded) const;
   // Lets go of rescued experts that workers serve again. Between layers.
@@ -212,6 +218,8 @@ struct Dispatcher::State {
   void PollProbes();
   bool SpendToken(MonotonicTime now);
   void Drop(Attempt& attempt);
+  // What goes over this link counts there from now on.
+  void CountLinkIn(size_t link, WorkerLedger& entry);
   void LoseLink(size_t link);
   MonotonicTime NextTimer() const;
   void Reserve(size_t links);

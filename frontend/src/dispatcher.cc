@@ -92,6 +92,7 @@ void Dispatcher::Prepare() {
   }
   if (options.rescue != nullptr) {
     s.rescue_link = s.table.AddUnlisted({WorkerId(-1), 0, &options.rescue->channel(), true});
+    s.CountLinkIn(*s.rescue_link, s.ledger.unlisted());
     s.Reserve(s.table.size());
   }
 }
@@ -105,10 +106,22 @@ Dispatcher::~Dispatcher() = default;
 
 DispatchStats Dispatcher::Stats() const {
   const State& s = *state_;
-  return {s.first_attempts.get(), s.retries.get(),     s.hedges.get(),   s.hedges_won.get(),
-          s.timeouts.get(),       s.link_losses.get(), s.refusals.get(), s.waits.get(),
-          s.rescues.get(),        s.tokens.get()};
+  return {s.first_attempts.get(), s.retries.get(),     s.hedges.get(),       s.hedges_won.get(),
+          s.timeouts.get(),       s.link_losses.get(), s.refusals.get(),     s.waits.get(),
+          s.rescues.get(),        s.tokens.get(),      s.degraded_rows.get()};
 }
+
+std::vector<WorkerDispatch> Dispatcher::Workers() const { return state_->ledger.Read(); }
+
+BucketCounts Dispatcher::Recovery() const { return state_->recovery.Read(); }
+
+void Dispatcher::State::CountLinkIn(size_t link, WorkerLedger& entry) {
+  ledgers.resize(std::max(ledgers.size(), link + 1));
+  ledgers[link] = &entry;
+  entry.is_up.store(true, std::memory_order_relaxed);
+}
+
+uint64_t Dispatcher::num_resent() const { return state_->retries.get() + state_->rescues.get(); }
 
 void Dispatcher::State::Reserve(size_t links) {
   // Per link and phase the calls of all rows, cut at a channel's rows, of which 1 is the least.
@@ -156,6 +169,9 @@ void Dispatcher::State::TakeUpdate() {
     }
     if (ExpertChannel* refused = table.Add(link); refused != nullptr) {
       source.Release(refused);
+    }
+    if (const std::optional<size_t> index = table.Find(link.worker)) {
+      CountLinkIn(*index, ledger.EntryOf(link.worker, link.channel->carrier()));
     }
   }
   if (update.has_suspects) {
@@ -230,6 +246,7 @@ void Dispatcher::MicroBatch::AbandonAll() {
   for (Call& call : calls) {
     for (Attempt& attempt : call.live) {
       if (attempt.slot != nullptr) {
+        Tell(call, attempt, AttemptEnd::kAbandoned, s.Now());
         s.Drop(attempt);
       }
     }
@@ -284,6 +301,7 @@ absl::Status Dispatcher::Finish(int32_t micro_batch) {
   State& s = *state_;
   MicroBatch& batch = s.micro_batches[static_cast<size_t>(micro_batch)];
   MicroBatch& other = s.micro_batches[static_cast<size_t>(1 - micro_batch)];
+  batch.awaited_at = s.Now();
   std::optional<absl::Status> status = s.Advance(batch);
   other.ServeEarly(false);
   s.is_caller_away = false;
@@ -331,6 +349,7 @@ void Dispatcher::MicroBatch::Begin(int32_t moe_layer, MatView<const float> n,
   s.Enter();
   is_running = true;
   early_status = absl::OkStatus();
+  awaited_at = s.Now();
   layer = moe_layer;
   if (s.placement == nullptr) {
     return;
@@ -373,6 +392,9 @@ std::optional<absl::Status> Dispatcher::State::Advance(MicroBatch& batch) {
   }
   (void)CONCLAVE_FAILPOINT("f.after_combine", {.layer = batch.layer});
   batch.AbandonAll();
+  if (options.observer != nullptr) {
+    options.observer->OnLayer({batch.layer, batch.index, status.ok(), batch.awaited_at, Now()});
+  }
   batch.is_running = false;
   if (!IsRunning()) {
     source.Leave();

@@ -6,7 +6,6 @@
 #include <atomic>
 #include <cmath>
 #include <deque>
-#include <limits>
 #include <thread>
 #include <utility>
 
@@ -14,9 +13,9 @@
 #include "conclave/base/failpoint.h"
 #include "conclave/base/mutex.h"
 #include "conclave/base/status.h"
-#include "conclave/text/prompt_template.h"
 #include "micro_batch_policy.h"
 #include "sequence.h"
+#include "sequence_trace.h"
 
 namespace conclave::frontend {
 namespace {
@@ -30,14 +29,6 @@ int32_t NumKvBlocks(const EngineOptions& options, const model::Decoder& decoder)
   const int64_t least = (options.max_model_len + kBlockTokens - 1) / kBlockTokens;
   // Fewer blocks than one sequence may need would let it wait for itself for ever.
   return static_cast<int32_t>(std::max(wanted, least));
-}
-
-int32_t MostExperts(const checkpoint::ModelDesc& desc) {
-  int32_t most = 1;
-  for (const checkpoint::MoeLayerSpec& layer : desc.moe.layers) {
-    most = std::max(most, layer.num_experts);
-  }
-  return most;
 }
 
 bool IsFinite(std::span<const float> values) {
@@ -84,10 +75,7 @@ struct Engine::State : public model::StepObserver {
   void End(Sequence& sequence, FinishReason reason, const absl::Status& status);
   void OnGate(int32_t layer, MatView<const float> logits, MatView<const float> probabilities,
               const model::GateChoice& choice) override;
-  // How many leading positions keep the embedding as it is stored.
-  int32_t NumUnscaled(const SequenceRequest& request, int32_t prompt_rows) const;
-  std::unique_ptr<Sequence> MakeSequence(SequenceId id, SequenceRequest request,
-                                         std::shared_ptr<SequenceSink> sink) const;
+  int32_t CountTouched();
 
   const EngineOptions options;
   model::Decoder& decoder;
@@ -107,6 +95,8 @@ struct Engine::State : public model::StepObserver {
   std::vector<Sequence*> row_sequence;
   std::vector<int32_t> logit_rows;
   bool wants_gates = false;
+  uint64_t num_resent = 0;  // of the executor, behind the last step
+  int32_t num_touched = 0;  // of the step
   bool is_reported_busy = false;
   std::vector<std::pair<float, int32_t>> sampler_scratch;
 
@@ -132,7 +122,7 @@ Engine::State::State(const EngineOptions& engine_options, model::Decoder& model,
       observer(engine_observer),
       kv(decoder.kv_layout(), decoder.desc().num_layers, NumKvBlocks(options, decoder)),
       micro_batches(decoder.desc().moe.layers.empty() ? MicroBatching::kOne : options.micro_batches,
-                    MostExperts(decoder.desc()), decoder.desc().moe.top_k) {
+                    MostExperts(decoder.desc().moe), decoder.desc().moe.top_k) {
   CONCLAVE_CHECK(options.max_num_seqs >= 1 && options.prefill_chunk >= 1 &&
                  options.prefill_chunk_mixed >= 1);
   CONCLAVE_CHECK(options.max_model_len >= 1 &&
@@ -142,55 +132,6 @@ Engine::State::State(const EngineOptions& engine_options, model::Decoder& model,
   row_sequence.reserve(max_rows);
   logit_rows.reserve(max_rows);
   sampler_scratch.reserve(static_cast<size_t>(vocab_size));
-}
-
-int32_t Engine::State::NumUnscaled(const SequenceRequest& request, int32_t prompt_rows) const {
-  const checkpoint::ModelDesc& desc = decoder.desc();
-  const bool is_multimodal = desc.vision.kind != checkpoint::TowerKind::kNone;
-  if (desc.embedding_scale == 1.0f ||
-      (is_multimodal && options.embedding_scaling == EmbeddingScaling::kConsistent)) {
-    return std::numeric_limits<int32_t>::max();
-  }
-  return request.images.empty() ? 0 : prompt_rows;
-}
-
-std::unique_ptr<Sequence> Engine::State::MakeSequence(SequenceId id, SequenceRequest request,
-                                                      std::shared_ptr<SequenceSink> sink) const {
-  auto sequence = std::make_unique<Sequence>();
-  sequence->id = id;
-  sequence->sink = std::move(sink);
-  sequence->submitted = clock.Now();
-  int32_t prompt_rows = static_cast<int32_t>(request.tokens.size() - request.images.size());
-  for (const std::shared_ptr<const ImageFeatures>& features : request.images) {
-    prompt_rows += features->num_rows;
-  }
-  sequence->rope_table = decoder.RopeTable(prompt_rows);
-  sequence->num_unscaled = NumUnscaled(request, prompt_rows);
-  size_t image = 0;
-  for (const int32_t token : request.tokens) {
-    if (token != text::kImageToken) {
-      sequence->keys.push_back(sequence->KeyOf(token, static_cast<int32_t>(sequence->keys.size())));
-      sequence->image_index.push_back(-1);
-      sequence->prompt_tokens.push_back(token);
-      continue;
-    }
-    CONCLAVE_CHECK(image < request.images.size());
-    const ImageFeatures& features = *request.images[image];
-    for (int32_t row = 0; row < features.num_rows; ++row) {
-      sequence->keys.push_back({features.digest, row, sequence->rope_table * 2});
-      sequence->image_index.push_back(static_cast<int16_t>(image));
-    }
-    sequence->stats.image_rows += features.num_rows;
-    ++image;
-  }
-  CONCLAVE_CHECK(image == request.images.size() && !sequence->keys.empty());
-  sequence->stats.prompt_rows = static_cast<int32_t>(sequence->keys.size());
-  CONCLAVE_CHECK(request.max_tokens >= 1 &&
-                 sequence->stats.prompt_rows + request.max_tokens <= options.max_model_len);
-  sequence->generated.reserve(static_cast<size_t>(request.max_tokens));
-  sequence->keys.reserve(sequence->keys.size() + static_cast<size_t>(request.max_tokens));
-  sequence->request = std::move(request);
-  return sequence;
 }
 
 void Engine::State::TakeInbox() {
@@ -238,6 +179,9 @@ void Engine::State::Admit() {
       sequence.stats.cached_rows = sequence.num_computed;
       sequence.stats.queue = clock.Now() - sequence.submitted;
     }
+    if (sequence.trace != nullptr) {
+      sequence.trace->OnAdmitted(clock.Now());
+    }
     running.push_back(std::move(waiting.front()));
     waiting.pop_front();
   }
@@ -268,6 +212,9 @@ void Engine::State::Preempt(Sequence& sequence) {
     }
   }
   ReleaseBlocks(sequence);
+  if (sequence.trace != nullptr) {
+    sequence.trace->OnPreempted(clock.Now());
+  }
   const auto it = std::find_if(running.begin(), running.end(),
                                [&](const auto& s) { return s.get() == &sequence; });
   waiting.push_front(std::move(*it));
@@ -337,8 +284,7 @@ void Engine::State::PlanPrefill() {
 }
 
 void Engine::State::OnGate(int32_t layer, MatView<const float> /*logits*/,
-                           MatView<const float> /*probabilities*/,
-                           const model::GateChoice& choice) {
+                           MatView<const float> probabilities, const model::GateChoice& choice) {
   const std::vector<checkpoint::MoeLayerSpec>& layers = decoder.desc().moe.layers;
   const auto index =
       static_cast<size_t>(std::find_if(layers.begin(), layers.end(),
@@ -347,6 +293,10 @@ void Engine::State::OnGate(int32_t layer, MatView<const float> /*logits*/,
   const auto top_k = static_cast<size_t>(choice.experts.cols);
   const size_t stride = layers.size() * top_k;
   for (size_t r = 0; r < rows.size(); ++r) {
+    if (row_sequence[r]->request.wants_gate_probabilities) {
+      KeepProbabilities(decoder.desc().moe, *row_sequence[r], rows[r].position, index,
+                        probabilities.RowSpan(static_cast<int64_t>(r)));
+    }
     if (!row_sequence[r]->request.wants_routed_experts) {
       continue;
     }
@@ -362,13 +312,27 @@ void Engine::State::OnGate(int32_t layer, MatView<const float> /*logits*/,
   }
 }
 
+// Marks the sequences of a step in which a call was sent again; how many had not been marked.
+int32_t Engine::State::CountTouched() {
+  const uint64_t resent = experts.num_resent();
+  if (std::exchange(num_resent, resent) == resent) {
+    return 0;
+  }
+  int32_t count = 0;
+  for (Sequence* sequence : row_sequence) {
+    count += std::exchange(sequence->is_touched, true) ? 0 : 1;
+  }
+  return count;
+}
+
 bool Engine::State::Run() {
   logit_rows.clear();
   wants_gates = false;
   for (size_t r = 0; r < rows.size(); ++r) {
     // Only now: the tables may have grown while rows were added.
     rows[r].block_table = row_sequence[r]->blocks.data();
-    wants_gates |= row_sequence[r]->request.wants_routed_experts;
+    const SequenceRequest& request = row_sequence[r]->request;
+    wants_gates |= request.wants_routed_experts || request.wants_gate_probabilities;
     if (rows[r].position + 1 == static_cast<int32_t>(row_sequence[r]->keys.size())) {
       logit_rows.push_back(static_cast<int32_t>(r));
     }
@@ -377,9 +341,15 @@ bool Engine::State::Run() {
   // A request that wants to see the gates sees whole steps.
   const int32_t num_first =
       wants_gates ? 0 : micro_batches.Choose(static_cast<int32_t>(rows.size()));
+  const bool is_traced = BeginTracedStep(row_sequence, options.step_trace);
   const MonotonicTime start = clock.Now();
   const absl::StatusOr<MatView<const float>> logits =
       decoder.Step(rows, logit_rows, kv, experts, wants_gates ? this : nullptr, num_first);
+  if (is_traced) {
+    EndTracedStep({start, clock.Now(), num_first > 0, logits.status()}, row_sequence, rows,
+                  options.step_trace);
+  }
+  num_touched = CountTouched();
   if (!logits.ok()) {
     // Nothing of the step may be used. Sequences outside it go on.
     for (Sequence* sequence : row_sequence) {
@@ -445,6 +415,9 @@ void Engine::State::Emit(Sequence& sequence, std::span<const float> logits) {
     observer->OnTokenGap(now - sequence.last_token);
   }
   sequence.last_token = now;
+  if (sequence.trace != nullptr) {
+    sequence.trace->OnToken(now);
+  }
   sequence.generated.push_back(token.token);
   sequence.keys.push_back(sequence.KeyOf(token.token, static_cast<int32_t>(sequence.keys.size())));
   ++sequence.stats.generated;
@@ -472,7 +445,11 @@ void Engine::State::ReleaseBlocks(Sequence& sequence) {
 
 void Engine::State::End(Sequence& sequence, FinishReason reason, const absl::Status& status) {
   ReleaseBlocks(sequence);
-  sequence.stats.total = clock.Now() - sequence.submitted;
+  const MonotonicTime now = clock.Now();
+  sequence.stats.total = now - sequence.submitted;
+  if (sequence.trace != nullptr) {
+    sequence.trace->OnEnd(reason, status, sequence.stats, sequence.submitted, now);
+  }
   if (observer != nullptr) {
     observer->OnSequenceEnd(reason, sequence.stats);
   }
@@ -505,6 +482,7 @@ bool Engine::State::Step() {
   step.prefill_rows = static_cast<int32_t>(rows.size()) - step.decode_rows;
   if (!rows.empty()) {
     step.is_divided = Run();
+    step.touched = num_touched;
   }
   step.duration = clock.Now() - start;
   Report(step);
@@ -574,7 +552,8 @@ absl::StatusOr<SequenceId> Engine::Submit(SequenceRequest request,
     id = SequenceId(state_->next_id++);
   }
   std::unique_ptr<Sequence> sequence =
-      state_->MakeSequence(id, std::move(request), std::move(sink));
+      MakeSequence(state_->options, state_->decoder, id, std::move(request), std::move(sink),
+                   state_->clock.Now());
   {
     MutexLock lock(state_->mu);
     state_->inbox.push_back(std::move(sequence));

@@ -1,5 +1,7 @@
 #include "conclave/frontend/gate_counter.h"
 
+#include <algorithm>
+
 #include "conclave/base/check.h"
 
 namespace conclave::frontend {
@@ -12,10 +14,12 @@ GateCounter::GateCounter(model::MoeExecutor& next, std::span<const checkpoint::M
     CONCLAVE_CHECK(layer.layer >= static_cast<int32_t>(index_of_.size()) && layer.num_experts > 0);
     index_of_.resize(static_cast<size_t>(layer.layer), -1);
     index_of_.push_back(static_cast<int32_t>(layers_.size()));
-    layers_.push_back({layer, num_cells_});
+    layers_.push_back({layer, num_cells_, num_experts_});
+    num_experts_ += static_cast<size_t>(layer.num_experts);
     num_cells_ += static_cast<size_t>(layer.num_experts) * 4 * static_cast<size_t>(top_k);
   }
   cells_ = std::make_unique<Cell[]>(num_cells_);
+  probabilities_ = std::make_unique<std::atomic<double>[]>(num_experts_);
 }
 
 void GateCounter::Start(int32_t micro_batch, int32_t layer, MatView<const float> n,
@@ -23,6 +27,8 @@ void GateCounter::Start(int32_t micro_batch, int32_t layer, MatView<const float>
                         MatView<float> out) {
   const int32_t index = index_of_.at(static_cast<size_t>(layer));
   CONCLAVE_CHECK(index >= 0 && choice.experts.cols == top_k_);
+  CONCLAVE_CHECK(choice.probabilities.cols <=
+                 layers_[static_cast<size_t>(index)].layer.num_experts);
   Cell* cells = cells_.get() + layers_[static_cast<size_t>(index)].begin;
   for (size_t r = 0; r < rows.size(); ++r) {
     const size_t kind = (rows[r].is_image ? 2u : 0u) + (rows[r].is_prefill ? 1u : 0u);
@@ -36,7 +42,25 @@ void GateCounter::Start(int32_t micro_batch, int32_t layer, MatView<const float>
                          std::memory_order_relaxed);
     }
   }
+  // One store per expert and step, whatever its rows.
+  const MatView<const float>& probabilities = choice.probabilities;
+  std::atomic<double>* sums = &probabilities_[layers_[static_cast<size_t>(index)].first_expert];
+  for (int64_t e = 0; e < probabilities.cols; ++e) {
+    double sum = sums[e].load(std::memory_order_relaxed);
+    for (int64_t r = 0; r < probabilities.rows; ++r) {
+      sum += double{probabilities.Row(r)[e]};
+    }
+    sums[e].store(sum, std::memory_order_relaxed);
+  }
   next_.Start(micro_batch, layer, n, rows, choice, out);
+}
+
+std::vector<double> GateCounter::Probabilities() const {
+  std::vector<double> sums(num_experts_);
+  std::transform(
+      probabilities_.get(), probabilities_.get() + num_experts_, sums.begin(),
+      [](const std::atomic<double>& sum) { return sum.load(std::memory_order_relaxed); });
+  return sums;
 }
 
 std::vector<GateCounter::Load> GateCounter::Loads() const {

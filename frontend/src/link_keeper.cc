@@ -228,6 +228,16 @@ int32_t LinkKeeper::num_links(std::string_view channel) const {
   }));
 }
 
+std::vector<MemberLink> LinkKeeper::Links() const {
+  std::vector<MemberLink> links;
+  links.reserve(peers_.size());
+  for (const auto& [id, peer] : peers_) {
+    links.push_back({id, peer.member.name, peer.member.data_address,
+                     peer.phase == Peer::Phase::kUp ? peer.channel->carrier() : nullptr});
+  }
+  return links;
+}
+
 void LinkKeeper::Clear() {
   pending_.Clear();
   channels_.clear();

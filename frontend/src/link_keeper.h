@@ -77,6 +77,7 @@ class LinkKeeper {
   absl::Status Readiness() const;
   int32_t num_links() const;
   int32_t num_links(std::string_view channel) const;
+  std::vector<MemberLink> Links() const;
   size_t num_channels() const { return channels_.size(); }
   Epoch epoch() const { return placement_ == nullptr ? Epoch() : placement_->epoch(); }
 

@@ -8,6 +8,7 @@
 #include "conclave/base/clock.h"
 #include "conclave/frontend/engine.h"
 #include "conclave/model/kv_pool.h"
+#include "sequence_trace.h"
 
 namespace conclave::frontend {
 
@@ -30,10 +31,12 @@ struct Sequence {
   int32_t num_computed = 0;     // positions whose K and V are in the pool
   std::vector<int32_t> blocks;  // KV blocks of positions [0, ...)
   int32_t num_published = 0;    // leading blocks offered for reuse
+  bool is_touched = false;      // was in a step in which a call was sent again
 
   SequenceStats stats;
   MonotonicTime submitted;
   MonotonicTime last_token;
+  std::unique_ptr<SequenceTrace> trace;  // null: not traced
 
   int32_t num_pending() const { return static_cast<int32_t>(keys.size()) - num_computed; }
   // One row that continues an answer, as against rows of a prompt.
@@ -48,5 +51,18 @@ struct Sequence {
            image_index[static_cast<size_t>(position)] >= 0;
   }
 };
+
+// The state of a new sequence; its prompt is checked already. `now`: when it was submitted.
+std::unique_ptr<Sequence> MakeSequence(const EngineOptions& options, const model::Decoder& decoder,
+                                       SequenceId id, SequenceRequest request,
+                                       std::shared_ptr<SequenceSink> sink, MonotonicTime now);
+
+// Experts of the layer that has most.
+int32_t MostExperts(const checkpoint::MoeSpec& moe);
+
+// Keeps what the gate of the MoE layer with that index gave to the experts at `position`, in
+// SequenceStats::gate_probabilities and as far as kGateValuesMax goes.
+void KeepProbabilities(const checkpoint::MoeSpec& moe, Sequence& sequence, int32_t position,
+                       size_t moe_layer, std::span<const float> probabilities);
 
 }  // namespace conclave::frontend

@@ -11,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "conclave/base/mutex.h"
+#include "conclave/live/feed.h"
 #include "conclave/router_service/router_types.h"
 #include "core_slot.h"
 
@@ -40,8 +41,9 @@ using RecordingTake = std::function<void(absl::StatusOr<Recording> recording)>;
 void Record(bool is_start, CoreSlot& core, AdminReplies& replies, RecordingDone done);
 void TakeRecording(CoreSlot& core, const RecordingTake& done);
 
-// Both outlive the service, and the service the server that has it.
-std::unique_ptr<grpc::Service> MakeAdminService(CoreSlot& core, AdminReplies& replies);
+// All outlive the service, and the service the server that has it.
+std::unique_ptr<grpc::Service> MakeAdminService(CoreSlot& core, AdminReplies& replies,
+                                                live::Feed& feed);
 
 // kPermissionDenied ("peer_role", "peer_identity") unless the peer's certificate has the role.
 // Without TLS there are no roles: the listener is loopback, or the operator said --insecure.

@@ -1,4 +1,5 @@
 #include <chrono>
+#include <deque>
 #include <string>
 #include <utility>
 
@@ -16,7 +17,8 @@ using Reactor = grpc::ServerUnaryReactor;
 
 class Admin final : public v1::AdminService::CallbackService {
  public:
-  Admin(CoreSlot& core, AdminReplies& replies) : core_(core), replies_(replies) {}
+  Admin(CoreSlot& core, AdminReplies& replies, live::Feed& feed)
+      : core_(core), replies_(replies), feed_(feed) {}
 
   Reactor* GetStatus(grpc::CallbackServerContext* context, const v1::GetStatusRequest* request,
                      v1::GetStatusResponse* response) override;
@@ -35,6 +37,8 @@ class Admin final : public v1::AdminService::CallbackService {
   Reactor* CheckKillSafe(grpc::CallbackServerContext* context,
                          const v1::CheckKillSafeRequest* request,
                          v1::CheckKillSafeResponse* response) override;
+  grpc::ServerWriteReactor<v1::LiveUpdate>* WatchLive(grpc::CallbackServerContext* context,
+                                                      const v1::WatchLiveRequest* request) override;
   Reactor* StartRecording(grpc::CallbackServerContext* context,
                           const v1::StartRecordingRequest* request,
                           v1::StartRecordingResponse* response) override;
@@ -58,7 +62,96 @@ class Admin final : public v1::AdminService::CallbackService {
 
   CoreSlot& core_;
   AdminReplies& replies_;
+  live::Feed& feed_;
 };
+
+// One watcher of the live picture. Lives until gRPC is done with it.
+class LiveStream final : public grpc::ServerWriteReactor<v1::LiveUpdate> {
+ public:
+  explicit LiveStream(live::Feed& feed) : feed_(feed) {}
+
+  void Begin() {
+    watch_ = feed_.Watch([this](const live::Message& message) { Push(message); });
+  }
+  void Refuse(const absl::Status& status) {
+    MutexLock lock(mu_);
+    Close(status);
+  }
+
+ private:
+  // A client that does not read for so long connects again and gets a new snapshot.
+  static constexpr size_t kMessagesMax = 30;
+
+  void Push(const live::Message& message) ABSL_LOCKS_EXCLUDED(mu_) {
+    MutexLock lock(mu_);
+    if (is_over_) {
+      return;
+    }
+    if (messages_.size() >= kMessagesMax) {
+      messages_.clear();
+      Close(Error(absl::StatusCode::kResourceExhausted, "slow_reader",
+                  "the watcher does not read what is sent to it"));
+      return;
+    }
+    messages_.push_back(message);
+    Pump();
+  }
+  // gRPC never calls back from within StartWrite and Finish.
+  void Pump() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    if (is_writing_ || is_over_ || messages_.empty()) {
+      return;
+    }
+    outgoing_.set_event(messages_.front().is_snapshot ? "snapshot" : "delta");
+    outgoing_.set_json(*messages_.front().json);
+    messages_.pop_front();
+    is_writing_ = true;
+    StartWrite(&outgoing_);
+  }
+  void Close(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    if (!is_over_) {
+      is_over_ = true;
+      Finish(transport::ToGrpc(status));
+    }
+  }
+  void OnWriteDone(bool ok) override ABSL_LOCKS_EXCLUDED(mu_) {
+    MutexLock lock(mu_);
+    is_writing_ = false;
+    if (!ok) {
+      Close(Error(absl::StatusCode::kCancelled, "cancelled", "the watcher has gone"));
+      return;
+    }
+    Pump();
+  }
+  void OnCancel() override ABSL_LOCKS_EXCLUDED(mu_) {
+    MutexLock lock(mu_);
+    Close(Error(absl::StatusCode::kCancelled, "cancelled", "the watcher has gone"));
+  }
+  void OnDone() override {
+    if (watch_ != 0) {
+      feed_.Unwatch(watch_);
+    }
+    delete this;
+  }
+
+  live::Feed& feed_;
+  uint64_t watch_ = 0;
+  v1::LiveUpdate outgoing_;
+  Mutex mu_;
+  std::deque<live::Message> messages_ ABSL_GUARDED_BY(mu_);
+  bool is_writing_ ABSL_GUARDED_BY(mu_) = false;
+  bool is_over_ ABSL_GUARDED_BY(mu_) = false;
+};
+
+grpc::ServerWriteReactor<v1::LiveUpdate>* Admin::WatchLive(grpc::CallbackServerContext* context,
+                                                           const v1::WatchLiveRequest* /*r*/) {
+  auto* stream = new LiveStream(feed_);
+  if (const absl::Status allowed = CheckRole(*context, "operator"); !allowed.ok()) {
+    stream->Refuse(allowed);
+  } else {
+    stream->Begin();
+  }
+  return stream;
+}
 
 Reactor* Admin::Begin(grpc::CallbackServerContext* context, absl::Status& checked) {
   Reactor* reactor = context->DefaultReactor();
@@ -332,8 +425,9 @@ void AdminReplies::AnswerAll(const AdminReply& reply) {
   }
 }
 
-std::unique_ptr<grpc::Service> MakeAdminService(CoreSlot& core, AdminReplies& replies) {
-  return std::make_unique<Admin>(core, replies);
+std::unique_ptr<grpc::Service> MakeAdminService(CoreSlot& core, AdminReplies& replies,
+                                                live::Feed& feed) {
+  return std::make_unique<Admin>(core, replies, feed);
 }
 
 absl::Status CheckRole(const grpc::CallbackServerContext& context, const char* role) {

@@ -151,7 +151,7 @@ absl::Status RouterCore::Impl::Do(const ReplicateCommand& command, AdminReply& /
     // Back to the common number at once: later plans only take away what is in their way.
     PlanInput input = MakePlanInput();
     input.replicas[command.unit] = input.replication;
-    Aim(MakeGoal(input, PlanPurpose::kRepair).goal, imbalance_planned_, "replicate");
+    Aim(MakeGoal(input, PlanPurpose::kRepair).goal, imbalance_planned_, PlanReason::kOperator);
   }
   MarkDirty();
   WantRepair(milliseconds(0));
@@ -165,9 +165,10 @@ absl::Status RouterCore::Impl::Do(const RebalanceCommand& command, AdminReply& r
   }
   const PlanInput input = MakePlanInput();
   Aim(MakeGoal(input, command.is_full ? PlanPurpose::kFull : PlanPurpose::kBalance).goal,
-      reply.rebalance.imbalance_after, "an operator's rebalance");
+      reply.rebalance.imbalance_after, PlanReason::kOperator);
   rebalanced_at_ = planned_at_ = now_;
   ++counters_.rebalances;
+  ++counters_.operator_rebalances;
   reply.rebalance.plan_id = plan_id_;
   return absl::OkStatus();
 }
@@ -299,6 +300,23 @@ WorkerStatus RouterCore::Impl::StatusOf(const Worker& worker, MonotonicTime now)
   return status;
 }
 
+RouterSigns RouterCore::Impl::Signs() const {
+  RouterSigns signs;
+  signs.epoch = published_epoch_;
+  signs.plan_id = plan_id_;
+  signs.num_frontends = frontends_.size();
+  for (const auto& [id, worker] : workers_) {
+    if (worker.IsAlive()) {
+      const MemberState state = worker.IsSuspect()   ? MemberState::kSuspect
+                                : IsDraining(worker) ? MemberState::kDraining
+                                                     : MemberState::kLive;
+      signs.workers.push_back(
+          {id, state, worker.is_drained, worker.is_distrusted, !worker.loading.empty()});
+    }
+  }
+  return signs;
+}
+
 RouterStatus RouterCore::Impl::Status(MonotonicTime now) const {
   RouterStatus status;
   status.router = identity_;
@@ -320,7 +338,8 @@ RouterStatus RouterCore::Impl::Status(MonotonicTime now) const {
     }
   }
   for (const auto& [session, frontend] : frontends_) {
-    status.frontends.push_back({frontend.id, frontend.registration.name, frontend.acked});
+    const FrontendRegistration& r = frontend.registration;
+    status.frontends.push_back({frontend.id, r.name, frontend.acked, r.incarnation, r.api_address});
   }
   status.imbalance_planned = imbalance_planned_;
   const PlanInput input = MakePlanInput();
@@ -333,6 +352,10 @@ RouterStatus RouterCore::Impl::Status(MonotonicTime now) const {
           : static_cast<uint64_t>(
                 std::chrono::duration_cast<milliseconds>(now - published_at_).count());
   status.plan_id = plan_id_;
+  status.plan_age_ms =
+      plan_id_ == 0 ? 0
+                    : static_cast<uint64_t>(
+                          std::chrono::duration_cast<milliseconds>(now - plan_begun_at_).count());
   status.recording = recorder_.status();
   return status;
 }

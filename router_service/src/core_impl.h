@@ -31,6 +31,7 @@ class RouterCore::Impl {
   const RouterIdentity& identity() const { return identity_; }
   const RouterCounters& counters() const { return counters_; }
   RouterStatus Status(MonotonicTime now) const;
+  RouterSigns Signs() const;
   absl::StatusOr<std::vector<ExpertUnit>> AtRiskWithout(const std::string& name) const;
   absl::StatusOr<RebalancePlan> TryRebalance(bool is_full) const;
   absl::StatusOr<Recording> CurrentRecording() const;
@@ -122,7 +123,9 @@ class RouterCore::Impl {
   void WantRepair(milliseconds delay);
   void PlanIfDue();
   void Plan(PlanPurpose purpose);
-  void Aim(ReplicaMap goal, double imbalance, const char* why);
+  void Aim(ReplicaMap goal, double imbalance, PlanReason reason);
+  // The plan under way, if there is one, has ended.
+  void EndPlan(PlanResult result);
   void CheckBalance();
   PlanInput MakePlanInput() const;
   static int64_t NumPlaces(const Worker& worker);
@@ -208,6 +211,8 @@ class RouterCore::Impl {
   bool is_touched_ = false;  // something that Reconcile looks at has changed
   bool is_waiting_ = false;  // Reconcile has more to do when time has passed
   uint64_t plan_id_ = 0;     // under way
+  PlanReason plan_reason_ = PlanReason::kRepair;
+  MonotonicTime plan_begun_at_;
   uint32_t plan_count_ = 0;
   double imbalance_planned_ = 1;
   std::optional<MonotonicTime> repair_at_;

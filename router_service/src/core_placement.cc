@@ -161,23 +161,42 @@ void RouterCore::Impl::Plan(PlanPurpose purpose) {
   }
   PlanOutcome outcome = MakeGoal(input, purpose);
   Aim(std::move(outcome.goal), outcome.imbalance_after,
-      purpose == PlanPurpose::kRepair ? "repair" : "fill");
+      purpose == PlanPurpose::kRepair ? PlanReason::kRepair : PlanReason::kFill);
 }
 
-void RouterCore::Impl::Aim(ReplicaMap goal, double imbalance, const char* why) {
+void RouterCore::Impl::EndPlan(PlanResult result) {
+  if (plan_id_ == 0) {
+    return;
+  }
+  const auto reason = static_cast<size_t>(plan_reason_);
+  ++counters_.plans[reason][static_cast<size_t>(result)];
+  if (result == PlanResult::kDone) {
+    const double seconds = std::chrono::duration<double>(now_ - plan_begun_at_).count();
+    PlanTimes& times = counters_.plan_times[reason];
+    const auto bound = std::lower_bound(kPlanTimeBounds.begin(), kPlanTimeBounds.end(), seconds);
+    ++times.counts[static_cast<size_t>(bound - kPlanTimeBounds.begin())];
+    times.sum += seconds;
+  }
+  plan_id_ = 0;
+}
+
+void RouterCore::Impl::Aim(ReplicaMap goal, double imbalance, PlanReason reason) {
   if (goal == goal_) {
     return;
   }
+  EndPlan(PlanResult::kReplaced);
   const std::vector<ReplicaMove> moves = MovesBetween(goal_, goal);
   const auto num_loads = std::count_if(
       moves.begin(), moves.end(), [](const ReplicaMove& move) { return move.to.value() >= 0; });
   goal_ = std::move(goal);
   imbalance_planned_ = imbalance;
   plan_id_ = NextPlanId();
+  plan_reason_ = reason;
+  plan_begun_at_ = now_;
   is_touched_ = true;
   Log(Severity::kInfo, "plan",
       {{"plan", std::to_string(plan_id_)},
-       {"why", why},
+       {"why", std::string(NameOf(reason))},
        {"loads", std::to_string(num_loads)},
        {"changes", std::to_string(moves.size())}});
 }
@@ -214,7 +233,7 @@ void RouterCore::Impl::CheckBalance() {
   if (gain * kGainSeconds > bytes / kLoadBytesPerSecond && outcome.goal != goal_) {
     rebalanced_at_ = now_;
     ++counters_.rebalances;
-    Aim(std::move(outcome.goal), outcome.imbalance_after, "loads are uneven");
+    Aim(std::move(outcome.goal), outcome.imbalance_after, PlanReason::kUneven);
   } else {
     // As even as it gets: measured against this from now on.
     imbalance_planned_ = outcome.imbalance_before;
@@ -283,7 +302,7 @@ void RouterCore::Impl::Reconcile() {
   }
   if (plan_id_ != 0 && IsGoalReached() && !is_publishing_) {
     Log(Severity::kInfo, "plan done", {{"plan", std::to_string(plan_id_)}});
-    plan_id_ = 0;
+    EndPlan(PlanResult::kDone);
   }
 }
 
@@ -532,7 +551,7 @@ void RouterCore::Impl::CancelIfStuck() {
     is_touched_ = true;
     Log(Severity::kWarning, "plan given up: workers have no room for its moves",
         {{"plan", std::to_string(plan_id_)}});
-    plan_id_ = 0;
+    EndPlan(PlanResult::kGivenUp);
   }
 }
 

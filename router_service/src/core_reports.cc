@@ -75,6 +75,7 @@ void RouterCore::Impl::On(const PrepareResultEvent& event) {
     // What a worker holds is worth knowing whichever command it was for.
     if (IsKnownUnit(held.unit) && AcceptHeld(*worker, held)) {
       ++counters_.replicas_loaded;
+      counters_.bytes_loaded += static_cast<uint64_t>(worker->registration.expert_bytes);
     }
   }
   std::erase_if(worker->loading, [&](const auto& entry) { return entry.second == event.plan_id; });

@@ -9,6 +9,16 @@
 
 namespace conclave::router_service {
 
+std::string_view NameOf(PlanReason reason) {
+  constexpr std::string_view kNames[] = {"repair", "fill", "uneven", "operator"};
+  return kNames[static_cast<size_t>(reason)];
+}
+
+std::string_view NameOf(PlanResult result) {
+  constexpr std::string_view kNames[] = {"done", "replaced", "given_up"};
+  return kNames[static_cast<size_t>(result)];
+}
+
 PlacementDelta Diff(const PlacementView& from, const PlacementView& to) {
   PlacementDelta delta;
   auto old_member = from.workers.begin();
@@ -50,6 +60,7 @@ void RouterCore::Step(MonotonicTime now, const Event& event, std::vector<Action>
 const RouterIdentity& RouterCore::identity() const { return impl_->identity(); }
 const RouterCounters& RouterCore::counters() const { return impl_->counters(); }
 RouterStatus RouterCore::Status(MonotonicTime now) const { return impl_->Status(now); }
+RouterSigns RouterCore::Signs() const { return impl_->Signs(); }
 absl::StatusOr<std::vector<ExpertUnit>> RouterCore::AtRiskWithout(const std::string& name) const {
   return impl_->AtRiskWithout(name);
 }

@@ -18,6 +18,7 @@
 #include "conclave/transport/grpc_support.h"
 #include "core_slot.h"
 #include "leader_loop.h"
+#include "live_picture.h"
 #include "router_metrics.h"
 #include "rpc_stream.h"
 #include "wire.h"
@@ -116,18 +117,30 @@ class Streams {
 class RouterServer::Impl {
  public:
   explicit Impl(RouterServerOptions options)
-      : options_(std::move(options)), metrics_(options_.metrics), cluster_(*this) {}
+      : options_(std::move(options)),
+        metrics_(options_.metrics, [this] { RefreshMetrics(); }),
+        board_(BoardOptionsOf(options_.live)),
+        cluster_(*this) {}
 
   absl::Status Start();
   ~Impl();
 
   uint16_t port() const { return port_; }
+  live::Board& board() { return board_; }
+  live::Feed& feed() { return feed_; }
+  void Ask(std::function<void(const absl::StatusOr<const RouterCore*>&)> question);
+  void Change(Command command, std::function<void(const AdminReply&)> on_reply);
+  absl::StatusOr<std::string> FrontendApi();
   CoreSlot& core() { return core_; }
   AdminReplies& replies() { return replies_; }
+  bool Post(std::function<void()> task) {
+    return core_.Ask([run = std::move(task)](const RouterCore& /*core*/) { run(); });
+  }
   Health health() const {
     MutexLock lock(health_mu_);
     return health_;
   }
+  std::string dtype() const { return metrics_.dtype(); }
 
  private:
   class Cluster final : public v1::ClusterService::CallbackService {
@@ -153,6 +166,20 @@ class RouterServer::Impl {
   void PostFrom(SessionId session, Event event);
   void OnAction(Action action, const RouterIdentity& router);
   void OnTick(const RouterCore& core);
+  void TellBoard(const RouterStatus& status);
+  // A frontend's report, of the stream whose figures these are.
+  struct Reporter {
+    std::string name;
+    uint64_t incarnation = 0;
+    live::FrontendFigures figures;
+  };
+  absl::Status TakeReport(SessionId session, const v1::FrontendReport& report, Reporter& reporter);
+  static live::BoardOptions BoardOptionsOf(live::BoardOptions options) {
+    options.role = "router";
+    return options;
+  }
+  // For a scrape: waits until the loop has said how things are, a moment at most.
+  void RefreshMetrics();
   template <typename T>
   void SendCommand(const T& action, const RouterIdentity& router);
   // Loads what the store has and lets a core begin with it.
@@ -171,6 +198,12 @@ class RouterServer::Impl {
   Health health_ ABSL_GUARDED_BY(health_mu_){"recovering", ""};
   AdminReplies replies_;
   MonotonicTime checked_at_;
+  RouterSigns signs_;  // as the board was told last; of the core's loop
+  mutable Mutex apis_mu_;
+  std::vector<std::string> apis_ ABSL_GUARDED_BY(apis_mu_);
+  size_t next_api_ ABSL_GUARDED_BY(apis_mu_) = 0;
+  live::Board board_;
+  live::Feed feed_{board_, nullptr};
   CoreSlot core_{Error(absl::StatusCode::kUnavailable, "standby",
                        "this router stands by: it has just started")};
   Cluster cluster_;
@@ -251,6 +284,7 @@ void RouterServer::Impl::StandBy(const absl::Status& why) {
     standby_why_ = MessageOf(why);
     observability::LogInfo("standing by", {{"why", standby_why_}});
   }
+  board_.SetState("standby", reason == "standby" ? "" : reason);
   MutexLock lock(health_mu_);
   health_ = {"standby", reason == "standby" ? "" : reason};
 }
@@ -304,7 +338,7 @@ absl::Status RouterServer::Impl::Start() {
   const std::string address = service::ToString(service::Address{options_.host, options_.port});
   builder.AddListeningPort(address, transport::ServerCredentialsOf(tls), &bound);
   builder.RegisterService(&cluster_);
-  admin_ = MakeAdminService(core_, replies_);
+  admin_ = MakeAdminService(core_, replies_, feed_);
   builder.RegisterService(admin_.get());
   server_ = builder.BuildAndStart();
   if (server_ == nullptr || bound == 0) {
@@ -319,7 +353,30 @@ absl::Status RouterServer::Impl::Start() {
   return absl::OkStatus();
 }
 
+void RouterServer::Impl::RefreshMetrics() {
+  // A loop that is busy for longer has set the figures at its last tick.
+  constexpr std::chrono::milliseconds kWaitMax{250};
+  struct Answer {
+    Mutex mu;
+    CondVar changed;
+    bool is_there ABSL_GUARDED_BY(mu) = false;
+  };
+  const auto answer = std::make_shared<Answer>();
+  const bool is_asked = core_.Ask([this, answer](const RouterCore& core) {
+    metrics_.Update(core.Status(Clock::Real().Now()), core.counters());
+    MutexLock lock(answer->mu);
+    answer->is_there = true;
+    answer->changed.NotifyAll();
+  });
+  const MonotonicTime until = Clock::Real().Now() + kWaitMax;
+  MutexLock lock(answer->mu);
+  while (is_asked && !answer->is_there && Clock::Real().Now() < until) {
+    answer->changed.WaitFor(answer->mu, until - Clock::Real().Now());
+  }
+}
+
 RouterServer::Impl::~Impl() {
+  metrics_.Stop();
   streams_.Close();
   if (leader_ != nullptr) {
     leader_->Stop();
@@ -399,14 +456,21 @@ WorkerStream* RouterServer::Impl::OpenWorker(const absl::Status& allowed) {
 WatchStream* RouterServer::Impl::OpenWatch(const absl::Status& allowed) {
   const SessionId session = next_session_++;
   WatchStream::Hooks hooks;
-  hooks.on_message = [this, session,
-                      is_first = true](const v1::WatchRequest& request) mutable -> absl::Status {
+  hooks.on_message = [this, session, is_first = true, reporter = Reporter()](
+                         const v1::WatchRequest& request) mutable -> absl::Status {
     if (request.has_register_() != is_first) {
       return InvalidArgument(
           "message_field", is_first ? "register: expected it first" : "register: expected it once");
     }
     is_first = false;
+    if (request.has_report()) {
+      return TakeReport(session, request.report(), reporter);
+    }
     CONCLAVE_ASSIGN_OR_RETURN(Event event, FromWire(request, session));
+    if (const auto* frontend = std::get_if<FrontendRegisterEvent>(&event); frontend != nullptr) {
+      reporter.name = frontend->registration.name;
+      reporter.incarnation = frontend->registration.incarnation;
+    }
     PostFrom(session, std::move(event));
     return absl::OkStatus();
   };
@@ -477,13 +541,72 @@ void RouterServer::Impl::OnAction(Action action, const RouterIdentity& router) {
   }
 }
 
+absl::Status RouterServer::Impl::TakeReport(SessionId session, const v1::FrontendReport& report,
+                                            Reporter& reporter) {
+  CONCLAVE_RETURN_IF_ERROR(ApplyReport(report, reporter.figures));
+  board_.Report(reporter.name, reporter.incarnation, reporter.figures);
+  if (const std::shared_ptr<PeerStream> stream = streams_.Find(session).stream; stream != nullptr) {
+    stream->EventDone();
+  }
+  return absl::OkStatus();
+}
+
+void RouterServer::Impl::TellBoard(const RouterStatus& status) {
+  board_.Update(ToPicture(status));
+  std::vector<std::string> apis;
+  for (const FrontendStatus& frontend : status.frontends) {
+    if (!frontend.api_address.empty()) {
+      apis.push_back(frontend.api_address);
+    }
+  }
+  MutexLock lock(apis_mu_);
+  apis_ = std::move(apis);
+}
+
+absl::StatusOr<std::string> RouterServer::Impl::FrontendApi() {
+  MutexLock lock(apis_mu_);
+  if (apis_.empty()) {
+    return Error(absl::StatusCode::kUnavailable, "no_frontend",
+                 "no frontend with an API is connected to this router");
+  }
+  return apis_[next_api_++ % apis_.size()];
+}
+
+void RouterServer::Impl::Ask(
+    std::function<void(const absl::StatusOr<const RouterCore*>&)> question) {
+  const auto shared = std::make_shared<decltype(question)>(std::move(question));
+  if (!core_.Ask([shared](const RouterCore& core) { (*shared)(&core); })) {
+    (*shared)(core_.refusal());
+  }
+}
+
+void RouterServer::Impl::Change(Command command, std::function<void(const AdminReply&)> on_reply) {
+  AdminEvent event;
+  event.command = std::move(command);
+  event.request = replies_.Add(std::move(on_reply));
+  AdminReply refused;
+  refused.request = event.request;
+  refused.status = core_.refusal();
+  if (!core_.Post(std::move(event))) {
+    replies_.Answer(refused);
+  }
+}
+
 void RouterServer::Impl::OnTick(const RouterCore& core) {
   const MonotonicTime now = Clock::Real().Now();
+  // What happens to members is told at once, so that events have their time; the rest now and then.
+  RouterSigns signs = core.Signs();
+  const bool has_news = !(signs == signs_);
+  if (!has_news && now - checked_at_ < std::chrono::milliseconds(500)) {
+    return;
+  }
+  signs_ = std::move(signs);
+  const RouterStatus status = core.Status(now);
+  TellBoard(status);
   if (now - checked_at_ < std::chrono::milliseconds(500)) {
     return;
   }
   checked_at_ = now;
-  const RouterStatus status = core.Status(now);
   metrics_.Update(status, core.counters());
   {
     MutexLock lock(health_mu_);
@@ -511,7 +634,18 @@ absl::StatusOr<std::unique_ptr<RouterServer>> RouterServer::Start(RouterServerOp
 }
 
 uint16_t RouterServer::port() const { return impl_->port(); }
+live::Board& RouterServer::board() { return impl_->board(); }
+live::Feed& RouterServer::feed() { return impl_->feed(); }
+absl::StatusOr<std::string> RouterServer::FrontendApi() { return impl_->FrontendApi(); }
+void RouterServer::Ask(std::function<void(const absl::StatusOr<const RouterCore*>&)> question) {
+  impl_->Ask(std::move(question));
+}
+void RouterServer::Change(Command command, std::function<void(const AdminReply&)> on_reply) {
+  impl_->Change(std::move(command), std::move(on_reply));
+}
+bool RouterServer::Post(std::function<void()> task) { return impl_->Post(std::move(task)); }
 RouterServer::Health RouterServer::health() const { return impl_->health(); }
+std::string RouterServer::dtype() const { return impl_->dtype(); }
 
 void RouterServer::StartRecording(RecordingDone done) {
   Record(true, impl_->core(), impl_->replies(), std::move(done));

@@ -44,14 +44,14 @@ bool IsPlain(const std::string& text) {
          std::all_of(text.begin(), text.end(), [](char c) { return c > ' ' && c < 0x7f; });
 }
 
-absl::Status CheckDataAddress(const std::string& text) {
+absl::Status CheckAddress(const std::string& field, const std::string& text) {
   const auto address = service::ParseAddress(text);
   if (!address.ok() || address->port == 0 || address->host == "0.0.0.0" || address->host == "::" ||
       address->host.empty()) {
     return WithParam(InvalidArgument("placement_worker",
-                                     "register.data_address: expected HOST:PORT that frontends "
-                                     "can connect to, with a port of 1 to 65535"),
-                     "register.data_address");
+                                     field + ": expected HOST:PORT that others can connect to, "
+                                             "with a port of 1 to 65535"),
+                     field);
   }
   return absl::OkStatus();
 }
@@ -170,7 +170,7 @@ absl::StatusOr<Event> ReadWorker(const v1::RegisterWorker& in, SessionId session
   event.fresh_key = key;
   WorkerRegistration& r = event.registration;
   CONCLAVE_RETURN_IF_ERROR(CheckMemberFields(in.name(), in.cluster_id(), in.incarnation()));
-  CONCLAVE_RETURN_IF_ERROR(CheckDataAddress(in.data_address()));
+  CONCLAVE_RETURN_IF_ERROR(CheckAddress("register.data_address", in.data_address()));
   CONCLAVE_RETURN_IF_ERROR(ReadModel(in.model(), r.model));
   CONCLAVE_RETURN_IF_ERROR(ReadNumeric(in.numeric(), r.numeric));
   CONCLAVE_RETURN_IF_ERROR(ReadRouter(in.last_router(), r.last_router));
@@ -270,6 +270,10 @@ absl::StatusOr<Event> ReadFrontend(const v1::RegisterFrontend& in, SessionId ses
   r.name = in.name();
   r.incarnation = in.incarnation();
   r.last_epoch = Epoch(in.last_epoch());
+  if (!in.api_address().empty()) {
+    CONCLAVE_RETURN_IF_ERROR(CheckAddress("register.api_address", in.api_address()));
+    r.api_address = in.api_address();
+  }
   return Event(std::move(event));
 }
 
@@ -356,6 +360,7 @@ absl::StatusOr<Event> FromWire(const v1::WatchRequest& request, SessionId sessio
       return ReadPeerReport(request.peer_report(), session);
     case v1::WatchRequest::kResync:
       return Event(ResyncEvent{session});
+    case v1::WatchRequest::kReport:  // no event of the core: see live_picture.h
     case v1::WatchRequest::REQUEST_NOT_SET:
       break;
   }

@@ -221,7 +221,7 @@ RouterStatus FromWire(const v1::GetStatusResponse& response) {
     out.is_distrusted = in.is_distrusted();
   }
   for (const v1::FrontendStatus& in : response.frontends()) {
-    status.frontends.push_back({in.frontend_id(), in.name(), Epoch(in.acked_epoch())});
+    status.frontends.push_back({in.frontend_id(), in.name(), Epoch(in.acked_epoch()), 0, {}});
   }
   for (const v1::ExpertStatus& in : response.experts()) {
     ExpertStatus& out = status.experts.emplace_back();

@@ -4,6 +4,7 @@ Method: the script makes an authority and certificates; a real cluster runs with
 its addresses is; its members are asked, and intruders try.
 """
 
+import os
 import pathlib
 import shutil
 import tempfile
@@ -65,6 +66,34 @@ class CertificatesTest(unittest.TestCase):
     def test_keys_are_their_owners(self):
         for path in self.tls.glob("*-key.pem"):
             self.assertEqual(path.stat().st_mode & 0o777, 0o600, path.name)
+
+    @unittest.skipUnless(os.geteuid() == 0 and shutil.which("setpriv"), "needs root, to be somebody else")
+    def test_a_key_of_roots_for_a_group_of_the_service(self):
+        """A secret of Kubernetes is root's and of the pod's fsGroup, which may read it; so are keys that `install -g` puts in place."""
+        user, group, stranger = "10001", 20001, 30001
+        with tempfile.TemporaryDirectory(prefix="conclave-secret-") as name:
+            folder = pathlib.Path(name)
+            folder.chmod(0o755)
+            for source, target in (("router.pem", "tls.crt"), ("router-key.pem", "tls.key"), ("ca.pem", "ca.crt")):
+                shutil.copyfile(self.tls / source, folder / target)
+            key = folder / "tls.key"
+
+            def start(groups: str, owner: int, group_of_key: int, mode: int):
+                os.chown(key, owner, group_of_key)
+                key.chmod(mode)
+                flags = [word for flag, file in (("cert", "tls.crt"), ("key", "tls.key"), ("ca", "ca.crt"))
+                         for word in (f"--tls-{flag}", str(folder / file))]
+                return conclave.Process("router", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", *flags,
+                                        prefix=["setpriv", f"--reuid={user}", f"--regid={user}", f"--groups={groups}"])
+
+            for mode in (0o440, 0o640):
+                with start(f"{user},{group}", 0, group, mode) as router:
+                    self.assertEqual(router.stop(), 0)
+            for groups, owner, group_of_key, mode in ((f"{user},{group}", 0, group, 0o444), (f"{user},{group}", 0, group, 0o660),
+                                                      (f"{user},{group}", stranger, group, 0o440)):
+                with self.assertRaisesRegex(AssertionError, rf"tls_config.*tls\.key: expected a key of this user \({user}\).*"
+                                            rf"mode 0{mode:o}, user {owner}, group {group_of_key}"):
+                    start(groups, owner, group_of_key, mode)
 
     def test_wrong_arguments(self):
         for args in (("prod", "router"), ("prod", "gateway", "localhost"), ("a/b", "worker", "localhost"),

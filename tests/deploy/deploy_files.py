@@ -93,10 +93,14 @@ def try_command(test: unittest.TestCase, stage: Stage, argv: list[str], env: dic
 
 
 def shell_commands(text: str) -> list[list[str]]:
-    """`conclave ...` at the beginning of indented lines of a page, or after what runs a command, or a variable."""
+    """`conclave ...` at the beginning of lines of a page's blocks, indented or fenced, or after what runs a command, or a variable."""
     found = []
+    is_fenced = False
     for line in text.replace("\\\n", " ").splitlines():
-        match = re.match(r"    (?:\S+@\S+\$ )?(.*)", line)
+        if line.startswith("```"):
+            is_fenced = not is_fenced
+            continue
+        match = re.match(r"(?:    )?(?:\S+@\S+\$ )?(.*)" if is_fenced else r"    (?:\S+@\S+\$ )?(.*)", line)
         if not match:
             continue
         for part in re.split(r"\s(?:&&|\|\||\||;)\s", match[1]):

@@ -21,8 +21,8 @@ OTHER_FLAGS = {
     "--check", "--config.file", "--storage.tsdb.path", "--storage.tsdb.retention.time",
     # cmake, apt, useradd
     "--install", "--prefix", "--strip", "--preset", "--no-install-recommends", "--uid", "--gid", "--home-dir", "--create-home", "--shell",
-    # systemctl, journalctl, install
-    "--now", "--signal", "--create",
+    # systemctl, journalctl, install, etcd
+    "--now", "--signal", "--create", "--listen-client-urls", "--advertise-client-urls", "--data-dir",
     # helm, kubectl
     "--namespace", "--create-namespace", "--set", "--from-file",
 }

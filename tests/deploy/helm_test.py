@@ -8,6 +8,8 @@ selectors) is checked on what came out.
 
 import json
 import re
+import shlex
+import tempfile
 import unittest
 
 import deploy_files as deploy
@@ -82,6 +84,20 @@ def seconds(text: str) -> float:
     return int(number) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600}[unit]
 
 
+def values_of(words: list[str]) -> dict:
+    """Of the words --set of a command line."""
+    values: dict = {}
+    for flag, setting in zip(words, words[1:]):
+        if flag == "--set":
+            path, _, value = setting.partition("=")
+            *outer, last = path.split(".")
+            place = values
+            for key in outer:
+                place = place.setdefault(key, {})
+            place[last] = yaml.safe_load(value)
+    return values
+
+
 class HelmTest(unittest.TestCase):
     maxDiff = None
 
@@ -114,6 +130,67 @@ class HelmTest(unittest.TestCase):
                 if kind in ("Deployment", "StatefulSet"):
                     spec = item["spec"]["template"]["spec"]
                     yield f"{name}: {item['metadata']['name']}", item, spec, spec["containers"][0]
+
+    def test_the_guides_commands(self):
+        """Values that the chart has, and objects that it makes."""
+        text = deploy.GUIDE.read_text(encoding="utf-8").partition("\n## Kubernetes\n")[2].partition("\n## ")[0]
+        lines = [line.strip() for line in text.replace("\\\n", " ").splitlines() if re.match(r" {4,6}\w", line)]
+        self.assertGreater(len(lines), 6)
+        with_tls = self.rendered["tls"]
+        tried = set()
+        for line in lines:
+            words = shlex.split(line)
+            tried.add(words[0])
+            with self.subTest(line):
+                if words[0] == "helm":
+                    self.assertEqual(words[2:4], ["prod", "deploy/helm/conclave"])
+                    self.assertEqual(words[words.index("--namespace") + 1], "ml")
+                    self.assertTrue(self.render(values_of(words)))
+                    self.assertEqual(helm_python.lint(deploy.CHART, values_of(words))["errors"], [])
+                elif words[0] == "kubectl":
+                    self.assertEqual(words[1:3], ["-n", "ml"])
+                    self.assertEqual(self.why_no_kubectl(words[3:], with_tls), None)
+                elif words[0] == "DAYS=365":
+                    with tempfile.TemporaryDirectory(prefix="conclave-guide-") as folder:
+                        words[words.index("tls")] = folder
+                        made = deploy.run_tool(deploy.ROOT / words[1], *words[2:])
+                        self.assertEqual(made.returncode, 0, made.stderr)
+                    router = next(arg.partition("=")[2] for arg in with_tls["StatefulSet", "prod-conclave-worker"]["spec"]["template"]
+                                  ["spec"]["containers"][0]["args"] if arg.startswith("--router="))
+                    self.assertEqual(words[-1], "*." + router.partition(".")[2].rpartition(":")[0])
+                else:
+                    self.fail("neither helm, kubectl nor issue.sh")
+        self.assertEqual(tried, {"helm", "kubectl", "DAYS=365"})
+
+    def why_no_kubectl(self, words: list[str], objects: dict) -> str | None:
+        """What of the chart a command names that there is not; None: nothing."""
+        kinds = {"statefulset": "StatefulSet", "deployment": "Deployment", "svc": "Service"}
+        if words[0] in ("rollout", "port-forward"):
+            kind, _, name = words[2 if words[0] == "rollout" else 1].partition("/")
+            found = objects.get((kinds[kind], name))
+            if found is not None and words[0] == "port-forward":
+                port = int(words[2].partition(":")[2])
+                return None if port in [each["port"] for each in found["spec"]["ports"]] else f"port {port}"
+            return None if found is not None else name
+        if words[0] == "exec":
+            name, _, number = words[1].rpartition("-")
+            found = objects.get(("StatefulSet", name))
+            return None if found and int(number) < found["spec"]["replicas"] and words[2:4] == ["--", "conclave"] else words[1]
+        if words[:3] == ["create", "secret", "generic"]:
+            secrets = {volume["secret"]["secretName"]: volume["secret"] for item in objects.values() if "template" in item["spec"]
+                       for volume in item["spec"]["template"]["spec"]["volumes"] if "secret" in volume}
+            keys = {word.partition("=")[2].partition("=")[0] for word in words[4:]}
+            return None if words[3] in secrets and keys == {"tls.crt", "tls.key", "ca.crt"} else f"{words[3]}: {keys}"
+        return words[0]
+
+    def test_the_admin_listener_stays_inside(self):
+        """Metrics, health and the page have no authentication: no Service has their port, policies name who may come."""
+        for name, objects in self.rendered.items():
+            for (kind, found), item in objects.items():
+                if kind == "Service":
+                    self.assertNotIn("admin", [port["targetPort"] for port in item["spec"]["ports"]], f"{name}: {found}")
+                if kind in ("Ingress", "HTTPRoute"):
+                    self.fail(f"{name}: {found}: who publishes it decides what")
 
     def test_lint(self):
         for name, values in VALUES.items():
@@ -231,11 +308,15 @@ class HelmTest(unittest.TestCase):
             found = {}
             for where, _, spec, container in self.pods():
                 if where.startswith(f"{name}:"):
-                    found[where] = next(volume["secret"]["secretName"] for volume in spec["volumes"] if volume["name"] == "secret")
-                    # Whoever owns the files of a secret is not who runs: the key is copied, for its owner alone.
-                    copy = spec["initContainers"][0]
-                    self.assertEqual(copy["command"][:3], ["install", "-m", "0400"], where)
-                    self.assertEqual({path.rsplit("/", 1)[1] for path in copy["command"][5:]}, {"tls.crt", "tls.key", "ca.crt"})
+                    secret = next(volume["secret"] for volume in spec["volumes"] if volume["name"] == "tls")
+                    found[where] = secret["secretName"]
+                    # root:fsGroup, which may read: what conclave takes of a key, and nothing wider.
+                    self.assertEqual(int(str(secret["defaultMode"])), 0o440, where)
+                    self.assertEqual(spec["securityContext"]["fsGroup"], spec["securityContext"]["runAsGroup"], where)
+                    self.assertNotIn("initContainers", spec, where)
+                    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+                    for file in ("tls.crt", "tls.key", "ca.crt"):
+                        self.assertTrue(any(arg.endswith(f"={mounts['tls']}/{file}") for arg in container["args"]), file)
                     self.assertNotIn("--trusted-network", container["args"])
             self.assertEqual(sorted(found.values()), sorted([router, "prod-conclave-worker-tls", "prod-conclave-frontend-tls"]))
         objects = self.rendered["tls_cert_manager"]

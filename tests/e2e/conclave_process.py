@@ -37,7 +37,7 @@ def command(*args: str) -> list[str]:
 def clean_environment(extra: dict[str, str] | None = None) -> dict[str, str]:
     """The environment without variables that would change what conclave does."""
     environment = {name: value for name, value in os.environ.items()
-                   if not name.startswith("CONCLAVE_") and name != "NOTIFY_SOCKET"}
+                   if not name.startswith(("CONCLAVE_", "WATCHDOG_")) and name != "NOTIFY_SOCKET"}
     return {**environment, **(extra or {})}
 
 

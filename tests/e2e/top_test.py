@@ -153,7 +153,7 @@ class TopTest(conclave.TestCase):
             self.assertNotIn("\x1b", result.stdout)
             for part in ("conclave top  router demo  epoch 3.12  serving", "experts 8/8 served", "generated 30\n",
                          "w0     live       #####.....  50%     3   1.2k", "0      0.00 0.00 0.00 4.00\n",
-                         "joined     w0  on host a\n"):
+                         "joined          w0  on host a\n"):
                 self.assertIn(part, result.stdout)
             self.assertEqual(conclave.run("top", "--url", server.url, "--once").stdout, result.stdout)
             picture = conclave.run("top", "--url", server.url, "--json")

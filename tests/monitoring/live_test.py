@@ -6,12 +6,8 @@ without them, each with return_routed_experts. Then every expression of deploy/ 
 compared, exactly, with those of the answers; and a worker is killed, which annotations and alerts have to show.
 """
 
-import ast
-import base64
 import collections
-import http.client
 import json
-import math
 import pathlib
 import re
 import subprocess
@@ -23,11 +19,13 @@ import unittest
 import urllib.parse
 
 import expressions
+import prometheus_api
 import yaml
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "e2e"))
 import cluster as clusters  # noqa: E402
 import conclave_process as conclave  # noqa: E402
+import routed  # noqa: E402
 
 SHORT = {"__rate_interval": "10s", "__range": "1m", "__interval": "1s"}
 
@@ -43,10 +41,11 @@ def is_nothing_yet(expression: expressions.Expression) -> bool:
     return expression.kind == "annotation" and expression.where.split(": ")[1] in NOTHING_YET
 
 
-class Prometheus:
+class Prometheus(prometheus_api.Api):
     """Debian's server with the project's configuration, its addresses and periods replaced. Use as a context manager."""
 
     def __init__(self, targets: dict[str, list[str]]):
+        super().__init__()
         self._folder = tempfile.TemporaryDirectory(prefix="conclave-prometheus-")
         folder = pathlib.Path(self._folder.name)
         config = yaml.safe_load((expressions.PROMETHEUS / "prometheus.yml").read_text(encoding="utf-8"))
@@ -63,7 +62,7 @@ class Prometheus:
              "--web.listen-address=127.0.0.1:0"], stdout=self._log, stderr=subprocess.STDOUT)
         try:
             clusters.wait_until(self._is_listening, "Prometheus listens", 30)
-            clusters.wait_until(lambda: self._get("/-/ready")[0] == 200, "Prometheus is ready", 30)
+            clusters.wait_until(lambda: self.status_of("/-/ready")[0] == 200, "Prometheus is ready", 30)
         except BaseException:
             print(self.log())
             self.close()
@@ -75,31 +74,6 @@ class Prometheus:
         found = re.search(r'msg="Listening on" address=127\.0\.0\.1:(\d+)', self.log())
         self.port = int(found[1]) if found else 0
         return self.port > 0
-
-    def _get(self, path: str) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        try:
-            connection.request("GET", path)
-            response = connection.getresponse()
-            return response.status, response.read()
-        finally:
-            connection.close()
-
-    def get(self, path: str, **query: str):
-        status, body = self._get(f"{path}?{urllib.parse.urlencode(query)}")
-        answer = json.loads(body)
-        if status != 200 or answer["status"] != "success":
-            raise AssertionError(f"{path} {query}: {status} {answer}")
-        return answer["data"]
-
-    def ask(self, expression: str) -> list[tuple[dict[str, str], float]]:
-        """Series that have a value now, with it."""
-        found = self.get("/api/v1/query", query=expression)
-        return [(series["metric"], float(series["value"][1])) for series in found["result"]]
-
-    def has_data(self, expression: str) -> bool:
-        """One value at least is a number: a quotient without calls is none."""
-        return any(math.isfinite(value) for _, value in self.ask(expression))
 
     def log(self) -> str:
         self._log.seek(0)
@@ -117,19 +91,6 @@ class Prometheus:
 
     def __exit__(self, *_):
         self.close()
-
-
-def routed_rows(response: conclave.Response) -> collections.Counter:
-    """(index of the MoE layer, expert, rank) -> rows; -1 stands where a kept KV block was used and nothing was computed."""
-    content = base64.b64decode(response.json()["choices"][0]["routed_experts"])
-    start = 10 + int.from_bytes(content[8:10], "little")
-    header = ast.literal_eval(content[10:start].decode())
-    if header["descr"] != "<i2" or header["fortran_order"]:
-        raise AssertionError(f"not 16-bit integers, row by row: {header}")
-    _, num_layers, top_k = header["shape"]
-    values = memoryview(content[start:]).cast("h")
-    return collections.Counter((index // top_k % num_layers, expert, index % top_k)
-                               for index, expert in enumerate(values) if expert >= 0)
 
 
 def over_ranks(rows: collections.Counter) -> collections.Counter:
@@ -165,7 +126,7 @@ class Asking:
                 if response.status != 200:
                     self.failures.append(repr(response))
                     continue
-                self.rows += routed_rows(response)
+                self.rows += routed.rows(response.json()["choices"][0])
                 self.answers["image_url" in json.dumps(body["messages"])] += 1
 
     def stop(self):
@@ -196,7 +157,9 @@ class LiveTest(conclave.TestCase):
     def setUpClass(cls):
         cls.resources = []
         try:
-            cls.cluster = clusters.Cluster(workers=3, frontends=1, frontend_args=["--grpc-listen", "127.0.0.1:0"])
+            # Nobody listens on port 9: the counters of spans are there all the same.
+            cls.cluster = clusters.Cluster(workers=3, frontends=1, frontend_args=[
+                "--grpc-listen", "127.0.0.1:0", "--otlp-endpoint", "http://127.0.0.1:9"])
             cls.resources.append(cls.cluster)
             cls.cluster.wait_for_replicas(2)
             cls.frontend = cls.cluster.frontends[0]
@@ -336,7 +299,7 @@ class LiveTest(conclave.TestCase):
             self.cluster.workers.popitem()[1].kill()
         self.assertEqual(self.frontend.chat(questions()[0]).status, 200)
         self.wait_for_alert("ExpertWithoutReplica", "pending")
-        self.wait_for_alert("FrontendRescues", "firing")
+        self.wait_for_alert("DegradedTokens", "firing")
 
     def test_7_a_router_that_is_gone_is_shown(self):
         self.cluster.router.kill()

@@ -1,15 +1,51 @@
 #include "grpc/chat_call.h"
 
 #include <chrono>
+#include <iterator>
 #include <string>
 #include <utility>
 
+#include "conclave/observability/trace.h"
 #include "grpc/chat_wire.h"
 #include "grpc/grpc_error.h"
 #include "http/chat_response.h"
 
 namespace conclave::frontend {
 namespace {
+
+// The only one under that name; "" for none or several.
+std::string OnlyOne(const grpc::CallbackServerContext& context, const char* name) {
+  const auto [begin, end] = context.client_metadata().equal_range(name);
+  return begin != end && std::next(begin) == end
+             ? std::string(begin->second.data(), begin->second.size())
+             : std::string();
+}
+
+// Null: the call is not traced.
+std::shared_ptr<observability::RequestTrace> StartTrace(const ServerState& state,
+                                                        const grpc::CallbackServerContext& context,
+                                                        MonotonicTime start) {
+  if (state.options().tracer == nullptr) {
+    return nullptr;
+  }
+  const std::string parent = OnlyOne(context, "traceparent");
+  const std::string list = OnlyOne(context, "tracestate");
+  auto trace = state.options().tracer->StartRequest({parent, list},
+                                                    "conclave.v1.InferenceService/Chat", start);
+  if (trace != nullptr) {
+    trace->Set({"rpc.system", "grpc"});
+    trace->Set({"rpc.service", "conclave.v1.InferenceService"});
+    trace->Set({"rpc.method", "Chat"});
+  }
+  return trace;
+}
+
+// As OpenTelemetry has it for a server's spans: what a client did wrong is no error of ours.
+bool IsServersFault(grpc::StatusCode code) {
+  return code == grpc::StatusCode::UNKNOWN || code == grpc::StatusCode::DEADLINE_EXCEEDED ||
+         code == grpc::StatusCode::UNIMPLEMENTED || code == grpc::StatusCode::INTERNAL ||
+         code == grpc::StatusCode::UNAVAILABLE || code == grpc::StatusCode::DATA_LOSS;
+}
 
 HttpError TooManyCalls() {
   return {503, "too_many_connections", "too many calls; try again later", ""};
@@ -68,6 +104,7 @@ std::optional<HttpError> ChatCall::Admit() {
 
 void ChatCall::Serve(const grpc::ByteBuffer& request) {
   const std::string request_id = NameRequest(context_, shared_.state);
+  trace_ = StartTrace(shared_.state, context_, start_);
   const auto refuse = [this](const HttpError& error) {
     MutexLock lock(mu_);
     FinishWith(error);
@@ -84,6 +121,7 @@ void ChatCall::Serve(const grpc::ByteBuffer& request) {
     return;
   }
   chat->request.request_id = request_id;
+  chat->request.trace = trace_;
   if (!chat->has_seed) {
     chat->request.sampling.seed = shared_.state.NewSeed();
   }
@@ -255,7 +293,16 @@ void ChatCall::OnDone() {
   }
   ended.reset();
   shared_.loop.Remove(this);
-  const std::chrono::duration<double> elapsed = shared_.clock.Now() - start_;
+  const MonotonicTime end = shared_.clock.Now();
+  if (trace_ != nullptr) {
+    trace_->Set({"rpc.grpc.status_code", static_cast<int>(code)});
+    if (IsServersFault(code)) {
+      trace_->Fail(NameOf(code));
+    }
+    trace_->End(end);
+    trace_.reset();
+  }
+  const std::chrono::duration<double> elapsed = end - start_;
   if (shared_.observer) {
     shared_.observer("Chat", NameOf(code), elapsed.count());
   }

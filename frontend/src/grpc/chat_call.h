@@ -76,6 +76,7 @@ class ChatCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   const MonotonicTime start_;
   std::shared_ptr<ChatCall> self_;
   std::optional<RunningRequest> running_;
+  std::shared_ptr<observability::RequestTrace> trace_;  // null: not traced
 
   Mutex mu_;
   std::shared_ptr<ChatStream> stream_ ABSL_GUARDED_BY(mu_);

@@ -95,6 +95,7 @@ struct InferenceServer::Impl {
   static HttpServerOptions StateOptions(const InferenceServerOptions& options) {
     HttpServerOptions out;
     out.limits = options.limits;
+    out.tracer = options.tracer;
     return out;
   }
 

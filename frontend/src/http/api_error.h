@@ -6,7 +6,7 @@
 #include <string_view>
 
 #include "absl/status/status.h"
-#include "http/json_writer.h"
+#include "conclave/base/json_writer.h"
 
 namespace conclave::frontend {
 

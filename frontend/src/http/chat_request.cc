@@ -214,6 +214,8 @@ absl::Status ParseExtensions(FieldReader& fields, UnknownFields& unknown, ChatRe
                         "expected \"pad\", \"crop\" or \"stretch\"");
     }
   }
+  CONCLAVE_RETURN_IF_ERROR(
+      extension.Bool("return_gate_probabilities", request.return_gate_probabilities));
   extension.ReportUnknown();
   return absl::OkStatus();
 }

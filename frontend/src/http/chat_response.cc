@@ -7,8 +7,8 @@
 
 #include "absl/status/status.h"
 #include "conclave/base/check.h"
+#include "conclave/base/json_writer.h"
 #include "http/base64.h"
-#include "http/json_writer.h"
 #include "http/npy.h"
 
 namespace conclave::frontend {
@@ -60,12 +60,28 @@ void WriteTokenIds(const std::vector<int32_t>& ids, JsonWriter& json) {
   json.EndArray();
 }
 
-// base64 of a NumPy file, as vLLM encodes it; int16 [positions, MoE layers, top_k].
+// base64 of a NumPy file, as vLLM encodes it; int16 [positions, MoE layers, top_k]. Beside it what
+// vLLM has not: where the pictures are, and f32 [positions, MoE layers, experts].
 void WriteRoutedExperts(const ReplyShape& shape, const ChoiceEnd& end, JsonWriter& json) {
   if (!end.routed_experts.empty()) {
     json.Key("routed_experts")
         .String(EncodeBase64(NpyFile(end.routed_experts, shape.num_moe_layers, shape.moe_top_k)));
   }
+  if (end.routed_experts.empty() && end.gate_probabilities.empty()) {
+    return;
+  }
+  // Which positions are patches, so that a picture can be drawn with what its gates chose.
+  json.Key("conclave").BeginObject().Key("image_rows").BeginArray();
+  for (const auto& [first, count] : end.image_spans) {
+    json.BeginArray().Int(first).Int(count).EndArray();
+  }
+  json.EndArray();
+  if (!end.gate_probabilities.empty()) {
+    json.Key("gate_probabilities")
+        .String(
+            EncodeBase64(NpyFile(end.gate_probabilities, shape.num_moe_layers, shape.experts_max)));
+  }
+  json.EndObject();
 }
 
 void WriteUsage(const Usage& usage, JsonWriter& json) {

@@ -26,6 +26,7 @@ struct ReplyShape {
   bool has_token_ids = false;
   int32_t num_moe_layers = 0;
   int32_t moe_top_k = 0;
+  int32_t experts_max = 0;
 };
 
 // finish_reason of a reply that was not ended early.

@@ -248,6 +248,8 @@ HttpServer::~HttpServer() {
 
 uint16_t HttpServer::port() const { return impl_->port; }
 
+void HttpServer::Post(std::function<void()> task) { asio::post(impl_->io, std::move(task)); }
+
 void HttpServer::SetBackend(ChatBackend& backend) { impl_->state.SetBackend(backend); }
 
 bool HttpServer::Drain(std::chrono::milliseconds timeout) {

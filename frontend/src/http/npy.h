@@ -7,8 +7,9 @@
 
 namespace conclave::frontend {
 
-// Bytes of a .npy file of int16 [n, num_moe_layers, top_k]; flat when an axis is 0 or does not
+// Bytes of a .npy file of int16 or float32 [n, rows, columns]; flat when an axis is 0 or does not
 // divide the values.
-std::string NpyFile(std::span<const int16_t> values, int32_t num_moe_layers, int32_t top_k);
+std::string NpyFile(std::span<const int16_t> values, int32_t rows, int32_t columns);
+std::string NpyFile(std::span<const float> values, int32_t rows, int32_t columns);
 
 }  // namespace conclave::frontend

@@ -6,10 +6,10 @@
 #include <optional>
 
 #include "absl/status/statusor.h"
+#include "conclave/base/json_writer.h"
 #include "conclave/base/status.h"
 #include "http/field_reader.h"
 #include "http/json_reader.h"
-#include "http/json_writer.h"
 #include "http/utf8.h"
 
 namespace conclave::frontend {

@@ -12,6 +12,7 @@
 #include <optional>
 #include <utility>
 
+#include "conclave/observability/trace.h"
 #include "http/session_guards.h"
 
 namespace conclave::frontend {
@@ -49,6 +50,30 @@ HttpError BodyError(const error_code& ec, bool is_chunked, int64_t body_bytes_ma
     return {400, "bad_chunk", "request body: malformed chunk", ""};
   }
   return {400, "bad_request", "request body: malformed", ""};
+}
+
+// Null: the request is not traced.
+std::shared_ptr<observability::RequestTrace> StartTrace(ServerState& state,
+                                                        const http::fields& request,
+                                                        MonotonicTime start) {
+  if (state.options().tracer == nullptr) {
+    return nullptr;
+  }
+  // Two of them contradict each other, so that there is none; a list may come in pieces.
+  const std::string_view parent =
+      request.count("traceparent") == 1 ? View(request["traceparent"]) : std::string_view();
+  std::string list;
+  const auto [begin, end] = request.equal_range("tracestate");
+  for (auto field = begin; field != end; ++field) {
+    list += (list.empty() ? "" : ",") + std::string(View(field->value()));
+  }
+  auto trace =
+      state.options().tracer->StartRequest({parent, list}, "POST /v1/chat/completions", start);
+  if (trace != nullptr) {
+    trace->Set({"http.request.method", "POST"});
+    trace->Set({"http.route", "/v1/chat/completions"});
+  }
+  return trace;
 }
 
 bool IsProtocolError(const error_code& ec) {
@@ -191,8 +216,8 @@ Session::Awaitable<bool> Session::ServeOne() {
   if (read == Read::kGone) {
     co_return false;
   }
-  const MonotonicTime start = Clock::Real().Now();
   Exchange exchange;
+  exchange.start = Clock::Real().Now();
   exchange.request_id = "req-" + state_.NewId();
   bool goes_on = false;
   if (read == Read::kBad) {
@@ -200,8 +225,16 @@ Session::Awaitable<bool> Session::ServeOne() {
   } else {
     goes_on = co_await ServeHead(scanner, exchange);
   }
+  const MonotonicTime end = Clock::Real().Now();
+  if (exchange.trace != nullptr) {
+    exchange.trace->Set({"http.response.status_code", exchange.status});
+    if (exchange.status >= 500) {
+      exchange.trace->Fail(std::to_string(exchange.status));
+    }
+    exchange.trace->End(end);
+  }
   if (state_.observer().on_request) {
-    const std::chrono::duration<double> elapsed = Clock::Real().Now() - start;
+    const std::chrono::duration<double> elapsed = end - exchange.start;
     state_.observer().on_request(exchange.route, exchange.status, elapsed.count());
   }
   co_return goes_on;
@@ -273,6 +306,9 @@ Session::Awaitable<bool> Session::ServeHead(const HeadScanner& scanner, Exchange
     error = HttpError{405, "method_not_allowed", "expected " + head.match.allow, ""};
   } else {
     exchange.route = std::string(head.match.route->path);
+    if (head.match.route->id == RouteId::kChat) {
+      exchange.trace = StartTrace(state_, request, exchange.start);
+    }
     error = CheckBody(*head.match.route, body_fields, limits.body_bytes_max);
     if (!error.has_value() && head.match.route->needs_backend) {
       error = NotServing(state_);

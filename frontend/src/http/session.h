@@ -45,11 +45,13 @@ class Session : public std::enable_shared_from_this<Session> {
 
   // What is known of the request at hand.
   struct Exchange {
+    MonotonicTime start;
     std::string request_id;
     std::string route = "other";
     unsigned version = 11;
     bool keep_alive = false;
-    int status = 499;  // until a reply is under way
+    int status = 499;                                    // until a reply is under way
+    std::shared_ptr<observability::RequestTrace> trace;  // null: not traced
     bool is_http10() const { return version < 11; }
   };
   enum class Read { kDone, kBad, kGone };

@@ -57,6 +57,7 @@ ReplyShape ShapeOf(const ParsedChat& parsed, const ModelCard& card, std::string 
   shape.has_token_ids = parsed.request.return_token_ids;
   shape.num_moe_layers = card.num_moe_layers;
   shape.moe_top_k = card.moe_top_k;
+  shape.experts_max = card.experts_max;
   return shape;
 }
 
@@ -79,6 +80,7 @@ Session::Awaitable<bool> Session::ServeChat(std::string body, Exchange& exchange
   const bool is_stream = parsed->is_stream;
   ReplyShape shape = ShapeOf(*parsed, backend.model(), state_.NewId());
   parsed->request.request_id = exchange.request_id;
+  parsed->request.trace = exchange.trace;
   if (!parsed->has_seed) {
     parsed->request.sampling.seed = state_.NewSeed();
   }

@@ -8,10 +8,6 @@
 
 namespace conclave::frontend {
 
-// Length of the well-formed sequence at the start of `bytes` (Unicode 15, table 3-7: no overlong
-// forms, no surrogates), 0 when there is none. `bytes` is not empty.
-size_t Utf8SequenceBytes(std::string_view bytes);
-
 // Offset of the first byte that is not part of well-formed UTF-8, or npos.
 size_t FindInvalidUtf8(std::string_view bytes);
 

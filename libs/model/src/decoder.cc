@@ -298,7 +298,7 @@ void Decoder::State::StartFfn(int32_t layer, MicroBatch& batch, MatView<const fl
                                 top_k);
   const MatView<float> chosen_weights = gate_weights.Narrow(batch.first_row, input.rows, top_k);
   ChooseExperts(compute, desc.moe, probabilities, chosen, chosen_weights);
-  batch.choice = {chosen, chosen_weights};
+  batch.choice = {chosen, chosen_weights, probabilities};
   if (observer != nullptr) {
     observer->OnGate(layer, gate, probabilities, batch.choice);
   }

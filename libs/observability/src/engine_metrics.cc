@@ -222,6 +222,42 @@ void AddExpertWeights(Metrics& metrics, const std::function<std::vector<ExpertTo
                        });
 }
 
+void AddGateBalance(Metrics& metrics, const std::function<std::vector<ExpertTokens>()>& collect) {
+  metrics.AddCollector("moe_gate_probability_sum_total",
+                       "Sum of the gate's probability of an expert over all rows of its layer.",
+                       Metrics::Kind::kCounter, [collect] {
+                         std::vector<Metrics::Sample> samples;
+                         for (const ExpertTokens& entry : MostLoaded(collect(), kExpertSeriesMax)) {
+                           samples.push_back({{{"layer", std::to_string(entry.layer)},
+                                               {"expert", std::to_string(entry.expert)}},
+                                              entry.weights});
+                         }
+                         return samples;
+                       });
+  metrics.AddCollector(
+      "moe_balance_loss",
+      "Experts times the sum of share of first choices times mean probability, since the start.",
+      Metrics::Kind::kGauge, [collect] {
+        struct Layer {
+          double rows = 0, products = 0, experts = 0;
+        };
+        std::map<int32_t, Layer> layers;
+        for (const ExpertTokens& entry : collect()) {
+          Layer& layer = layers[entry.layer];
+          layer.rows += static_cast<double>(entry.tokens);
+          layer.products += static_cast<double>(entry.tokens) * entry.weights;
+          ++layer.experts;
+        }
+        std::vector<Metrics::Sample> samples;
+        for (const auto& [number, layer] : layers) {
+          const double loss =
+              layer.rows > 0 ? layer.experts * layer.products / (layer.rows * layer.rows) : 1;
+          samples.push_back({{{"layer", std::to_string(number)}}, loss});
+        }
+        return samples;
+      });
+}
+
 void AddWorkerTokens(Metrics& metrics, const std::function<std::vector<ExpertTokens>()>& collect) {
   metrics.AddCollector(
       "moe_worker_tokens_total", "Token rows per worker of this process.", Metrics::Kind::kCounter,

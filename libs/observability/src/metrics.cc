@@ -41,6 +41,12 @@ void CheckName(const std::string& name, const Labels& labels) {
   }
 }
 
+void SetLabels(const Labels& labels, prometheus::ClientMetric& metric) {
+  for (const auto& [key, value] : labels) {
+    metric.label.push_back({key, value});
+  }
+}
+
 // prometheus-cpp reports misuse by exceptions; all of it is a mistake in our code.
 template <typename Fn>
 auto& OrAbort(const Fn& fn) {
@@ -81,14 +87,21 @@ void Histogram::Observe(double value) const {
 struct Metrics::State {
   struct Collector {
     std::string name;
-    std::string help;
-    Kind kind;
-    std::function<std::vector<Sample>()> collect;
+    std::function<prometheus::MetricFamily()> collect;
   };
+  void Add(const std::string& name, std::function<prometheus::MetricFamily()> collect) {
+    CheckName(name, {});
+    MutexLock lock(mu);
+    for (const Collector& other : collectors) {
+      CONCLAVE_CHECK(other.name != name);
+    }
+    collectors.push_back({name, std::move(collect)});
+  }
 
   prometheus::Registry registry;
   mutable Mutex mu;
   std::vector<Collector> collectors ABSL_GUARDED_BY(mu);
+  std::vector<std::function<void()>> refreshes ABSL_GUARDED_BY(mu);
 };
 
 Metrics::Metrics() : state_(new State) {}
@@ -124,32 +137,68 @@ Histogram Metrics::AddHistogram(const std::string& name, const std::string& help
 
 void Metrics::AddCollector(const std::string& name, const std::string& help, Kind kind,
                            std::function<std::vector<Sample>()> collect) {
-  CheckName(name, {});
+  state_->Add(name, [name, help, kind, collect = std::move(collect)] {
+    const bool is_counter = kind == Kind::kCounter;
+    prometheus::MetricFamily family;
+    family.name = name;
+    family.help = help;
+    family.type = is_counter ? prometheus::MetricType::Counter : prometheus::MetricType::Gauge;
+    for (const Sample& sample : collect()) {
+      prometheus::ClientMetric& metric = family.metric.emplace_back();
+      SetLabels(sample.labels, metric);
+      (is_counter ? metric.counter.value : metric.gauge.value) = sample.value;
+    }
+    return family;
+  });
+}
+
+void Metrics::AddHistogramCollector(const std::string& name, const std::string& help,
+                                    std::span<const double> bounds,
+                                    std::function<std::vector<HistogramSample>()> collect) {
+  CONCLAVE_CHECK(std::is_sorted(bounds.begin(), bounds.end(), std::less_equal<>()));
+  state_->Add(name, [name, help, bounds = std::vector<double>(bounds.begin(), bounds.end()),
+                     collect = std::move(collect)] {
+    prometheus::MetricFamily family;
+    family.name = name;
+    family.help = help;
+    family.type = prometheus::MetricType::Histogram;
+    for (const HistogramSample& sample : collect()) {
+      CONCLAVE_CHECK(sample.counts.size() == bounds.size() + 1);
+      prometheus::ClientMetric& metric = family.metric.emplace_back();
+      SetLabels(sample.labels, metric);
+      uint64_t count = 0;
+      for (size_t i = 0; i < bounds.size(); ++i) {
+        count += sample.counts[i];
+        metric.histogram.bucket.push_back({count, bounds[i]});
+      }
+      metric.histogram.sample_count = count + sample.counts.back();
+      metric.histogram.sample_sum = sample.sum;
+    }
+    return family;
+  });
+}
+
+void Metrics::AddRefresh(std::function<void()> refresh) {
   MutexLock lock(state_->mu);
-  for (const State::Collector& other : state_->collectors) {
-    CONCLAVE_CHECK(other.name != name);
-  }
-  state_->collectors.push_back({name, help, kind, std::move(collect)});
+  state_->refreshes.push_back(std::move(refresh));
 }
 
 std::string Metrics::Text() const {
+  std::vector<std::function<void()>> refreshes;
+  {
+    MutexLock lock(state_->mu);
+    refreshes = state_->refreshes;
+  }
+  // Without the lock: they set gauges of this object by way of other threads.
+  for (const std::function<void()>& refresh : refreshes) {
+    refresh();
+  }
   std::vector<prometheus::MetricFamily> families = state_->registry.Collect();
   {
     // Held while call-backs run: a page is rare, and this keeps a collector's owner simple.
     MutexLock lock(state_->mu);
     for (const State::Collector& collector : state_->collectors) {
-      prometheus::MetricFamily& family = families.emplace_back();
-      family.name = collector.name;
-      family.help = collector.help;
-      const bool is_counter = collector.kind == Kind::kCounter;
-      family.type = is_counter ? prometheus::MetricType::Counter : prometheus::MetricType::Gauge;
-      for (const Sample& sample : collector.collect()) {
-        prometheus::ClientMetric& metric = family.metric.emplace_back();
-        for (const auto& [key, value] : sample.labels) {
-          metric.label.push_back({key, value});
-        }
-        (is_counter ? metric.counter.value : metric.gauge.value) = sample.value;
-      }
+      families.push_back(collector.collect());
     }
   }
   std::sort(families.begin(), families.end(),

@@ -2,194 +2,68 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/steady_timer.hpp>
-#include <boost/beast/core/flat_buffer.hpp>
-#include <boost/beast/core/tcp_stream.hpp>
-#include <boost/beast/http.hpp>
 #include <chrono>
 #include <cstdio>
-#include <optional>
+#include <string_view>
 #include <thread>
 #include <utility>
 
-#include "conclave/base/failpoint.h"
+#include "admin_session.h"
+#include "conclave/base/json_writer.h"
 #include "conclave/base/status.h"
-#include "conclave/service/address.h"
 
 namespace conclave::service {
 namespace {
 
 namespace asio = boost::asio;
 namespace beast = boost::beast;
-namespace http = beast::http;
 using asio::ip::tcp;
 
-constexpr size_t kHeaderBytesMax = 8 << 10;
-constexpr size_t kBodyBytesMax = 1 << 10;
-constexpr size_t kPageBytesMax = size_t{1} << 20;
-constexpr int kConnectionsMax = 32;
-constexpr int kRequestsPerConnection = 1000;
-constexpr auto kTimeout = std::chrono::seconds(5);
+constexpr int kConnectionsMax = 64;
 
-using Response = http::response<http::string_body>;
-
-Response MakeResponse(http::status status, std::string body, const char* type) {
-  Response response(status, 11);
-  response.set(http::field::content_type, type);
-  response.set(http::field::cache_control, "no-store");
-  response.set("X-Content-Type-Options", "nosniff");
-  response.body() = std::move(body);
-  return response;
+int FromHex(char c) {
+  return c >= '0' && c <= '9'   ? c - '0'
+         : c >= 'a' && c <= 'f' ? c - 'a' + 10
+         : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                : -1;
 }
 
-#ifdef CONCLAVE_FAILPOINTS
-// GET: how often each point acted. PUT: a new setting, as the variable CONCLAVE_FAILPOINTS has it.
-Response AnswerFailpoints(http::verb method, std::string_view body) {
-  if (method == http::verb::put) {
-    if (const absl::Status status = SetFailpoints(body); !status.ok()) {
-      return MakeResponse(http::status::bad_request, MessageOf(status) + '\n', "text/plain");
-    }
-  }
-  return MakeResponse(http::status::ok, FailpointReport(), "text/plain");
-}
-#endif
-
-Response Answer(const AdminServerOptions& options, http::verb method, std::string_view target,
-                [[maybe_unused]] std::string_view request_body) {
-  constexpr const char* kJson = "application/json";
-  target = target.substr(0, target.find('?'));
-#ifdef CONCLAVE_FAILPOINTS
-  if (target == "/debug/failpoints") {
-    return AnswerFailpoints(method, request_body);
-  }
-#endif
-  const bool is_known =
-      target == "/metrics" || target == "/health/live" || target == "/health/ready";
-  if (!is_known) {
-    return MakeResponse(http::status::not_found, R"({"error":"not found"})", kJson);
-  }
-  if (method != http::verb::get && method != http::verb::head) {
-    Response response =
-        MakeResponse(http::status::method_not_allowed, R"({"error":"method not allowed"})", kJson);
-    response.set(http::field::allow, "GET, HEAD");
-    return response;
-  }
-  if (target == "/health/live") {
-    return MakeResponse(http::status::ok, R"({"status":"ok"})", kJson);
-  }
-  if (target == "/health/ready") {
-    const Health health = options.health ? options.health() : Health{};
-    return MakeResponse(health.is_ready ? http::status::ok : http::status::service_unavailable,
-                        HealthBody(health), kJson);
-  }
-  std::string page = options.metrics_text ? options.metrics_text() : std::string();
-  if (page.size() > kPageBytesMax) {
-    return MakeResponse(http::status::internal_server_error,
-                        R"({"error":"the page is above 1 MiB"})", kJson);
-  }
-  return MakeResponse(http::status::ok, std::move(page),
-                      "text/plain; version=0.0.4; charset=utf-8");
-}
-
-// One connection; keeps itself alive through its handlers. All on the server's one thread.
-class Session : public std::enable_shared_from_this<Session> {
- public:
-  Session(tcp::socket socket, const AdminServerOptions& options, std::atomic<int>& num_open)
-      : stream_(std::move(socket)), options_(options), num_open_(num_open) {
-    num_open_.fetch_add(1);
-  }
-  ~Session() { num_open_.fetch_sub(1); }
-  Session(const Session&) = delete;
-  Session& operator=(const Session&) = delete;
-
-  void Read() {
-    parser_.emplace();
-    parser_->header_limit(kHeaderBytesMax);
-    parser_->body_limit(kBodyBytesMax);
-    stream_.expires_after(kTimeout);
-    http::async_read(
-        stream_, buffer_, *parser_,
-        [self = shared_from_this()](beast::error_code error, size_t) { self->OnRead(error); });
-  }
-
- private:
-  void OnRead(beast::error_code error) {
-    if (error == http::error::end_of_stream || error == beast::error::timeout ||
-        error == asio::error::operation_aborted || error == asio::error::connection_reset) {
-      Close();
-      return;
-    }
-    bool is_last = ++num_requests_ >= kRequestsPerConnection;
-    bool is_head = false;
-    if (error) {
-      const bool is_large = error == http::error::header_limit || error == http::error::body_limit;
-      response_ =
-          MakeResponse(is_large ? http::status::payload_too_large : http::status::bad_request,
-                       R"({"error":"bad request"})", "application/json");
-      is_last = true;
+std::string PercentDecoded(std::string_view text) {
+  std::string out;
+  for (size_t i = 0; i < text.size(); ++i) {
+    if (text[i] == '%' && i + 2 < text.size() && FromHex(text[i + 1]) >= 0 &&
+        FromHex(text[i + 2]) >= 0) {
+      out += static_cast<char>(FromHex(text[i + 1]) * 16 + FromHex(text[i + 2]));
+      i += 2;
     } else {
-      const auto& request = parser_->get();
-      is_head = request.method() == http::verb::head;
-      is_last = is_last || !request.keep_alive();
-      response_ = Answer(options_, request.method(),
-                         std::string_view(request.target().data(), request.target().size()),
-                         request.body());
-    }
-    response_.keep_alive(!is_last);
-    response_.prepare_payload();
-    serializer_.emplace(response_);
-    serializer_->split(is_head);
-    stream_.expires_after(kTimeout);
-    const auto on_written = [self = shared_from_this(), is_last](beast::error_code e, size_t) {
-      if (e || is_last) {
-        self->Close();
-      } else {
-        self->Read();
-      }
-    };
-    if (is_head) {
-      http::async_write_header(stream_, *serializer_, on_written);
-    } else {
-      http::async_write(stream_, *serializer_, on_written);
+      out += text[i] == '+' ? ' ' : text[i];
     }
   }
-
-  void Close() {
-    beast::error_code ignored;
-    stream_.socket().shutdown(tcp::socket::shutdown_both, ignored);
-    stream_.close();
-  }
-
-  beast::tcp_stream stream_;
-  const AdminServerOptions& options_;
-  std::atomic<int>& num_open_;
-  beast::flat_buffer buffer_{kHeaderBytesMax + kBodyBytesMax};
-  std::optional<http::request_parser<http::string_body>> parser_;
-  Response response_;
-  std::optional<http::response_serializer<http::string_body>> serializer_;
-  int num_requests_ = 0;
-};
+  return out;
+}
 
 }  // namespace
 
 struct AdminServer::State {
-  explicit State(AdminServerOptions o) : options(std::move(o)) {}
+  explicit State(AdminServerOptions o) : shared(std::make_shared<AdminShared>(std::move(o))) {}
 
   absl::Status Bind() {
-    const std::string where = "bind " + ToString(Address{options.host, options.port});
+    const std::string where = "bind " + ToString(Address{options().host, options().port});
     const auto failed = [&](const beast::error_code& error) {
       return Error(absl::StatusCode::kUnavailable, "bind", where + ": " + error.message());
     };
     beast::error_code error;
-    const auto address = asio::ip::make_address(options.host, error);
+    const auto address = asio::ip::make_address(options().host, error);
     if (error) {
       return failed(error);
     }
-    const tcp::endpoint endpoint(address, options.port);
+    const tcp::endpoint endpoint(address, options().port);
     acceptor.open(endpoint.protocol(), error);
     if (!error) {
       acceptor.set_option(asio::socket_base::reuse_address(true), error);
@@ -213,8 +87,11 @@ struct AdminServer::State {
         return;
       }
       // Too many connections: this one is closed by leaving the scope.
-      if (!error && num_open.load() < kConnectionsMax) {
-        std::make_shared<Session>(std::move(socket), options, num_open)->Read();
+      if (!error && shared->num_open.load() < kConnectionsMax) {
+        std::erase_if(shared->sessions, [](const auto& session) { return session.expired(); });
+        const auto session = std::make_shared<AdminSession>(std::move(socket), shared);
+        shared->sessions.push_back(session);
+        session->Read();
       }
       if (error) {
         // Out of descriptors: try again later instead of spinning.
@@ -230,11 +107,11 @@ struct AdminServer::State {
     });
   }
 
-  const AdminServerOptions options;
-  std::atomic<int> num_open{0};
-  asio::io_context context{1};
-  tcp::acceptor acceptor{context};
-  asio::steady_timer retry{context};
+  const AdminServerOptions& options() const { return shared->options; }
+
+  const std::shared_ptr<AdminShared> shared;
+  tcp::acceptor acceptor{shared->context};
+  asio::steady_timer retry{shared->context};
   uint16_t port = 0;
   std::thread thread;
 };
@@ -246,14 +123,25 @@ absl::StatusOr<std::unique_ptr<AdminServer>> AdminServer::Start(AdminServerOptio
   CONCLAVE_RETURN_IF_ERROR(state->Bind());
   State* raw = state.get();
   raw->Accept();
-  raw->thread = std::thread([raw] { raw->context.run(); });
+  raw->thread = std::thread([raw] { raw->shared->context.run(); });
   ::pthread_setname_np(raw->thread.native_handle(), "admin");
   return std::unique_ptr<AdminServer>(new AdminServer(std::move(state)));
 }
 
 AdminServer::~AdminServer() {
-  state_->context.stop();
+  AdminShared& shared = *state_->shared;
+  shared.context.stop();
   state_->thread.join();
+  // Handlers hold their sessions, and sessions what the handlers lie in: they have to run.
+  state_->acceptor.close();
+  state_->retry.cancel();
+  for (const std::weak_ptr<AdminSession>& open : shared.sessions) {
+    if (const std::shared_ptr<AdminSession> session = open.lock(); session != nullptr) {
+      session->Close();
+    }
+  }
+  shared.context.restart();
+  shared.context.poll();
 }
 
 uint16_t AdminServer::port() const { return state_->port; }
@@ -266,6 +154,47 @@ std::string HealthBody(const Health& health) {
     body += buffer.data();
   }
   return body + "}";
+}
+
+std::string QueryValue(std::string_view query, std::string_view name) {
+  while (!query.empty()) {
+    const std::string_view pair = query.substr(0, query.find('&'));
+    query.remove_prefix(std::min(query.size(), pair.size() + 1));
+    if (pair.size() > name.size() && pair.starts_with(name) && pair[name.size()] == '=') {
+      return PercentDecoded(pair.substr(name.size() + 1));
+    }
+  }
+  return "";
+}
+
+std::string AdminErrorBody(const absl::Status& status) {
+  std::string body;
+  JsonWriter json(body);
+  const std::string reason = ReasonOf(status);
+  json.BeginObject().Key("error").BeginObject().Key("code");
+  json.String(reason.empty() ? "internal" : reason).Key("message").String(MessageOf(status));
+  json.EndObject().EndObject();
+  return body;
+}
+
+int AdminErrorStatus(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kInvalidArgument:
+      return 400;
+    case absl::StatusCode::kUnauthenticated:
+      return 401;
+    case absl::StatusCode::kPermissionDenied:
+      return 403;
+    case absl::StatusCode::kNotFound:
+      return 404;
+    case absl::StatusCode::kFailedPrecondition:
+      return 409;
+    case absl::StatusCode::kUnavailable:
+    case absl::StatusCode::kResourceExhausted:
+      return 503;
+    default:
+      return 500;
+  }
 }
 
 }  // namespace conclave::service

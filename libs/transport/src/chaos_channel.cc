@@ -68,6 +68,7 @@ class ChaosChannel final : public ExpertChannel, private Waitable {
   nanoseconds ping_round_trip() const override { return inner_->ping_round_trip(); }
   LinkCounters counters() const override { return inner_->counters(); }
   const char* name() const override { return inner_->name(); }
+  const char* carrier() const override { return inner_->carrier(); }
 
  private:
   enum class Stage : uint8_t {

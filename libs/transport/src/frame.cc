@@ -112,6 +112,12 @@ size_t MaxFrameBytes(const FrameLimits& limits) {
   return std::max(call, nack);
 }
 
+uint64_t CallFrameBytes(uint64_t num_pairs, uint64_t row_bytes) {
+  return AlignUp(kFrameHeaderBytes + PairBytes(num_pairs)) + row_bytes;
+}
+
+uint64_t ReplyFrameBytes(uint64_t row_bytes) { return kFrameHeaderBytes + row_bytes; }
+
 size_t EncodeCall(const CallView& call, bool with_payload_crc, std::span<std::byte> out) {
   CONCLAVE_CHECK(reinterpret_cast<uintptr_t>(out.data()) % kFrameAlignment == 0);
   const size_t pairs = call.pair_row.size();

@@ -3,7 +3,9 @@
 #include <openssl/pem.h>
 #include <openssl/x509.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
@@ -12,6 +14,7 @@
 
 #include "conclave/base/status.h"
 #include "conclave/transport/grpc_support.h"
+#include "key_access.h"
 
 namespace conclave::transport {
 namespace {
@@ -42,8 +45,12 @@ absl::StatusOr<std::string> ReadPem(const std::string& path, bool is_secret) {
   if (!S_ISREG(found.st_mode) || found.st_size > kPemBytesMax) {
     return TlsError(path, "expected a plain file of at most 1 MiB, found something else");
   }
-  if (is_secret && (found.st_mode & (S_IRWXG | S_IRWXO)) != 0) {
-    return TlsError(path, "expected a key that only its owner can read (mode 0600), found others");
+  if (is_secret) {
+    const std::string why =
+        WhyKeyIsUnsafe({found.st_mode, found.st_uid, found.st_gid}, Reader::Self());
+    if (!why.empty()) {
+      return TlsError(path, why);
+    }
   }
   std::ifstream file(path, std::ios::binary);
   std::ostringstream text;
@@ -78,6 +85,38 @@ absl::StatusOr<Certificate> ParseCertificate(const std::string& path, const std:
 }
 
 }  // namespace
+
+Reader Reader::Self() {
+  Reader self;
+  self.user = ::geteuid();
+  const int num_groups = ::getgroups(0, nullptr);
+  if (num_groups > 0) {
+    self.groups.resize(static_cast<size_t>(num_groups));
+    self.groups.resize(
+        static_cast<size_t>(std::max(0, ::getgroups(num_groups, self.groups.data()))));
+  }
+  self.groups.push_back(::getegid());
+  return self;
+}
+
+std::string WhyKeyIsUnsafe(const KeyFileAccess& file, const Reader& reader) {
+  constexpr uid_t kRoot = 0;
+  const mode_t others = file.mode & (S_IRWXG | S_IRWXO);
+  const bool is_of_group =
+      std::find(reader.groups.begin(), reader.groups.end(), file.group) != reader.groups.end();
+  const bool is_group_allowed = file.owner == kRoot && is_of_group;
+  if ((file.owner == reader.user || file.owner == kRoot) &&
+      (others == 0 || (others == S_IRGRP && is_group_allowed))) {
+    return "";
+  }
+  std::ostringstream why;
+  why << "expected a key of this user (" << reader.user
+      << ") or of root that only its owner can read (mode 0600), or of root and read by one of "
+         "this process's groups too (mode 0640); found mode 0"
+      << std::oct << (file.mode & (S_IRWXU | S_IRWXG | S_IRWXO)) << std::dec << ", user "
+      << file.owner << ", group " << file.group;
+  return why.str();
+}
 
 absl::StatusOr<TlsIdentity> ReadTlsFiles(const std::string& certificate, const std::string& key,
                                          const std::string& authority) {

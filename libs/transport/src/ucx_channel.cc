@@ -104,6 +104,9 @@ class UcxChannel final : public ExpertChannel, private Waitable {
   nanoseconds ping_round_trip() const override;
   LinkCounters counters() const override { return table_.counters(); }
   const char* name() const override { return "ucx"; }
+  const char* carrier() const override {
+    return worker_->context().has_shared_memory() ? "shm" : "tcp";
+  }
 
  private:
   static constexpr size_t kControlBytes = kUcxPrefixBytes + kFrameHeaderBytes;

@@ -270,6 +270,11 @@ absl::StatusOr<std::shared_ptr<UcxContext>> UcxContext::Get(const UcxReach& reac
     context->context_ = nullptr;
     return UcxError("UCX_TLS: no usable transport", status);
   }
+  const std::vector<std::string> transports = context->Transports();
+  context->has_shared_memory_ =
+      is_local && std::any_of(transports.begin(), transports.end(), [](const std::string& name) {
+        return name == "posix" || name == "sysv" || name == "xpmem";
+      });
   contexts[key] = context;
   return context;
 }

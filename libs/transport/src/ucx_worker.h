@@ -46,6 +46,8 @@ class UcxContext {
   ucp_context_h handle() const { return context_; }
   // Rows are to be covered by a CRC: they cross a network.
   bool has_payload_crc() const { return has_payload_crc_; }
+  // Frames go through shared memory, of which UCX prefers any kind to TCP.
+  bool has_shared_memory() const { return has_shared_memory_; }
   // Names, in UCX's order, each once.
   std::vector<std::string> Transports() const;
 
@@ -54,6 +56,7 @@ class UcxContext {
 
   ucp_context_h context_ = nullptr;
   bool has_payload_crc_ = false;
+  bool has_shared_memory_ = false;
 };
 
 // One thread at a time.

@@ -42,7 +42,9 @@ class ScriptedBackend final : public frontend::ChatBackend {
       sink->OnChoiceEnd({.choice = 0,
                          .reason = is_cancelled.load() ? FinishReason::kCancelled : end_reason,
                          .status = end_status,
-                         .routed_experts = {}});
+                         .routed_experts = {},
+                         .gate_probabilities = {},
+                         .image_spans = {}});
       sink->OnDone({}, {});
     });
     return frontend::ChatId{7};

@@ -104,8 +104,8 @@ LAYER     0    1    2    3
 0      2.29 0.29 0.57 0.86
 2      2.29 0.29 0.57 0.86
 
-18:13:00  joined     w0  on host a
-18:13:20  suspect    a-rather-long-name  no heartbeat
+18:13:00  joined          w0  on host a
+18:13:20  suspect         a-rather-long-name  no heartbeat
 )");
 }
 

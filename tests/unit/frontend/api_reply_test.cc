@@ -10,12 +10,12 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "conclave/base/json_writer.h"
 #include "conclave/base/status.h"
 #include "http/api_error.h"
 #include "http/base64.h"
 #include "http/chat_response.h"
 #include "http/chat_stream.h"
-#include "http/json_writer.h"
 #include "http/npy.h"
 #include "http/utf8.h"
 
@@ -46,7 +46,7 @@ ChatEvents TextEvent(const std::string& text) {
 ChatEvents EndEvent(FinishReason reason, absl::Status status = absl::OkStatus()) {
   ChatEvents events;
   events.choices.resize(1);
-  events.choices[0].end = ChoiceEnd{0, reason, std::move(status), {}};
+  events.choices[0].end = ChoiceEnd{0, reason, std::move(status), {}, {}, {}};
   return events;
 }
 
@@ -307,7 +307,7 @@ TEST(ChatStreamTest, MergesWhatWasNotTakenAndNotifiesOnce) {
   stream.OnDelta(TextDelta(0, "a"));
   stream.OnDelta(TextDelta(1, "x"));
   stream.OnDelta(TextDelta(0, "b"));
-  stream.OnChoiceEnd(ChoiceEnd{0, FinishReason::kStop, absl::OkStatus(), {}});
+  stream.OnChoiceEnd(ChoiceEnd{0, FinishReason::kStop, absl::OkStatus(), {}, {}, {}});
   EXPECT_EQ(num_notified, 1);
   const ChatEvents events = stream.Take();
   EXPECT_EQ(events.choices[0].delta->text, "ab");

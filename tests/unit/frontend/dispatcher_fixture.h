@@ -10,6 +10,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <span>
 #include <utility>
 #include <vector>
@@ -63,6 +64,9 @@ class ScriptedChannel final : public transport::ExpertChannel {
 
   // What its answers say of the time that they took.
   uint32_t service_us_per_row = 0;
+  uint32_t queue_us = 0;
+  const char* carried_by = "inproc";
+  microseconds dispatch_takes{0};  // of the caller's time
 
   int num_calls = 0;
   int num_rows = 0;     // of all calls
@@ -90,6 +94,7 @@ class ScriptedChannel final : public transport::ExpertChannel {
     num_rows += slot->call.num_rows;
     num_experts += NumExperts(slot->call.pair_expert);
     static_cast<Slot*>(slot)->answer_at = clock_.Now() + latency;
+    clock_.Advance(dispatch_takes);
     return absl::OkStatus();
   }
   std::optional<absl::Status> Poll(transport::CallSlot* call_slot) override {
@@ -117,11 +122,13 @@ class ScriptedChannel final : public transport::ExpertChannel {
       }
     }
     slot.reply.service_us = service_us_per_row * slot.call.num_rows;
+    slot.reply.queue_us = queue_us;
     return absl::OkStatus();
   }
   absl::Status Await(transport::CallSlot* /*slot*/) override {
     return absl::UnimplementedError("the dispatcher polls");
   }
+  const char* carrier() const override { return carried_by; }
   absl::Status LinkStatus() const override {
     if (dies_at && clock_.Now() >= *dies_at) {
       return Error(absl::StatusCode::kUnavailable, "link_lost", "reset by peer");
@@ -237,6 +244,37 @@ class ScriptedLinks final : public LinkSource {
   std::vector<std::unique_ptr<ScriptedChannel>> channels_;
   Update pending_;
   std::map<MonotonicTime, std::function<void()>> events_;
+};
+
+// Computes as the workers do; the dispatcher polls it as an inline link.
+class ScriptedRescue final : public ExpertRescue {
+ public:
+  explicit ScriptedRescue(testing::FakeClock& clock) : channel_(clock) {
+    channel_.latency = microseconds(0);
+  }
+  transport::ExpertChannel& channel() override { return channel_; }
+  bool Holds(placement::ExpertUnit unit) const override { return held.contains(unit); }
+  absl::Status Load(placement::ExpertUnit unit) override {
+    ++num_loads;
+    if (!failure.ok()) {
+      return failure;
+    }
+    held.insert(unit);
+    return absl::OkStatus();
+  }
+  void Retire(std::span<const placement::ExpertUnit> units) override {
+    for (const placement::ExpertUnit unit : units) {
+      EXPECT_EQ(held.erase(unit), 1u);
+    }
+  }
+
+  std::set<placement::ExpertUnit> held;
+  absl::Status failure;
+  int num_loads = 0;
+  int num_calls() const { return channel_.num_calls; }
+
+ private:
+  ScriptedChannel channel_;
 };
 
 // Rows whose experts go round, and their sums.

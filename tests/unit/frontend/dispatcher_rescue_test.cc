@@ -1,44 +1,11 @@
 // Goal: an expert that no worker serves is computed by the frontend itself, after a wait and only
 // as long as that lasts. Method: a rescue by script beside the scripted links.
-#include <set>
-
 #include "dispatcher_fixture.h"
 
 namespace conclave::frontend {
 namespace {
 
 using DispatcherRescueTest = DispatcherFailoverTest;
-
-// Computes as the workers do; the dispatcher polls it as an inline link.
-class ScriptedRescue final : public ExpertRescue {
- public:
-  explicit ScriptedRescue(testing::FakeClock& clock) : channel_(clock) {
-    channel_.latency = microseconds(0);
-  }
-  transport::ExpertChannel& channel() override { return channel_; }
-  bool Holds(placement::ExpertUnit unit) const override { return held.contains(unit); }
-  absl::Status Load(placement::ExpertUnit unit) override {
-    ++num_loads;
-    if (!failure.ok()) {
-      return failure;
-    }
-    held.insert(unit);
-    return absl::OkStatus();
-  }
-  void Retire(std::span<const placement::ExpertUnit> units) override {
-    for (const placement::ExpertUnit unit : units) {
-      EXPECT_EQ(held.erase(unit), 1u);
-    }
-  }
-
-  std::set<placement::ExpertUnit> held;
-  absl::Status failure;
-  int num_loads = 0;
-  int num_calls() const { return channel_.num_calls; }
-
- private:
-  ScriptedChannel channel_;
-};
 
 TEST_F(DispatcherRescueTest, WhatNobodyServesIsRescuedUntilSomebodyDoes) {
   ScriptedRescue rescue(clock_);

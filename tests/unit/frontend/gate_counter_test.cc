@@ -77,6 +77,21 @@ TEST(GateCounterTest, CountsRowsAndWeightsByWhatTheyAre) {
   EXPECT_EQ(counter.Loads().size(), size_t{4 + 2} * 2 * 2 * 2);
 }
 
+TEST(GateCounterTest, ProbabilitiesAddUpOverAllRowsOfALayer) {
+  FakeExecutor next;
+  GateCounter counter(next, kLayers, 1);
+  const std::vector<model::StepRow> rows(2);
+  const std::vector<int32_t> experts = {1, 0};
+  const std::vector<float> weights = {0.75f, 0.5f};
+  // Of rows that lie apart, as the decoder's do.
+  const std::vector<float> probabilities = {0.25f, 0.75f, -1, 0.5f, 0.5f, -1};
+  const model::GateChoice choice{
+      {experts.data(), 2, 1}, {weights.data(), 2, 1}, {probabilities.data(), 2, 2, 3}};
+  counter.Start(0, 3, {}, rows, choice, {});
+  counter.Start(1, 3, {}, rows, choice, {});
+  EXPECT_EQ(counter.Probabilities(), (std::vector<double>{0, 0, 0, 0, 1.5, 2.5}));
+}
+
 TEST(GateCounterTest, TopOneHasOneRank) {
   FakeExecutor next;
   GateCounter counter(next, kLayers, 1);

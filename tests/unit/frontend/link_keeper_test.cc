@@ -50,7 +50,11 @@ TEST(LinkKeeperTest, AnAnswerOfAFormerStartIsNotTaken) {
   EXPECT_FALSE(keeper.OnConnected(former[0], std::make_unique<IdleChannel>(), now));
   EXPECT_EQ(keeper.num_links(), 0);
   EXPECT_EQ(keeper.TakeUnused().size(), 1u);
+  ASSERT_EQ(keeper.Links().size(), 1u);
+  EXPECT_EQ(keeper.Links()[0].carrier, nullptr);
   EXPECT_TRUE(keeper.OnConnected(next[0], std::make_unique<IdleChannel>(), now));
+  EXPECT_EQ(keeper.Links()[0].name, "w3");
+  EXPECT_STREQ(keeper.Links()[0].carrier, "inproc");
   LinkSource::Update update;
   keeper.Take(update);
   ASSERT_EQ(update.added.size(), 1u);

@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "cluster.grpc.pb.h"
+#include "conclave/base/clock.h"
 #include "conclave/base/mutex.h"
 #include "conclave/transport/grpc_support.h"
 #include "gtest/gtest.h"
@@ -39,14 +40,34 @@ class FakeRouter final : public v1::ClusterService::Service {
     return name_;
   }
 
+  // Waits until it has taken what this router said.
+  void AwaitAcknowledgement() {
+    MutexLock lock(mu_);
+    while (!has_acknowledged_) {
+      changed_.Wait(mu_);
+    }
+  }
+
   grpc::Status WatchPlacement(grpc::ServerContext* /*context*/, Stream* stream) override {
     if (!is_leader_) {
       return {grpc::StatusCode::UNAVAILABLE, "standby: another one leads"};
     }
     v1::WatchRequest request;
     while (stream->Read(&request)) {
+      if (request.has_register_()) {
+        v1::PlacementUpdate update;
+        update.mutable_router()->set_term(1);
+        update.mutable_router()->set_router_id("r");
+        update.mutable_registered()->set_frontend_id(1);
+        stream->Write(update);
+        MutexLock lock(mu_);
+        name_ = request.register_().name();
+        changed_.NotifyAll();
+        continue;
+      }
+      // An acknowledgement: the update has been taken.
       MutexLock lock(mu_);
-      name_ = request.register_().name();
+      has_acknowledged_ = true;
       changed_.NotifyAll();
     }
     return grpc::Status::OK;
@@ -58,6 +79,7 @@ class FakeRouter final : public v1::ClusterService::Service {
   Mutex mu_;
   CondVar changed_;
   std::string name_ ABSL_GUARDED_BY(mu_);
+  bool has_acknowledged_ ABSL_GUARDED_BY(mu_) = false;
   std::unique_ptr<grpc::Server> server_;
 };
 
@@ -75,6 +97,27 @@ TEST(RouterClientTest, TheRouterThatLeadsIsFoundAmongSeveral) {
   leader.reset();
   FakeRouter again(true, port);
   EXPECT_EQ(again.AwaitName(), "f");
+}
+
+// A router says nothing while nothing changes: that is no silence, but its end is one.
+TEST(RouterClientTest, SilenceBeginsWithTheEndOfTheStream) {
+  auto router = std::make_unique<FakeRouter>(true);
+  RouterClientOptions options;
+  options.routers = {router->address()};
+  options.name = "f";
+  options.on_view = [](ClusterView /*view*/) {};
+  RouterClient client(std::move(options), {});
+  EXPECT_EQ(client.silence_ms(), -1);
+  client.Start();
+  router->AwaitAcknowledgement();
+  const MonotonicTime quiet_since = Clock::Real().Now();
+  while (Clock::Real().Now() - quiet_since < std::chrono::milliseconds(20)) {
+    EXPECT_EQ(client.silence_ms(), 0);
+  }
+  router.reset();
+  while (client.silence_ms() < 20) {
+  }
+  EXPECT_FALSE(client.status().ok());
 }
 
 }  // namespace

@@ -77,6 +77,32 @@ TEST(MetricsTest, CollectorIsAskedAtEveryScrape) {
   EXPECT_THAT(metrics.Text(), HasSubstr("moe_rows_total{layer=\"1\"} 20\n"));
 }
 
+TEST(MetricsTest, WhatIsToBeUpToDateIsAskedForBeforeThePage) {
+  Metrics metrics;
+  const Gauge gauge = metrics.AddGauge("conclave_g", "G.");
+  double value = 1;
+  metrics.AddRefresh([&] { gauge.Set(value++); });
+  EXPECT_THAT(metrics.Text(), HasSubstr("conclave_g 1\n"));
+  EXPECT_THAT(metrics.Text(), HasSubstr("conclave_g 2\n"));
+}
+
+TEST(MetricsTest, CountsOfBucketsThatSomebodyElseKeepsBecomeAHistogram) {
+  Metrics metrics;
+  const double bounds[] = {0.1, 1.0};
+  uint64_t beyond = 4;
+  metrics.AddHistogramCollector("moe_s_seconds", "S.", bounds, [&beyond] {
+    return std::vector<Metrics::HistogramSample>{{{{"worker", "1"}}, {2, 3, beyond++}, 7.5}};
+  });
+  const std::string page = metrics.Text();
+  EXPECT_THAT(page, HasSubstr("# TYPE moe_s_seconds histogram\n"));
+  EXPECT_THAT(page, HasSubstr("moe_s_seconds_bucket{worker=\"1\",le=\"0.1\"} 2\n"));
+  EXPECT_THAT(page, HasSubstr("moe_s_seconds_bucket{worker=\"1\",le=\"1\"} 5\n"));
+  EXPECT_THAT(page, HasSubstr("moe_s_seconds_bucket{worker=\"1\",le=\"+Inf\"} 9\n"));
+  EXPECT_THAT(page, HasSubstr("moe_s_seconds_count{worker=\"1\"} 9\n"));
+  EXPECT_THAT(page, HasSubstr("moe_s_seconds_sum{worker=\"1\"} 7.5\n"));
+  EXPECT_THAT(metrics.Text(), HasSubstr("moe_s_seconds_count{worker=\"1\"} 10\n"));
+}
+
 TEST(MetricsTest, HandlesWithoutMetricsDoNothing) {
   Counter().Add();
   Gauge().Set(1);
@@ -126,6 +152,23 @@ TEST(MetricsTest, ProcessMetricsHaveSaneValues) {
     ASSERT_NE(at, std::string::npos) << name;
     EXPECT_GT(std::stod(page.substr(at + std::string(name).size() + 2)), 0) << name;
   }
+}
+
+// By hand: F = {3/4, 1/4}, G = {0.6, 0.4} over 4 rows: 2 * (0.45 + 0.1).
+TEST(GateBalanceTest, TheLossIsTheFormula) {
+  Metrics metrics;
+  AddGateBalance(metrics, [] {
+    std::vector<ExpertTokens> experts(4);
+    experts[0] = {.layer = 1, .expert = 0, .tokens = 3, .weights = 2.4};
+    experts[1] = {.layer = 1, .expert = 1, .tokens = 1, .weights = 1.6};
+    experts[2] = {.layer = 3, .expert = 0};
+    experts[3] = {.layer = 3, .expert = 1};
+    return experts;
+  });
+  const std::string page = metrics.Text();
+  EXPECT_THAT(page, HasSubstr("moe_balance_loss{layer=\"1\"} 1.1\n"));
+  EXPECT_THAT(page, HasSubstr("moe_balance_loss{layer=\"3\"} 1\n"));
+  EXPECT_THAT(page, HasSubstr("moe_gate_probability_sum_total{expert=\"0\",layer=\"1\"} 2.4\n"));
 }
 
 // vLLM's bounds (ecosystem notes, metrics): each must be among ours, or its dashboards cannot be

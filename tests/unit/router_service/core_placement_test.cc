@@ -49,6 +49,24 @@ TEST_F(CorePlacementTest, TheFirstWorkerGetsEveryExpert) {
   EXPECT_THAT(driver_.workers["a"].held, SizeIs(8));
 }
 
+TEST_F(CorePlacementTest, APlanIsCountedFromItsMakingToItsPublication) {
+  TestWorker& worker = Start("a");
+  worker.load_time = milliseconds(700);
+  driver_.Run(milliseconds(400));
+  EXPECT_NE(driver_.Status().plan_id, 0u);
+  EXPECT_GT(driver_.Status().plan_age_ms, 0u);
+  driver_.Run(milliseconds(5000));
+  EXPECT_EQ(driver_.Status().plan_id, 0u);
+  EXPECT_EQ(driver_.Status().plan_age_ms, 0u);
+  const RouterCounters& counters = driver_.core().counters();
+  const auto repair = static_cast<size_t>(PlanReason::kRepair);
+  EXPECT_EQ(counters.plans[repair][static_cast<size_t>(PlanResult::kDone)], 1u);
+  EXPECT_GE(counters.plan_times[repair].sum, 0.7);
+  EXPECT_LE(counters.plan_times[repair].sum, 5);
+  EXPECT_GT(counters.bytes_loaded, 0u);
+  EXPECT_EQ(counters.bytes_loaded % counters.replicas_loaded, 0u);
+}
+
 TEST_F(CorePlacementTest, TheFirstWorkerGetsWhatFitsWhenNotAllDoes) {
   Start("a", 5);
   driver_.Run(milliseconds(2000));

@@ -4,18 +4,14 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
-#include <poll.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <array>
-#include <cstddef>
-#include <cstring>
 #include <string>
 
 #include "conclave/base/status.h"
 #include "conclave/testing/temp_folder.h"
+#include "notify_socket.h"
 
 namespace conclave::service {
 namespace {
@@ -23,35 +19,6 @@ namespace {
 ReadyState Serve() {
   return {"serve", {{"api", "http://127.0.0.1:8000"}, {"admin", "http://127.0.0.1:9000"}}, 4711};
 }
-
-// A bound datagram socket.
-class NotifySocket {
- public:
-  explicit NotifySocket(const std::string& name)
-      : fd_(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0)) {
-    sockaddr_un address{};
-    address.sun_family = AF_UNIX;
-    std::memcpy(address.sun_path, name.data(), name.size());
-    if (name[0] == '@') {
-      address.sun_path[0] = '\0';
-    }
-    const auto length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + name.size());
-    EXPECT_EQ(::bind(fd_, reinterpret_cast<const sockaddr*>(&address), length), 0);
-  }
-  ~NotifySocket() { ::close(fd_); }
-  NotifySocket(const NotifySocket&) = delete;
-  NotifySocket& operator=(const NotifySocket&) = delete;
-
-  // Empty when nothing came; a datagram on one host is there when sendto has returned.
-  std::string Take() const {
-    std::array<char, 256> buffer{};
-    const ssize_t got = ::recv(fd_, buffer.data(), buffer.size(), MSG_DONTWAIT);
-    return got > 0 ? std::string(buffer.data(), static_cast<size_t>(got)) : std::string();
-  }
-
- private:
-  int fd_;
-};
 
 TEST(ReadyTest, LineHasRoleEndpointsAndPid) {
   EXPECT_EQ(ReadyLine(Serve()),
@@ -63,7 +30,7 @@ TEST(ReadyTest, LineHasRoleEndpointsAndPid) {
 TEST(ReadyTest, AnnouncesOnStdoutFdAndSocket) {
   const testing::TempFolder temp;
   const std::string path = temp.path() + "/notify";
-  const NotifySocket socket(path);
+  const testing::NotifySocket socket(path);
   std::array<int, 2> pipe{};
   ASSERT_EQ(::pipe2(pipe.data(), O_CLOEXEC), 0);
   ::testing::internal::CaptureStdout();
@@ -80,7 +47,7 @@ TEST(ReadyTest, AnnouncesOnStdoutFdAndSocket) {
 
 TEST(ReadyTest, AbstractSocketIsTold) {
   const std::string name = "@conclave-ready-test-" + std::to_string(::getpid());
-  const NotifySocket socket(name);
+  const testing::NotifySocket socket(name);
   ASSERT_TRUE(NotifyServiceManager(name, "STOPPING=1").ok());
   EXPECT_EQ(socket.Take(), "STOPPING=1");
 }

@@ -48,6 +48,8 @@ TEST_P(FrameRoundTripTest, CallsSurvive) {
     const SampleCall call = MakeSampleCall(seed, limits, static_cast<uint16_t>(1 + seed % 16));
     const FrameBytes frame = FrameBytes::OfCall(call.view, with_crc, limits);
     EXPECT_LE(frame.size(), MaxFrameBytes(limits));
+    EXPECT_EQ(frame.size(), CallFrameBytes(call.view.pair_row.size(), call.view.rows.size()) +
+                                (with_crc ? 4 : 0));
     const auto parsed = ParseCall(frame.bytes(), limits);
     ASSERT_TRUE(parsed.ok()) << parsed.status();
     ExpectSameCall(*parsed, call.view);
@@ -66,6 +68,7 @@ TEST_P(FrameRoundTripTest, RepliesSurvive) {
     reply.service_us = static_cast<uint32_t>(seed * 1'000'003);
     reply.queue_us = UINT32_MAX - static_cast<uint32_t>(seed);
     const FrameBytes frame = FrameBytes::OfReply(call.view, reply, with_crc, limits);
+    EXPECT_EQ(frame.size(), ReplyFrameBytes(reply.rows.size()) + (with_crc ? 4 : 0));
     const auto parsed = ParseReply(frame.bytes(), limits);
     ASSERT_TRUE(parsed.ok()) << parsed.status();
     EXPECT_TRUE(CheckAnswers(call.view, *parsed).ok());

@@ -1,12 +1,14 @@
 // Goal: a process starts with certificate files that are right, and says what is wrong with others.
 // Method: files made by OpenSSL, each broken in one way.
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "conclave/base/status.h"
 #include "conclave/testing/temp_folder.h"
 #include "conclave/transport/grpc_support.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "key_access.h"
 #include "test_certificates.h"
 
 namespace conclave::transport {
@@ -78,8 +80,48 @@ TEST_F(TlsFilesTest, RefusesWhatIsNoPem) {
 
 TEST_F(TlsFilesTest, RefusesAKeyThatOthersCanRead) {
   Write(good_);
-  ASSERT_EQ(::chmod(key_.c_str(), 0640), 0);
+  ASSERT_EQ(::chmod(key_.c_str(), 0644), 0);
   ExpectRefused("own.key", "only its owner");
+  ExpectRefused("own.key", "found mode 0644");
+}
+
+TEST(KeyAccessTest, AFileOfTheReadersOwnIsItsAlone) {
+  const Reader reader{10001, {10001, 20000}};
+  EXPECT_EQ(WhyKeyIsUnsafe({S_IFREG | 0600, 10001, 10001}, reader), "");
+  EXPECT_EQ(WhyKeyIsUnsafe({S_IFREG | 0400, 10001, 30000}, reader), "");
+  for (const mode_t mode : {0640, 0440, 0660, 0644, 0604, 0610, 0601}) {
+    EXPECT_NE(WhyKeyIsUnsafe({S_IFREG | mode, 10001, 10001}, reader), "") << std::oct << mode;
+  }
+}
+
+// A secret of Kubernetes in a pod with fsGroup: root:fsGroup, 0440.
+TEST(KeyAccessTest, AFileOfRootsMayBeReadByAGroupOfTheReader) {
+  const Reader reader{10001, {10001, 20000}};
+  for (const mode_t mode : {0440, 0640, 0400, 0600}) {
+    for (const gid_t group : {10001u, 20000u}) {
+      EXPECT_EQ(WhyKeyIsUnsafe({S_IFREG | mode, 0, group}, reader), "") << std::oct << mode;
+    }
+  }
+  for (const mode_t mode : {0660, 0644, 0444, 0650, 0642, 0641, 0460}) {
+    EXPECT_NE(WhyKeyIsUnsafe({S_IFREG | mode, 0, 20000}, reader), "") << std::oct << mode;
+  }
+  EXPECT_NE(WhyKeyIsUnsafe({S_IFREG | 0440, 0, 30000}, reader), "") << "a group of others";
+}
+
+TEST(KeyAccessTest, AFileOfSomebodyElsesIsRefusedAndTheReasonSaysWhatItIs) {
+  const Reader reader{10001, {10001}};
+  EXPECT_EQ(WhyKeyIsUnsafe({S_IFREG | 0640, 1000, 10001}, reader),
+            "expected a key of this user (10001) or of root that only its owner can read (mode "
+            "0600), or of root and read by one of this process's groups too (mode 0640); found "
+            "mode 0640, user 1000, group 10001");
+  EXPECT_NE(WhyKeyIsUnsafe({S_IFREG | 0600, 1000, 10001}, reader), "");
+  EXPECT_NE(WhyKeyIsUnsafe({S_IFREG | 0600, 1000, 0}, Reader{0, {0}}), "") << "root can read it";
+}
+
+TEST(KeyAccessTest, TheReaderIsThisProcess) {
+  const Reader self = Reader::Self();
+  EXPECT_EQ(self.user, ::geteuid());
+  EXPECT_THAT(self.groups, ::testing::Contains(::getegid()));
 }
 
 TEST_F(TlsFilesTest, RefusesTheKeyOfAnotherCertificate) {

@@ -193,36 +193,15 @@ affinity:
 {{- end }}
 {{- end -}}
 
-{{- /* A private key has to be readable by its owner alone, and of a secret the kubelet is the owner: the files are copied into
-memory before the start. Called with (list $ "role"). */ -}}
-{{- define "conclave.initContainers" -}}
-{{- $root := index . 0 -}}
-{{- if $root.Values.tls.enabled }}
-initContainers:
-  - name: tls
-    image: {{ include "conclave.image" $root }}
-    imagePullPolicy: {{ $root.Values.image.pullPolicy }}
-    command: [install, -m, "0400", -t, /etc/conclave/tls, /secret/tls.crt, /secret/tls.key, /secret/ca.crt]
-    securityContext: {{- include "conclave.containerSecurityContext" $root | nindent 6 }}
-    resources:
-      requests: {cpu: 10m, memory: 16Mi}
-      limits: {memory: 32Mi}
-    volumeMounts:
-      - {name: secret, mountPath: /secret, readOnly: true}
-      - {name: tls, mountPath: /etc/conclave/tls}
-{{- end }}
-{{- end -}}
-
 {{- define "conclave.volumes" -}}
 {{- $root := index . 0 -}}
 {{- $role := index . 1 -}}
 - name: tmp
   emptyDir: {sizeLimit: 64Mi}
 {{- if $root.Values.tls.enabled }}
-- name: secret
-  secret: {secretName: {{ include "conclave.tlsSecret" . }}, defaultMode: 0440}
+{{- /* The kubelet owns the files and fsGroup is their group, which alone may read them. */}}
 - name: tls
-  emptyDir: {medium: Memory, sizeLimit: 1Mi}
+  secret: {secretName: {{ include "conclave.tlsSecret" . }}, defaultMode: 0440}
 {{- end }}
 {{- if ne $role "router" }}
 - name: shm

@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -15,6 +16,7 @@
 #include "conclave/expert_worker/worker_control.h"
 #include "conclave/expert_worker/worker_core.h"
 #include "conclave/kernels/context.h"
+#include "conclave/service/watchdog.h"
 
 namespace conclave::expert_worker {
 
@@ -101,6 +103,11 @@ class WorkerServer {
   // Waits until it has left, or cannot be a member: OK, or why the router refused it
   // ("cluster_mismatch", "name_taken", ...). What it has taken is answered by then.
   absl::Status WaitStopped();
+
+  // For who looks whether its threads go on. Runs `task`, which must not block, on the control
+  // thread, soon; and what the compute thread has done and has to do.
+  void PostToControl(std::function<void()> task);
+  service::Pulse compute_pulse() const;
 
   WorkerFigures figures() const;
   // As WorkerCore::Loads.

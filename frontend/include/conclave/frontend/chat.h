@@ -14,6 +14,10 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
+namespace conclave::observability {
+class RequestTrace;
+}  // namespace conclave::observability
+
 namespace conclave::frontend {
 
 // Part of a message: text, or an encoded picture (JPEG, PNG bytes).
@@ -56,7 +60,10 @@ struct ChatRequest {
   bool ignore_eos = false;
   bool return_token_ids = false;
   bool return_routed_experts = false;
+  bool return_gate_probabilities = false;
   ImageMode image_mode = ImageMode::kModelDefault;
+  // Null: not traced.
+  std::shared_ptr<observability::RequestTrace> trace;
 };
 
 struct TokenLogprob {
@@ -104,6 +111,9 @@ struct ChoiceEnd {
   // ChatRequest::return_routed_experts: [positions][MoE layers][top_k], -1 where a kept KV block
   // was used.
   std::vector<int16_t> routed_experts;
+  // ChatRequest::return_gate_probabilities, as SequenceStats has them.
+  std::vector<float> gate_probabilities;
+  std::vector<std::pair<int32_t, int32_t>> image_spans;
 };
 
 // Receives a request's output. Calls come from the backend's threads, one at a time per request,
@@ -131,6 +141,7 @@ struct ModelCard {
   // The inner axes of ChoiceEnd::routed_experts. 0: not known; the reply then holds a flat array.
   int32_t num_moe_layers = 0;
   int32_t moe_top_k = 0;
+  int32_t experts_max = 0;  // of the largest layer: the inner axis of gate_probabilities
 };
 
 // Thread-safe.

@@ -8,6 +8,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -58,6 +59,8 @@ class ClusterLinks final : public LinkSource {
   // Those over this channel (ExpertChannel::name).
   int32_t num_links(std::string_view channel) const;
   Epoch epoch() const;
+  // Of every member, by id.
+  std::vector<MemberLink> Links() const;
 
   void Enter() override;
   void Leave() override;

@@ -29,4 +29,12 @@ struct ClusterView {
   std::vector<ClusterMember> members;  // ascending by id
 };
 
+// A member as this frontend reaches it.
+struct MemberLink {
+  WorkerId worker;
+  std::string name;
+  std::string data_address;
+  const char* carrier = nullptr;  // ExpertChannel::carrier, a constant; null: no link is up
+};
+
 }  // namespace conclave::frontend

@@ -18,6 +18,8 @@
 #include "absl/status/status.h"
 #include "conclave/base/clock.h"
 #include "conclave/base/ids.h"
+#include "conclave/frontend/dispatch_counts.h"
+#include "conclave/frontend/dispatch_observer.h"
 #include "conclave/frontend/expert_rescue.h"
 #include "conclave/frontend/link_health.h"
 #include "conclave/frontend/link_source.h"
@@ -54,6 +56,8 @@ struct DispatcherOptions {
   ExpertRescue* rescue = nullptr;
   std::chrono::milliseconds rescue_after{300};
   const Clock* clock = &Clock::Real();
+  // Told of every attempt and layer; null: nobody. Outlives the dispatcher.
+  DispatchObserver* observer = nullptr;
 };
 
 // Cumulative, any thread.
@@ -63,14 +67,16 @@ struct DispatchStats {
   uint64_t hedges = 0;
   uint64_t hedges_won = 0;
   uint64_t timeouts = 0;
-  uint64_t link_losses = 0;  // calls that a lost link took with it
-  uint64_t refusals = 0;     // NACKs that led to another attempt
-  uint64_t waits = 0;        // calls that had to wait for a replica
-  uint64_t rescues = 0;      // calls that the frontend computed itself
-  uint64_t tokens = 0;       // of the retry budget, spent on retries, hedges and probes
+  uint64_t link_losses = 0;    // calls that a lost link took with it
+  uint64_t refusals = 0;       // NACKs that led to another attempt
+  uint64_t waits = 0;          // calls that had to wait for a replica
+  uint64_t rescues = 0;        // calls that the frontend computed itself
+  uint64_t tokens = 0;         // of the retry budget, spent on retries, hedges and probes
+  uint64_t degraded_rows = 0;  // answered by the frontend itself, as no worker served their expert
 };
 
-// Used by one thread, the engine's; Stats by any. No allocation in a layer while nothing fails.
+// Used by one thread, the engine's; Stats, Workers and Recovery by any. No allocation in a layer
+// while nothing fails.
 class Dispatcher : public model::MoeExecutor {
  public:
   struct Link {
@@ -94,6 +100,7 @@ class Dispatcher : public model::MoeExecutor {
              MatView<float> out) override;
   void Poll() override;
   absl::Status Finish(int32_t micro_batch) override;
+  uint64_t num_resent() const override;
 
   // Micro-batch 0 in smaller pieces, for a caller that must not be blocked (a simulation has many
   // dispatchers on one thread). Begin; then Advance until it gives the layer's status. Where it
@@ -108,6 +115,11 @@ class Dispatcher : public model::MoeExecutor {
   void OnWoken(MonotonicTime until, bool is_rung);
 
   DispatchStats Stats() const;
+  // By worker and carrier, in the order in which the workers were met, those that are gone too.
+  std::vector<WorkerDispatch> Workers() const;
+  // Calls of which no attempt was left at least once, by the time from their first sending to their
+  // answer. A call that a hedge alone answered is none.
+  BucketCounts Recovery() const;
 
  private:
   struct MicroBatch;

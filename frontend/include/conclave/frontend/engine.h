@@ -20,6 +20,7 @@
 #include "conclave/base/clock.h"
 #include "conclave/base/ids.h"
 #include "conclave/frontend/chat.h"
+#include "conclave/frontend/step_trace.h"
 #include "conclave/model/decoder.h"
 #include "conclave/model/sampler.h"
 
@@ -39,6 +40,8 @@ struct SequenceRequest {
   int32_t max_tokens = 1;            // >= 1; prompt rows + max_tokens <= max_model_len
   std::vector<int32_t> stop_tokens;  // generation ends on one; it is not emitted
   bool wants_routed_experts = false;
+  bool wants_gate_probabilities = false;
+  std::shared_ptr<observability::RequestTrace> trace;  // null: not traced
 };
 
 struct SequenceToken {
@@ -59,7 +62,15 @@ struct SequenceStats {
   // Experts that each position's gate chose, when asked for: [positions][MoE layers][top_k], by
   // falling weight; -1 where the position came from a kept KV block and was not computed.
   std::vector<int16_t> routed_experts;
+  // The gates' probabilities, when asked for: [positions][MoE layers][experts of the largest
+  // layer]; NaN where nothing was computed. Of as many leading positions as kGateValuesMax allows.
+  std::vector<float> gate_probabilities;
+  // Positions of the prompt that are rows of pictures: first and count, in order.
+  std::vector<std::pair<int32_t, int32_t>> image_spans;
 };
+
+// Bounds SequenceStats::gate_probabilities to 32 MiB.
+inline constexpr size_t kGateValuesMax = size_t{8} << 20;
 
 // Called on the engine's thread; must not block. OnEnd is the last call.
 class SequenceSink {
@@ -98,6 +109,9 @@ struct EngineOptions {
   int64_t kv_bytes = 0;       // at least one sequence of max_model_len fits
   EmbeddingScaling embedding_scaling = EmbeddingScaling::kReference;
   MicroBatching micro_batches = MicroBatching::kOne;
+  // What the dispatcher of `experts` tells, for traces; null: they end at the engine's steps.
+  // Outlives the engine.
+  StepTrace* step_trace = nullptr;
 };
 
 // Rows that a step may have under `options`: DecoderOptions::max_rows.
@@ -114,6 +128,8 @@ class EngineObserver {
     int32_t waiting = 0;
     double kv_used = 0;       // 0..1
     bool is_divided = false;  // into two micro-batches
+    // Sequences that took part in a step in which a call was sent again, and in none before.
+    int32_t touched = 0;
     std::chrono::nanoseconds duration{0};
   };
   // After every step, and once without rows when the engine has nothing more to do.

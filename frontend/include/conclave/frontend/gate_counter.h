@@ -1,5 +1,6 @@
 // Counts what the gates choose, on its way to the dispatcher: which expert of which layer gets how
-// many rows, of which modality and phase, as first or second choice, and with how much weight.
+// many rows, of which modality and phase, as first or second choice, and with how much weight; and
+// how probable it was to the gate over all rows, chosen or not.
 #pragma once
 
 #include <atomic>
@@ -27,6 +28,7 @@ class GateCounter : public model::MoeExecutor {
              MatView<float> out) override;
   void Poll() override { next_.Poll(); }
   absl::Status Finish(int32_t micro_batch) override { return next_.Finish(micro_batch); }
+  uint64_t num_resent() const override { return next_.num_resent(); }
 
   // Since the start. Of a step that is under way some rows may be in and others not.
   struct Load {
@@ -41,6 +43,10 @@ class GateCounter : public model::MoeExecutor {
   // Every combination, ordered by its fields as they stand there.
   std::vector<Load> Loads() const;
 
+  // Sum over all rows of a layer of the gate's probability of each expert: layers ascending, within
+  // a layer experts ascending. Rows whose gate's probabilities were not given are left out.
+  std::vector<double> Probabilities() const;
+
  private:
   // Written by one thread, so a load and a store do where others would need an atomic addition.
   struct Cell {
@@ -51,6 +57,7 @@ class GateCounter : public model::MoeExecutor {
   struct Cells {
     checkpoint::MoeLayerSpec layer;
     size_t begin = 0;
+    size_t first_expert = 0;  // of its probabilities
   };
 
   model::MoeExecutor& next_;
@@ -59,6 +66,8 @@ class GateCounter : public model::MoeExecutor {
   std::vector<int32_t> index_of_;  // of layers_, by the layer's number; below 0: it has no experts
   size_t num_cells_ = 0;
   std::unique_ptr<Cell[]> cells_;
+  size_t num_experts_ = 0;  // of all layers
+  std::unique_ptr<std::atomic<double>[]> probabilities_;
 };
 
 }  // namespace conclave::frontend

@@ -10,6 +10,10 @@
 #include "absl/status/statusor.h"
 #include "conclave/frontend/chat.h"
 
+namespace conclave::observability {
+class Tracer;
+}  // namespace conclave::observability
+
 namespace conclave::frontend {
 
 struct HttpLimits {
@@ -50,6 +54,8 @@ struct HttpServerOptions {
   // Loading state of /health/ready while no backend is set: 0..1.
   std::function<double()> load_progress;
   std::string version;
+  // Decides which chat requests are traced; null: none. Outlives the server.
+  observability::Tracer* tracer = nullptr;
 };
 
 // What the server counts; filled by the caller, called on server threads, must not block.
@@ -82,6 +88,9 @@ class HttpServer {
 
   // `backend` outlives the server.
   void SetBackend(ChatBackend& backend);
+
+  // Runs `task`, which must not block, on one of the server's threads, soon.
+  void Post(std::function<void()> task);
 
   // Takes no new request (503 with Retry-After, /health/ready 503) and waits until running ones
   // have ended or `timeout` passed; returns whether all ended. Connections are accepted while it

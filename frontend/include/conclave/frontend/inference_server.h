@@ -35,6 +35,8 @@ struct InferenceServerOptions {
   HttpLimits limits;
   // Outlives the server.
   const Clock* clock = &Clock::Real();
+  // As HttpServerOptions.
+  observability::Tracer* tracer = nullptr;
 };
 
 // A call that has ended, by the method's name ("Chat", "GetModel") and the name of gRPC's code

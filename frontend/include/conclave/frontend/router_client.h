@@ -11,6 +11,7 @@
 #include "conclave/base/ids.h"
 #include "conclave/frontend/cluster_view.h"
 #include "conclave/frontend/link_source.h"
+#include "conclave/live/figures.h"
 #include "conclave/placement/placement.h"
 
 namespace conclave::transport {
@@ -25,6 +26,7 @@ struct RouterClientOptions {
   std::string cluster_id;
   std::string name;
   uint64_t incarnation = 0;
+  std::string api_address = {};  // HOST:PORT of its HTTP API as others reach it; empty: none
   // ModelIdentity and NumericMode of cluster.proto.
   std::string manifest_hash;
   int32_t row_width = 0;
@@ -51,11 +53,17 @@ class RouterClient {
   void Acknowledge(Epoch epoch);
   void Report(WorkerId worker, uint64_t incarnation, PeerSighting sighting);
 
+  // What this frontend has counted, for the live picture. Sent as what changed since the last one;
+  // the latest waits while there is no stream.
+  void Report(live::FrontendFigures figures);
+
   // OK while the stream stands; else why not. kFailedPrecondition: the router refuses this frontend
   // (another model, say), which will not pass by itself.
   absl::Status status() const;
 
-  // Milliseconds since the router was last heard; -1: never.
+  // Milliseconds since the router was last heard; -1: never. 0 while a stream stands on which it
+  // has spoken: it says nothing as long as nothing changes, but its end answers gRPC's PINGs, or
+  // the stream ends within 2 s.
   int64_t silence_ms() const;
 
  private:

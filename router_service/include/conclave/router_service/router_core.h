@@ -86,6 +86,7 @@ class RouterCore {
   const RouterIdentity& identity() const;
 
   RouterStatus Status(MonotonicTime now) const;
+  RouterSigns Signs() const;
   const RouterCounters& counters() const;
 
   // Experts that nobody would serve without the worker. kNotFound ("worker_unknown").

@@ -17,6 +17,8 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "conclave/live/board.h"
+#include "conclave/live/feed.h"
 #include "conclave/observability/metrics.h"
 #include "conclave/router_service/router_core.h"
 #include "conclave/service/address.h"
@@ -43,6 +45,8 @@ struct RouterServerOptions {
   milliseconds tick{50};
   // May be null; outlives the server.
   observability::Metrics* metrics = nullptr;
+  // Of the live picture: all but the role.
+  live::BoardOptions live;
 };
 
 class RouterServer {
@@ -58,12 +62,32 @@ class RouterServer {
 
   uint16_t port() const;
 
+  // Runs `task`, which must not block, on the core's thread, soon. False while there is no core:
+  // this router stands by. Any thread.
+  bool Post(std::function<void()> task);
+
   // Any thread; as of the last tick.
   struct Health {
     std::string state;    // of RouterStatus; "standby": another one leads, or nobody can
     std::string blocked;  // likewise; of a router that stands by: what keeps it from leading
   };
   Health health() const;
+  // Numeric mode of the workers ("bf16"); empty before one has registered. Any thread.
+  std::string dtype() const;
+
+  // What operators ask, as AdminService has it. Any thread. The call-backs come on a thread of the
+  // server, once; at once with an error where this router stands by.
+  using Command = decltype(AdminEvent::command);
+  void Ask(std::function<void(const absl::StatusOr<const RouterCore*>&)> question);
+  void Change(Command command, std::function<void(const AdminReply&)> on_reply);
+
+  // The live picture and who watches it; as long as the server.
+  live::Board& board();
+  live::Feed& feed();
+
+  // HOST:PORT of the HTTP API of a frontend that is connected, taken in turn; kUnavailable
+  // ("no_frontend") when there is none.
+  absl::StatusOr<std::string> FrontendApi();
 
   // Recorded routing (routing_trace.h), as AdminService has it: begins a recording, ends it, gives
   // its file up to now. Any thread; returns at once. `done` is called once: on a thread of the

@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -81,6 +82,7 @@ struct FrontendRegistration {
   std::string cluster_id;
   std::string name;
   uint64_t incarnation = 0;
+  std::string api_address;  // of its HTTP API; empty: none
   ModelIdentity model;
   NumericMode numeric;
   RouterIdentity last_router;
@@ -374,12 +376,33 @@ struct FrontendStatus {
   uint32_t frontend_id = 0;
   std::string name;
   Epoch acked_epoch;
+  uint64_t incarnation = 0;
+  std::string api_address;
 };
 
 struct ExpertStatus {
   ExpertUnit unit;
   std::vector<WorkerId> workers;
   RowKinds rows_per_second{};
+};
+
+// What of a worker's standing may change from one moment to the next.
+struct MemberSign {
+  WorkerId worker;
+  MemberState state = MemberState::kLive;
+  bool is_drained = false;
+  bool is_distrusted = false;
+  bool is_loading = false;
+  friend bool operator==(const MemberSign&, const MemberSign&) = default;
+};
+
+// Cheap to ask for after every step: when it is another one, there is news in the status.
+struct RouterSigns {
+  Epoch epoch;
+  uint64_t plan_id = 0;
+  size_t num_frontends = 0;
+  std::vector<MemberSign> workers;
+  friend bool operator==(const RouterSigns&, const RouterSigns&) = default;
 };
 
 struct RouterStatus {
@@ -395,15 +418,44 @@ struct RouterStatus {
   double imbalance_planned = 0;
   double imbalance_seen = 0;
   uint64_t placement_age_ms = 0;
-  uint64_t plan_id = 0;
+  uint64_t plan_id = 0;      // under way; 0: none
+  uint64_t plan_age_ms = 0;  // since it was made
   std::optional<RecordingStatus> recording;
+};
+
+// Why a plan was made: an expert or a worker was lost or joined; room for further replicas; loads
+// that are less even than was planned; an operator's word.
+enum class PlanReason : uint8_t { kRepair, kFill, kUneven, kOperator };
+inline constexpr size_t kPlanReasons = 4;
+// "repair", "fill", "uneven", "operator".
+std::string_view NameOf(PlanReason reason);
+
+// How a plan ended: its goal was published; another plan took its place; it could not be reached.
+enum class PlanResult : uint8_t { kDone, kReplaced, kGivenUp };
+inline constexpr size_t kPlanResults = 3;
+// "done", "replaced", "given_up".
+std::string_view NameOf(PlanResult result);
+
+// Upper bounds in seconds of how long plans take, ascending.
+inline constexpr std::array<double, 12> kPlanTimeBounds = {0.1, 0.25, 0.5, 1,   2.5, 5,
+                                                           10,  30,   60,  120, 300, 900};
+
+struct PlanTimes {
+  std::array<uint64_t, kPlanTimeBounds.size() + 1> counts{};  // the last: beyond all bounds
+  double sum = 0;                                             // seconds
 };
 
 // What has been counted since the start.
 struct RouterCounters {
   uint64_t epochs = 0;
-  uint64_t rebalances = 0;
+  uint64_t rebalances = 0;           // plans for balance, by the router or an operator
+  uint64_t operator_rebalances = 0;  // of these, by an operator
+  // Plans that ended.
+  std::array<std::array<uint64_t, kPlanResults>, kPlanReasons> plans{};
+  // Of those that are done: from being made to their goal being published.
+  std::array<PlanTimes, kPlanReasons> plan_times{};
   uint64_t replicas_loaded = 0;
+  uint64_t bytes_loaded = 0;  // of their weights
   uint64_t replicas_retired = 0;
   uint64_t workers_lost = 0;
   uint64_t reports_ignored = 0;

@@ -36,6 +36,8 @@ struct StepRow {
 struct GateChoice {
   MatView<const int32_t> experts;  // [rows, top_k]
   MatView<const float> weights;    // [rows, top_k]
+  // [rows, E] softmax over all experts, for whoever counts; empty where the caller has none.
+  MatView<const float> probabilities = {};
 };
 
 // Into how many micro-batches a step may be divided.
@@ -64,6 +66,9 @@ class MoeExecutor {
   virtual void Poll() {}
   // An error fails the whole step; nothing of it may be used.
   virtual absl::Status Finish(int32_t micro_batch) = 0;
+
+  // Calls that had to be sent again since the start; always 0 where rows go nowhere.
+  virtual uint64_t num_resent() const { return 0; }
 
   // Start and Finish, for a caller that has nothing to do meanwhile.
   absl::Status Run(int32_t layer, MatView<const float> n, std::span<const StepRow> rows,

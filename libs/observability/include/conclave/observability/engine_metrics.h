@@ -91,6 +91,13 @@ void AddExpertTokens(Metrics& metrics, const std::function<std::vector<ExpertTok
 // AddExpertTokens shows. As that one otherwise.
 void AddExpertWeights(Metrics& metrics, const std::function<std::vector<ExpertTokens>()>& collect);
 
+// One expert as its gate sees it: `tokens` the rows whose first choice it was, `weights` the sum of
+// its probability over all rows of the layer. One entry per (layer, expert), without ranks. Adds
+// moe_gate_probability_sum_total{layer,expert}, as far as series fit, and moe_balance_loss{layer}:
+// E times the sum over experts of F · G, F the share of first choices and G the mean probability;
+// 1 is balanced. As AddExpertTokens otherwise.
+void AddGateBalance(Metrics& metrics, const std::function<std::vector<ExpertTokens>()>& collect);
+
 // Adds moe_worker_tokens_total{worker} for workers within this process.
 void AddWorkerTokens(Metrics& metrics, const std::function<std::vector<ExpertTokens>()>& collect);
 

@@ -93,6 +93,22 @@ class Metrics {
   void AddCollector(const std::string& name, const std::string& help, Kind kind,
                     std::function<std::vector<Sample>()> collect);
 
+  struct HistogramSample {
+    Labels labels;
+    // One more than bounds, not cumulative: values up to each bound, and beyond all of them.
+    std::vector<uint64_t> counts;
+    double sum = 0;
+  };
+  // As AddCollector, for durations that somebody sorts into buckets anyway. `bounds` as
+  // AddHistogram.
+  void AddHistogramCollector(const std::string& name, const std::string& help,
+                             std::span<const double> bounds,
+                             std::function<std::vector<HistogramSample>()> collect);
+
+  // Called on the scraping thread before a page is put together, to bring up to date what others
+  // then read. Must not block for long and must not ask for a page.
+  void AddRefresh(std::function<void()> refresh);
+
   // Memory, CPU time, open files and start time of this process, under Prometheus' usual process_*
   // names.
   void AddProcessMetrics();

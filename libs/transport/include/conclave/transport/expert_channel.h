@@ -159,6 +159,9 @@ class ExpertChannel {
 
   // What carries the frames: "inproc", "grpc" or "ucx".
   virtual const char* name() const { return "inproc"; }
+
+  // What its bytes go over: "inproc", "grpc", of ucx "shm" (shared memory) or "tcp". A constant.
+  virtual const char* carrier() const { return name(); }
 };
 
 }  // namespace conclave::transport

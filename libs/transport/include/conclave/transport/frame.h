@@ -113,6 +113,11 @@ inline constexpr float kGateTolerance = 1e-5f;
 // Bytes that EncodeCall, EncodeReply and EncodeNack need at most under `limits`.
 size_t MaxFrameBytes(const FrameLimits& limits);
 
+// Bytes of the frame that EncodeCall and EncodeReply make of so many pairs and rows, without a CRC
+// of the rows, which takes 4 more.
+uint64_t CallFrameBytes(uint64_t num_pairs, uint64_t row_bytes);
+uint64_t ReplyFrameBytes(uint64_t row_bytes);
+
 // Checks a call that comes from outside, by frame or by view, against what was agreed. Reasons and
 // codes:
 //   cluster_mismatch  kInvalidArgument  model id not agreed

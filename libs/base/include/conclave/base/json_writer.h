@@ -6,7 +6,7 @@
 #include <string>
 #include <string_view>
 
-namespace conclave::frontend {
+namespace conclave {
 
 // Writes what it is told; that begins and ends match is the caller's business. `out` outlives it.
 class JsonWriter {
@@ -30,6 +30,8 @@ class JsonWriter {
   JsonWriter& Float(float value);
   JsonWriter& Bool(bool value);
   JsonWriter& Null();
+  // A value that is JSON already.
+  JsonWriter& Json(std::string_view value) { return Raw(value); }
 
  private:
   JsonWriter& Open(char bracket);
@@ -41,4 +43,4 @@ class JsonWriter {
   bool needs_comma_ = false;
 };
 
-}  // namespace conclave::frontend
+}  // namespace conclave

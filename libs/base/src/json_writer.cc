@@ -1,12 +1,12 @@
-#include "http/json_writer.h"
+#include "conclave/base/json_writer.h"
 
 #include <charconv>
 #include <cmath>
 #include <cstddef>
 
-#include "http/utf8.h"
+#include "conclave/base/utf8.h"
 
-namespace conclave::frontend {
+namespace conclave {
 namespace {
 
 void AppendEscaped(std::string& out, char c) {
@@ -132,4 +132,4 @@ JsonWriter& JsonWriter::Float(float value) {
 JsonWriter& JsonWriter::Bool(bool value) { return Raw(value ? "true" : "false"); }
 JsonWriter& JsonWriter::Null() { return Raw("null"); }
 
-}  // namespace conclave::frontend
+}  // namespace conclave
