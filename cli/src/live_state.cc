@@ -61,6 +61,9 @@ class Fields {
       // It goes to a terminal.
       target = observability::Printable({value->get_string().data(), value->get_string().size()},
                                         kTextMax);
+      // One byte is one column from here on.
+      std::replace_if(
+          target.begin(), target.end(), [](char c) { return (c & 0x80) != 0; }, '?');
     } else if (value != nullptr) {
       Wrong(key, "a text");
     }

@@ -22,7 +22,7 @@ const char* const kSnapshot = R"({"schema":1,"seq":7,"time":100.5,"role":"router
 "rows":[0,0,0,0,0,0,0,0,10,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0],
 "serving":{"prompt_text":5,"prompt_image":6,"generated":7,"ttft":[1,0],"itl":[0,1]},
 "bounds":{"call_seconds":[0.1,1],"ttft":[0.1],"itl":[0.1],"recovery":[1]},
-"events":[{"id":1,"time":99,"kind":"joined","worker":0,"name":"w0","text":"joined\u001b[2J"}],
+"events":[{"id":1,"time":99,"kind":"joined","worker":0,"name":"w0","text":"joined\u001b[2J \u00e9"}],
 "pathways":{"layers":[]},"admin":{"is_enabled":false}})";
 
 LiveState Snapshot() {
@@ -48,6 +48,7 @@ TEST(LiveStateTest, ASnapshotIsRead) {
   EXPECT_EQ(state.serving.generated, 7);
   ASSERT_EQ(state.events.size(), 1);
   EXPECT_EQ(state.events[0].text.find('\x1b'), std::string::npos) << "it goes to a terminal";
+  EXPECT_TRUE(state.events[0].text.ends_with(" ??")) << "a byte is a column";
   EXPECT_EQ(state.earlier(), nullptr);
 }
 
