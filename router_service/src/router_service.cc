@@ -653,8 +653,6 @@ void RouterServer::StartRecording(RecordingDone done) {
 void RouterServer::StopRecording(RecordingDone done) {
   Record(false, impl_->core(), impl_->replies(), std::move(done));
 }
-void RouterServer::GetRecording(RecordingTake done) {
-  TakeRecording(impl_->core(), std::move(done));
-}
+void RouterServer::GetRecording(const RecordingTake& done) { TakeRecording(impl_->core(), done); }
 
 }  // namespace conclave::router_service
