@@ -1,12 +1,12 @@
 // One line under the header when what the page shows is not live: since when, why, and what to do.
 
-import {button, el, show} from "./dom.js";
+import {button, el, setText, show} from "./dom.js";
 import {dateTitle, time} from "./format.js";
 import {requestRender, store} from "./state.js";
 
 const node = document.getElementById("banner");
 let problem = null;
-let key = "";
+const text = node.appendChild(el("span"));
 
 // A file that could not be shown; null: that is over.
 export function fail(message) {
@@ -17,9 +17,9 @@ export function fail(message) {
 export function update(stream) {
 	const [words, action] = content(stream);
 	show(node, words !== "");
-	if (words === key) return;
-	key = words;
-	node.replaceChildren(el("span", words), ...(action ? [action] : []));
+	setText(text, words);
+	// Equal words on the button mean the same: it stays, or it would lose the focus with every try.
+	if (action?.textContent !== node.querySelector("button")?.textContent) node.replaceChildren(text, action ?? "");
 }
 
 function content(stream) {

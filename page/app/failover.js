@@ -19,7 +19,7 @@ const BEFORE = {joined: null, live: "joining", suspect: "live", recovered: "susp
 const MARKS = {resent: "▲", hedged: "◆", rescued: "■", failed: "✕"};
 
 // [{state, from, to}] of one worker between two times.
-export function lanesOf(events, worker, from, to) {
+function lanesOf(events, worker, from, to) {
 	const own = events.filter((event) => event.worker === worker.id && AFTER[event.kind] !== undefined);
 	const pieces = [];
 	let state = own.length ? BEFORE[own[0].kind] : worker.state;

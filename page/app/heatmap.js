@@ -18,7 +18,7 @@ export class Heatmap {
 		this.cursor = {row: 0, column: 0};
 		this.readout = el("output.readout", {id: uniqueId("readout"), "aria-live": "polite"});
 		this.canvas = el("canvas", {
-			tabindex: "0", role: "application", "aria-roledescription": "heat map", "aria-describedby": this.readout.id,
+			tabindex: "0", role: "application", "aria-describedby": this.readout.id,
 			"aria-label": `${title}: arrow keys walk the cells, Enter pins one`,
 			onkeydown: (event) => this.#key(event),
 			onpointermove: (event) => this.#point(event, false),

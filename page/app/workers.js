@@ -28,7 +28,7 @@ export function update() {
 }
 
 // One entry per worker: {worker, p99, isStraggler}.
-export function figuresOf() {
+function figuresOf() {
 	const bounds = store.picture?.bounds.call_seconds ?? [];
 	const {sample} = windowNow();
 	const figures = [...store.workers.values()].sort((a, b) => a.id - b.id).map((worker) => {
