@@ -441,7 +441,8 @@ live::ClusterPicture EmbeddedCluster::Picture() const {
     worker.experts = static_cast<int32_t>(assembly.workers[w]->Loads().size());
   }
   if (assembly.placement != nullptr) {
-    picture.epoch = assembly.placement->epoch().value();
+    picture.epoch = assembly.placement->epoch().value() & UINT32_MAX;
+    picture.term = static_cast<uint32_t>(assembly.placement->epoch().value() >> 32);
     for (const placement::ExpertUnit unit : assembly.placement->units()) {
       std::vector<int32_t>& holders = picture.placement.emplace_back();
       for (const WorkerId worker : assembly.placement->WorkersOf(unit)) {

@@ -92,7 +92,7 @@ void WatchEvents(live::Feed& feed, const ReplyPtr& reply) {
 // ---- Changes ----------------------------------------------------------------------------------
 
 absl::Status BadField(const std::string& name, const std::string& expected) {
-  return WithParam(InvalidArgument("invalid_request", name + ": expected " + expected), name);
+  return WithParam(InvalidArgument("message_field", name + ": expected " + expected), name);
 }
 
 // A flat object of what a change needs.
@@ -102,7 +102,7 @@ class Fields {
     boost::system::error_code error;
     json::value value = json::parse(body.empty() ? "{}" : body, error);
     if (error.failed() || !value.is_object()) {
-      return InvalidArgument("invalid_json", "expected a JSON object as the body");
+      return InvalidArgument("body_not_object", "expected a JSON object as the body");
     }
     return Fields(std::move(value.get_object()));
   }

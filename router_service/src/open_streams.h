@@ -25,7 +25,8 @@ class Streams {
 
   struct Entry {
     std::shared_ptr<PeerStream> stream;
-    std::shared_ptr<RpcStream<v1::WorkerReport, v1::WorkerCommand>> worker;  // the same one, of a worker
+    // The same one, of a worker.
+    std::shared_ptr<RpcStream<v1::WorkerReport, v1::WorkerCommand>> worker;
     MonotonicTime since;
   };
 

@@ -7,6 +7,7 @@
 #include <random>
 #include <utility>
 
+#include "action_log.h"
 #include "admin_rpc.h"
 #include "cluster.grpc.pb.h"
 #include "conclave/base/failpoint.h"
@@ -46,24 +47,6 @@ std::string RandomId() {
     id.push_back(kDigits[value >> shift & 0xf]);
   }
   return id;
-}
-
-void WriteLog(const LogAction& action) {
-  std::string message = action.message;
-  for (const auto& [key, value] : action.fields) {
-    message += " " + key + "=" + observability::Printable(value, 256);
-  }
-  switch (action.severity) {
-    case Severity::kInfo:
-      observability::LogInfo(message);
-      return;
-    case Severity::kWarning:
-      observability::LogWarning(message);
-      return;
-    case Severity::kError:
-      observability::LogError(message);
-      return;
-  }
 }
 
 }  // namespace

@@ -263,13 +263,13 @@ class RouterTest(conclave.TestCase):
         foreign = self.post("/moe/drain", drain, headers={"Origin": "http://evil.example"})
         self.assertEqual((foreign.status, foreign.json()["error"]["code"]), (403, "cross_origin"))
         form = self.post("/moe/drain", drain, headers={"Content-Type": "text/plain"})
-        self.assertEqual((form.status, form.json()["error"]["code"]), (415, "content_type"))
+        self.assertEqual((form.status, form.json()["error"]["code"]), (415, "content_type_unsupported"))
         for path, body, status, code in (
                 ("/moe/drain", {"worker": "nobody"}, 404, "worker_unknown"),
-                ("/moe/drain", {}, 400, "invalid_request"),
+                ("/moe/drain", {}, 400, "message_field"),
                 ("/moe/replicate", {"layer": 0, "expert": 99, "replicas": 2}, 404, "expert_unknown"),
-                ("/moe/replicate", {"layer": -1, "expert": 0, "replicas": 2}, 400, "invalid_request"),
-                ("/moe/rebalance", {"dry_run": 1}, 400, "invalid_request")):
+                ("/moe/replicate", {"layer": -1, "expert": 0, "replicas": 2}, 400, "message_field"),
+                ("/moe/rebalance", {"dry_run": 1}, 400, "message_field")):
             response = self.post(path, body)
             self.assertEqual((response.status, response.json()["error"]["code"]), (status, code), path)
         states = {worker["name"]: worker["state"] for worker in get(self.admin, "/moe/stats")["workers"]}

@@ -549,7 +549,7 @@ class PageTest(unittest.TestCase):
               return [[module.ink(), cells], [module.PATCH_INK, experts]].map(([ink, backs]) => [channels(ink),
                                                                                                  backs.map(channels)]);
             }""")
-            worst = min(contrast(ink, back) for ink, backs in colours for back in backs)
+            worst = min(browser.contrast(ink, back) for ink, backs in colours for back in backs)
             self.assertGreaterEqual(worst, 7, theme)
 
     def test_it_is_small_and_asks_nobody_else(self):
@@ -598,15 +598,6 @@ class PageTest(unittest.TestCase):
         # The goal is 4 ms on an idle machine; tests run beside others.
         self.assertLess(ticks[0], 40)
         self.assert_faultless(opened)
-
-
-def contrast(a: list[int], b: list[int]) -> float:
-    def luminance(channels):
-        linear = [value / 255 / 12.92 if value / 255 <= 0.04045 else ((value / 255 + 0.055) / 1.055) ** 2.4
-                  for value in channels]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    low, high = sorted((luminance(a), luminance(b)))
-    return (high + 0.05) / (low + 0.05)
 
 
 if __name__ == "__main__":

@@ -203,9 +203,9 @@ void AdminSession::OnHead(Error error) {
   if (error) {
     is_last_ = true;
     Answer(error == http::error::header_limit
-               ? ErrorResponse(http::status::payload_too_large, "request_too_large",
+               ? ErrorResponse(http::status::request_header_fields_too_large, "headers_too_large",
                                "expected a head of at most 8 KiB")
-               : ErrorResponse(http::status::bad_request, "http_syntax", "no HTTP request"));
+               : ErrorResponse(http::status::bad_request, "bad_request", "no HTTP request"));
     return;
   }
   const auto& request = parser_->get();
@@ -218,7 +218,7 @@ void AdminSession::OnHead(Error error) {
   const size_t body_max = route == nullptr ? kBodyBytesMax : route->body_bytes_max;
   if (parser_->content_length().value_or(0) > body_max) {
     is_last_ = true;
-    Answer(ErrorResponse(http::status::payload_too_large, "request_too_large",
+    Answer(ErrorResponse(http::status::payload_too_large, "body_too_large",
                          "expected a body of at most " + std::to_string(body_max) + " bytes"));
     return;
   }
@@ -248,16 +248,16 @@ void AdminSession::OnRequest(Error error) {
   }
   is_last_ = true;
   Answer(error == http::error::body_limit
-             ? ErrorResponse(http::status::payload_too_large, "request_too_large",
+             ? ErrorResponse(http::status::payload_too_large, "body_too_large",
                              "the body is larger than this path takes")
-             : ErrorResponse(http::status::bad_request, "http_syntax", "no HTTP request"));
+             : ErrorResponse(http::status::bad_request, "bad_request", "no HTTP request"));
 }
 
 std::optional<AdminSession::Response> AdminSession::RefusePost() const {
   // A form or a script of another site can send neither JSON nor our Origin without being allowed
   // to, which nobody is.
   if (!HeaderOf(http::field::content_type).starts_with(kJson)) {
-    return ErrorResponse(http::status::unsupported_media_type, "content_type",
+    return ErrorResponse(http::status::unsupported_media_type, "content_type_unsupported",
                          "expected Content-Type: application/json");
   }
   const std::string_view origin = HeaderOf(http::field::origin);
