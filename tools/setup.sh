@@ -22,11 +22,12 @@ run_packages=(
 )
 # libclang-rt-14-dev holds the sanitizer runtimes of clang; ca-certificates is for pip; etcd-server is for e2e.etcd, which
 # starts its own; nftables and iproute2 are for e2e.partition; prometheus, with promtool, is for tests/monitoring, nginx for
-# deploy.proxy, and both start their own; chromium, which needs some font, is for tests/page.
+# deploy.proxy, and both start their own; chromium, which needs some font, is for tests/page;
+# curl is in the commands of docs/deploy.md, wget in a health check of the compose file.
 test_packages=(
   libgtest-dev libgmock-dev git python3-venv ca-certificates ccache
   clang clang-tidy clang-format libclang-rt-14-dev etcd-server nftables iproute2
-  prometheus nginx chromium fonts-dejavu-core
+  prometheus nginx curl wget chromium fonts-dejavu-core
 )
 
 case "${1:-run}" in

@@ -84,6 +84,9 @@ class Server {
  private:
   absl::Status Listen() {
     metrics_.AddProcessMetrics();
+    if (settings_.metrics_compat == "vllm") {
+      observability::AddVllmNames(metrics_);
+    }
     metrics_
         .AddGauge("conclave_build_info", "1; the labels say what runs.",
                   {{"version", Version()}, {"dtype", settings_.engine.dtype}})
@@ -125,8 +128,19 @@ class Server {
     return absl::OkStatus();
   }
 
-  // The page: of the router beside this server, or of this process, which has no other.
   std::vector<service::AdminRoute> Routes() {
+    std::vector<service::AdminRoute> routes = PageRoutes();
+    if (cluster_side_ != nullptr) {
+      // In front of those that hand everything below /moe/ on.
+      routes.insert(routes.begin(), StragglersRoute([this] {
+                      return is_loaded_.load() ? cluster_->stragglers() : std::string("{}");
+                    }));
+    }
+    return routes;
+  }
+
+  // The page: of the router beside this server, or of this process, which has no other.
+  std::vector<service::AdminRoute> PageRoutes() {
     const auto body_max = static_cast<size_t>(settings_.max_body.bytes);
     if (role_.router_admin.port != 0) {
       return HandOnLive([this] { return absl::StatusOr<service::Address>(role_.router_admin); },
@@ -191,7 +205,7 @@ class Server {
   absl::Status Load() {
     CONCLAVE_ASSIGN_OR_RETURN(EmbeddedOptions options, ToEmbedded(settings_.engine, invocation_));
     options.served_model_name = settings_.served_model_name;
-    options.metrics = &metrics_;
+    options.metrics = settings_.metrics == "on" ? &metrics_ : nullptr;
     options.api_address = service::ToString(settings_.listen);
     options.image_cpu_time_max = settings_.image_decode_timeout;
     options.image_memory_bytes = settings_.image_memory.bytes;
@@ -331,6 +345,15 @@ void AddApiServerOptions(service::OptionSet& set, ApiServerSettings& settings, b
            .help = "memory of images that wait or are decoded; requests beyond it get 503",
            .group = "Images"},
           &settings.image_memory, {{int64_t{1} << 20}, {int64_t{64} << 40}});
+  set.AddChoice({.name = "metrics",
+                 .help = "off: engine, experts and dispatch are not counted, to measure what "
+                         "counting costs",
+                 .group = "Metrics"},
+                &settings.metrics, {"on", "off"});
+  set.AddChoice({.name = "metrics-compat",
+                 .help = "vllm: the metrics that vLLM has too are also there under its names",
+                 .group = "Metrics"},
+                &settings.metrics_compat, {"none", "vllm"});
   AddTraceOptions(set, settings.trace);
   AddProcessOptions(set, settings.process, "how long running answers may take after SIGTERM");
   AddLogOptions(set, settings.log);

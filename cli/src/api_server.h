@@ -46,6 +46,8 @@ struct ApiServerSettings {
   service::ByteSize max_body{int64_t{32} << 20};
   std::chrono::milliseconds image_decode_timeout{500};
   service::ByteSize image_memory{int64_t{512} << 20};
+  std::string metrics = "on";
+  std::string metrics_compat = "none";
   TraceSettings trace;
   ProcessSettings process;
 };

@@ -122,6 +122,7 @@ void Assembly::Connect(const AssemblyOptions& options) {
   dispatch.io_dim = has_experts ? desc().moe.io_dim : desc().hidden_dim;
   dispatch.top_k = std::max(desc().moe.top_k, 1);
   dispatch.max_rows = options.max_rows;
+  dispatch.is_timing = options.is_timing_calls;
   dispatch.observer = options.dispatch_observer;
   EstimateExperts(desc(), options, dispatch);
   if (options.links != nullptr) {

@@ -34,6 +34,7 @@ struct AssemblyOptions {
   frontend::LinkSource* links = nullptr;
   // With links: bytes of experts that are computed here while no worker serves them; 0: none.
   int64_t rescue_bytes = 0;
+  bool is_timing_calls = true;  // DispatcherOptions::is_timing
   // As DispatcherOptions. Outlives the assembly.
   frontend::DispatchObserver* dispatch_observer = nullptr;
   int32_t max_rows = 0;        // rows of a step

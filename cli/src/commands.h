@@ -29,6 +29,7 @@ int RunFrontend(const Invocation& invocation);
 int RunWorker(const Invocation& invocation);
 int RunRouter(const Invocation& invocation);
 int RunCluster(const Invocation& invocation);
+int RunTop(const Invocation& invocation);
 int RunPlan(const Invocation& invocation);
 int RunAsk(const Invocation& invocation);
 int RunInspect(const Invocation& invocation);

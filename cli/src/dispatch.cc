@@ -15,6 +15,7 @@ constexpr Command kCommands[] = {
     {"worker", "hold experts of a model and compute for the frontends of a cluster", &RunWorker},
     {"router", "tell workers and frontends who is there and who holds which expert", &RunRouter},
     {"cluster", "ask a router, or tell it what to do: status, drain, pin, ...", &RunCluster},
+    {"top", "show what a cluster does, live: workers, experts, rates, events", &RunTop},
     {"plan", "replay recorded routing through the router's planner: what if?", &RunPlan},
     {"ask", "ask one question, with or without images, or chat", &RunAsk},
     {"inspect", "say what is in a checkpoint folder", &RunInspect},

@@ -91,9 +91,10 @@ class MetricsBridge : public frontend::EngineObserver, public frontend::ChatObse
     live_.OnPreemption();
     metrics_.num_preemptions.Add();
   }
-  void OnImage(std::chrono::nanoseconds decode, std::chrono::nanoseconds encode,
-               bool was_cached) override {
+  void OnImage(image::ImageFormat format, std::chrono::nanoseconds decode,
+               std::chrono::nanoseconds encode, bool was_cached) override {
     live_.OnImage(was_cached);
+    Count(format, was_cached ? ImageResult::kCached : ImageResult::kEncoded);
     metrics_.image_cache_queries.Add();
     metrics_.image_preprocess.Observe(Seconds(decode));
     if (was_cached) {
@@ -102,6 +103,7 @@ class MetricsBridge : public frontend::EngineObserver, public frontend::ChatObse
       metrics_.vision_encode.Observe(Seconds(encode));
     }
   }
+  void OnImageRefused(image::ImageFormat format) override { Count(format, ImageResult::kRefused); }
   void OnRequestEnd(frontend::FinishReason reason, const frontend::Usage& usage,
                     const frontend::Timings& timings) override {
     live_.OnRequestEnd(reason, usage, timings);
@@ -120,6 +122,13 @@ class MetricsBridge : public frontend::EngineObserver, public frontend::ChatObse
   }
 
  private:
+  using ImageResult = observability::ImageResult;
+  static_assert(static_cast<int>(image::ImageFormat::kBmp) + 1 == observability::kNumImageFormats);
+
+  void Count(image::ImageFormat format, ImageResult result) {
+    metrics_.images[static_cast<size_t>(format)][static_cast<size_t>(result)].Add();
+  }
+
   const observability::EngineMetrics metrics_;
   LiveCounters& live_;
   std::atomic<uint64_t> num_steps_{0};
@@ -389,6 +398,7 @@ absl::StatusOr<std::unique_ptr<EmbeddedCluster>> EmbeddedCluster::Start(
   load.use_frames = options.use_frames;
   load.links = options.links;
   load.rescue_bytes = options.rescue_bytes;
+  load.is_timing_calls = options.metrics != nullptr;
   load.dispatch_observer = &state->step_trace;
   load.max_rows = frontend::MaxStepRows(state->engine_options);
   // Every sequence may end its prompt in one step.

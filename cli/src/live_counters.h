@@ -1,5 +1,5 @@
-// What an engine counts for the live picture (docs/live.md), beside its metrics: the same figures in
-// a form that can be read back.
+// What an engine counts for the live picture (docs/live.md), beside its metrics: the same figures,
+// in a form that can be read back.
 #pragma once
 
 #include <array>

@@ -285,6 +285,53 @@ AdminRoute RebalanceRoute(const LiveSources& sources) {
   return route;
 }
 
+// ---- Recorded routing -------------------------------------------------------------------------
+
+AdminRoute RecordRoute(std::string path, const LiveSources& sources, bool is_start) {
+  AdminRoute route;
+  route.method = "POST";
+  route.path = std::move(path);
+  route.handler = [router = sources.router, key = sources.key, is_start](
+                      const AdminRequest& request, const ReplyPtr& reply) {
+    absl::Status status = key->Check(request.authorization);
+    if (status.ok() && router == nullptr) {
+      status = NoCluster();
+    }
+    if (!status.ok()) {
+      SendError(*reply, status);
+      return;
+    }
+    const auto done = [reply](const absl::StatusOr<router_service::RecordingStatus>& recording) {
+      if (recording.ok()) {
+        reply->Send(200, kJson, RecordingJson(*recording));
+      } else {
+        SendError(*reply, recording.status());
+      }
+    };
+    is_start ? router->StartRecording(done) : router->StopRecording(done);
+  };
+  return route;
+}
+
+void SendRecording(RouterServer* router, const ReplyPtr& reply) {
+  if (router == nullptr) {
+    SendError(*reply, NoCluster());
+    return;
+  }
+  router->GetRecording([reply](const absl::StatusOr<router_service::Recording>& recording) {
+    if (!recording.ok()) {
+      SendError(*reply, recording.status());
+      return;
+    }
+    std::string file;
+    for (const std::shared_ptr<const std::string>& piece : recording->pieces) {
+      file += *piece;
+    }
+    reply->Send(200, "application/octet-stream", std::move(file),
+                {{"Content-Disposition", "attachment; filename=\"routing.trace\""}});
+  });
+}
+
 AdminRoute Hand(std::string method, std::string path,
                 std::function<absl::StatusOr<service::Address>()> to, size_t body_bytes_max) {
   AdminRoute route;
@@ -329,6 +376,11 @@ std::vector<AdminRoute> LiveRoutes(const LiveSources& sources) {
   routes.push_back(Change("/moe/pin", sources, &PinOf, &EpochBody));
   routes.push_back(Change("/moe/replicate", sources, &ReplicateOf, &EpochBody));
   routes.push_back(RebalanceRoute(sources));
+  routes.push_back(RecordRoute("/moe/record/start", sources, true));
+  routes.push_back(RecordRoute("/moe/record/stop", sources, false));
+  routes.push_back(Get("/moe/record", [router](const AdminRequest&, const ReplyPtr& reply) {
+    SendRecording(router, reply);
+  }));
   routes.push_back(Hand("GET", "/v1/models", sources.api, 1 << 10));
   routes.push_back(Hand("POST", "/v1/chat/completions", sources.api, sources.body_bytes_max));
   return routes;
@@ -343,6 +395,10 @@ std::vector<AdminRoute> HandOnLive(const std::function<absl::StatusOr<service::A
   routes.push_back(Hand("POST", "/moe/", admin, 4 << 10));
   routes.push_back(Hand("POST", "/v1/chat/completions", admin, body_bytes_max));
   return routes;
+}
+
+AdminRoute StragglersRoute(std::function<std::string()> json) {
+  return GetText("/moe/stragglers", std::move(json));
 }
 
 live::Bounds LiveBounds() {

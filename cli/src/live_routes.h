@@ -35,6 +35,10 @@ std::vector<service::AdminRoute> LiveRoutes(const LiveSources& sources);
 std::vector<service::AdminRoute> HandOnLive(
     const std::function<absl::StatusOr<service::Address>()>& admin, size_t body_bytes_max);
 
+// GET /moe/stragglers of a frontend: its slowest calls to workers. `json` is called on the
+// listener's thread.
+service::AdminRoute StragglersRoute(std::function<std::string()> json);
+
 // Bounds of the histograms in the picture, which frontends and boards must agree on.
 live::Bounds LiveBounds();
 

@@ -17,8 +17,8 @@ namespace conclave::cli {
 
 class SpawnedCluster {
  public:
-  // `admin_key_file`: of the router, may be empty. Starts the router and `num_workers` workers with the model and compute settings of `engine`,
-  // and waits until all are ready. Children write their logs to stderr as this process does. Must
+  // Starts the router and `num_workers` workers with the model and compute settings of `engine`,
+  // and waits until all are ready. `admin_key_file`: of the router, may be empty. Children write their logs to stderr as this process does. Must
   // be called before gRPC or other threads start. kInternal "spawn" when a child does not come up.
   static absl::StatusOr<std::unique_ptr<SpawnedCluster>> Start(const Invocation& invocation,
                                                                const EngineSettings& engine,

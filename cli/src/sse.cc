@@ -12,7 +12,6 @@ namespace {
 
 namespace json = boost::json;
 
-constexpr size_t kEventBytesMax = size_t{1} << 20;
 constexpr size_t kMessageBytesMax = 512;
 
 absl::Status NotAChunk(std::string_view why) {
@@ -51,7 +50,16 @@ absl::Status FromErrorObject(int http_status, const json::value& error) {
 }  // namespace
 
 absl::StatusOr<std::vector<std::string>> SseReader::Feed(std::string_view bytes) {
+  CONCLAVE_ASSIGN_OR_RETURN(std::vector<SseEvent> named, FeedNamed(bytes));
   std::vector<std::string> events;
+  for (SseEvent& event : named) {
+    events.push_back(std::move(event.data));
+  }
+  return events;
+}
+
+absl::StatusOr<std::vector<SseEvent>> SseReader::FeedNamed(std::string_view bytes) {
+  std::vector<SseEvent> events;
   for (const char c : bytes) {
     if (c == '\n' && std::exchange(was_cr_, false)) {
       continue;  // The second half of CRLF.
@@ -62,23 +70,29 @@ absl::StatusOr<std::vector<std::string>> SseReader::Feed(std::string_view bytes)
       continue;
     }
     line_ += c;
-    if (line_.size() + data_.size() > kEventBytesMax) {
-      return Error(absl::StatusCode::kResourceExhausted, "http",
-                   "the server sent an event above 1 MiB");
+    if (line_.size() + data_.size() > event_bytes_max_) {
+      return Error(
+          absl::StatusCode::kResourceExhausted, "http",
+          "the server sent an event above " + std::to_string(event_bytes_max_ >> 20) + " MiB");
     }
   }
   return events;
 }
 
-void SseReader::EndLine(std::vector<std::string>& events) {
+void SseReader::EndLine(std::vector<SseEvent>& events) {
   if (line_.empty()) {
+    std::string name = std::exchange(name_, {});
     if (std::exchange(has_data_, false)) {
-      events.push_back(std::exchange(data_, {}));
+      events.push_back({std::move(name), std::exchange(data_, {})});
     }
     return;
   }
   std::string_view line = line_;
-  if (line == "data" || line.starts_with("data:")) {
+  if (line.starts_with("event:")) {
+    line.remove_prefix(6);
+    line.remove_prefix(line.starts_with(' ') ? 1 : 0);
+    name_ = line;
+  } else if (line == "data" || line.starts_with("data:")) {
     line.remove_prefix(std::min<size_t>(line.size(), 5));
     line.remove_prefix(line.starts_with(' ') ? 1 : 0);
     data_ += has_data_ ? "\n" : "";

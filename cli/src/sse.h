@@ -10,19 +10,31 @@
 
 namespace conclave::cli {
 
+struct SseEvent {
+  std::string name;  // of the "event:" line; empty without one
+  std::string data;
+};
+
 // Cuts a byte stream into events by the rules of the HTML standard (9.2.6) that matter here: lines
 // end in LF, CR or CRLF, "data:" lines of one event are joined by LF, an empty line ends the event,
 // comments and other fields are skipped. One thread.
 class SseReader {
  public:
+  explicit SseReader(size_t event_bytes_max = size_t{1} << 20)
+      : event_bytes_max_(event_bytes_max) {}
+
   // The data of the events that `bytes` completes. kResourceExhausted ("http") when an event
-  // exceeds 1 MiB.
+  // exceeds the limit.
   absl::StatusOr<std::vector<std::string>> Feed(std::string_view bytes);
+  // The same with their names.
+  absl::StatusOr<std::vector<SseEvent>> FeedNamed(std::string_view bytes);
 
  private:
-  void EndLine(std::vector<std::string>& events);
+  void EndLine(std::vector<SseEvent>& events);
 
+  const size_t event_bytes_max_;
   std::string line_;
+  std::string name_;
   std::string data_;
   bool has_data_ = false;
   bool was_cr_ = false;

@@ -250,11 +250,15 @@ absl::Status ChatService::State::EncodeImages(OpenRequest& request, SequenceRequ
       const std::span<const std::byte> encoded = std::as_bytes(std::span(part.bytes));
       absl::StatusOr<ImageEncoder::Result> result =
           encoder->Encode(encoded, request.request.image_mode);
+      const image::ImageFormat format = image::DetectFormat(encoded);
       if (!result.ok()) {
+        if (observer != nullptr) {
+          observer->OnImageRefused(format);
+        }
         return WithParam(result.status(), part.param);
       }
       if (observer != nullptr) {
-        observer->OnImage(result->decode, result->encode, result->was_cached);
+        observer->OnImage(format, result->decode, result->encode, result->was_cached);
       }
       request.trace.OnImage(
           start, {result->decode, result->encode, result->features->num_rows, result->was_cached});

@@ -52,7 +52,7 @@ absl::Status Dispatcher::MicroBatch::Send(Call& call, size_t link, bool is_hedge
   }
   has_moved = true;
   // Copying belongs to what sending costs, but not to what the worker's answer takes.
-  const MonotonicTime begin = s.Now();
+  const MonotonicTime begin = s.options.is_timing ? s.Now() : MonotonicTime();
   Fill(call, *slot);
   Attempt& attempt = call.live[call.live[0].slot == nullptr ? 0 : 1];
   const MonotonicTime now = s.Now();
@@ -103,7 +103,7 @@ absl::Status Dispatcher::MicroBatch::Send(Call& call, size_t link, bool is_hedge
     return OnFailure(call, attempt, FailoverReason::kLinkLost, status);
   }
   // The worker may compute already: only the frontend's own part ends here.
-  attempt.serialized = s.Now() - begin;
+  attempt.serialized = s.options.is_timing ? s.Now() - begin : std::chrono::nanoseconds(0);
   const uint64_t row_bytes = call.num_rows * s.row_bytes;
   ledger.bytes_dispatched.Add(transport::CallFrameBytes(call.num_pairs, row_bytes));
   ledger.bytes_least.Add(row_bytes);
@@ -279,7 +279,7 @@ void Dispatcher::MicroBatch::OnAnswer(Call& call, Attempt& attempt, MonotonicTim
   (void)CONCLAVE_FAILPOINT("f.before_combine", {.layer = layer});
   Combine(call, *attempt.slot);
   Tell(call, attempt, AttemptEnd::kAnswered, now);
-  CountAnswer(call, attempt, now, s.Now());
+  CountAnswer(call, attempt, now, s.options.is_timing ? s.Now() : now);
   attempt.channel->Release(attempt.slot);
   attempt.slot = nullptr;
   for (Attempt& other : call.live) {
@@ -321,6 +321,9 @@ void Dispatcher::MicroBatch::CountAnswer(const Call& call, const Attempt& attemp
   ledger.rows_answered.Add(call.num_rows);
   ledger.bytes_combined.Add(transport::ReplyFrameBytes(row_bytes));
   ledger.bytes_least.Add(row_bytes);
+  if (!s.options.is_timing) {
+    return;
+  }
   const std::chrono::nanoseconds round_trip = s.RoundTripOf(attempt, now);
   // A worker's word: its parts are never more than the whole.
   const std::chrono::nanoseconds compute =

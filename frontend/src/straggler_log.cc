@@ -1,15 +1,14 @@
 #include "conclave/frontend/straggler_log.h"
 
 #include <algorithm>
-#include <boost/json.hpp>
 
+#include "conclave/base/json_writer.h"
 #include "conclave/model/decoder.h"
 #include "link_table.h"
 
 namespace conclave::frontend {
 namespace {
 
-namespace json = boost::json;
 using std::chrono::microseconds;
 
 // The minute under way and those of the window.
@@ -163,35 +162,39 @@ std::string StragglerLog::Json() const {
   std::stable_sort(calls.begin(), calls.end(),
                    [](const Call& a, const Call& b) { return a.total() > b.total(); });
   calls.resize(std::min<size_t>(calls.size(), kCallsMax));
-  json::array list;
+  std::string text;
+  JsonWriter out(text);
+  out.BeginObject().Key("window_seconds").Int(std::chrono::seconds(kWindow).count());
+  out.Key("calls").BeginArray();
   for (const Call& call : calls) {
     const AttemptRecord& last = call.last;
-    list.push_back(
-        json::object{{"age_seconds", std::chrono::duration<double>(now - last.ended_at).count()},
-                     {"layer", last.layer},
-                     {"phase", last.is_prefill ? "prefill" : "decode"},
-                     {"worker", last.worker.value()},
-                     {"first_worker", last.first_worker.value()},
-                     {"rows", last.rows},
-                     {"image_rows", last.image_rows},
-                     {"attempts", last.number + 1},
-                     {"total_us", call.total().count()},
-                     {"queue_us", last.queue.count()},
-                     {"service_us", last.service.count()},
-                     {"network_us", last.network.count()},
-                     {"is_last", call.is_last},
-                     {"delayed_us", call.delayed.count()}});
+    out.BeginObject();
+    out.Key("age_seconds").Double(std::chrono::duration<double>(now - last.ended_at).count());
+    out.Key("layer").Int(last.layer);
+    out.Key("phase").String(last.is_prefill ? "prefill" : "decode");
+    out.Key("worker").Int(last.worker.value());
+    out.Key("first_worker").Int(last.first_worker.value());
+    out.Key("rows").Int(last.rows);
+    out.Key("image_rows").Int(last.image_rows);
+    out.Key("attempts").Int(last.number + 1);
+    out.Key("total_us").Int(call.total().count());
+    out.Key("queue_us").Int(last.queue.count());
+    out.Key("service_us").Int(last.service.count());
+    out.Key("network_us").Int(last.network.count());
+    out.Key("is_last").Bool(call.is_last);
+    out.Key("delayed_us").Int(call.delayed.count());
+    out.EndObject();
   }
-  json::array workers;
+  out.EndArray().Key("workers").BeginArray();
   for (const Waits& waits : Workers()) {
-    workers.push_back(
-        json::object{{"worker", waits.worker.value()},
-                     {"straggler_calls", waits.calls},
-                     {"straggler_seconds", std::chrono::duration<double>(waits.waited).count()}});
+    out.BeginObject();
+    out.Key("worker").Int(waits.worker.value());
+    out.Key("straggler_calls").Int(static_cast<int64_t>(waits.calls));
+    out.Key("straggler_seconds").Double(std::chrono::duration<double>(waits.waited).count());
+    out.EndObject();
   }
-  return json::serialize(json::object{{"window_seconds", std::chrono::seconds(kWindow).count()},
-                                      {"calls", std::move(list)},
-                                      {"workers", std::move(workers)}});
+  out.EndArray().EndObject();
+  return text;
 }
 
 }  // namespace conclave::frontend

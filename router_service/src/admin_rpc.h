@@ -39,7 +39,7 @@ class AdminReplies {
 using RecordingDone = std::function<void(const absl::StatusOr<RecordingStatus>& recording)>;
 using RecordingTake = std::function<void(absl::StatusOr<Recording> recording)>;
 void Record(bool is_start, CoreSlot& core, AdminReplies& replies, RecordingDone done);
-void TakeRecording(CoreSlot& core, RecordingTake done);
+void TakeRecording(CoreSlot& core, const RecordingTake& done);
 
 // All outlive the service, and the service the server that has it.
 std::unique_ptr<grpc::Service> MakeAdminService(CoreSlot& core, AdminReplies& replies,

@@ -386,7 +386,7 @@ void Record(bool is_start, CoreSlot& core, AdminReplies& replies, RecordingDone 
   }
 }
 
-void TakeRecording(CoreSlot& core, RecordingTake done) {
+void TakeRecording(CoreSlot& core, const RecordingTake& done) {
   const bool is_asked =
       core.Ask([done](const RouterCore& asked) { done(asked.CurrentRecording()); });
   if (!is_asked) {

@@ -19,6 +19,7 @@
 #include "core_slot.h"
 #include "leader_loop.h"
 #include "live_picture.h"
+#include "open_streams.h"
 #include "router_metrics.h"
 #include "rpc_stream.h"
 #include "wire.h"
@@ -29,7 +30,6 @@ namespace {
 using WorkerStream = RpcStream<v1::WorkerReport, v1::WorkerCommand>;
 using WatchStream = RpcStream<v1::WatchRequest, v1::PlacementUpdate>;
 
-constexpr size_t kStreamsMax = 4096;
 // A stream that has not registered by then ends: it costs memory and does nothing.
 constexpr std::chrono::seconds kSpeakWithin{5};
 
@@ -65,52 +65,6 @@ void WriteLog(const LogAction& action) {
       return;
   }
 }
-
-// The streams that are open, by session. Any thread.
-class Streams {
- public:
-  struct Entry {
-    std::shared_ptr<PeerStream> stream;
-    std::shared_ptr<WorkerStream> worker;  // the same one, of a worker
-    MonotonicTime since;
-  };
-
-  bool Add(SessionId session, Entry entry) {
-    MutexLock lock(mu_);
-    if (is_closed_ || entries_.size() >= kStreamsMax) {
-      return false;
-    }
-    entries_.emplace(session, std::move(entry));
-    return true;
-  }
-  void Remove(SessionId session) {
-    MutexLock lock(mu_);
-    entries_.erase(session);
-  }
-  Entry Find(SessionId session) const {
-    MutexLock lock(mu_);
-    const auto it = entries_.find(session);
-    return it == entries_.end() ? Entry{} : it->second;
-  }
-  std::vector<Entry> All() const {
-    MutexLock lock(mu_);
-    std::vector<Entry> all;
-    for (const auto& [session, entry] : entries_) {
-      all.push_back(entry);
-    }
-    return all;
-  }
-  // Takes no more.
-  void Close() {
-    MutexLock lock(mu_);
-    is_closed_ = true;
-  }
-
- private:
-  mutable Mutex mu_;
-  bool is_closed_ ABSL_GUARDED_BY(mu_) = false;
-  std::map<SessionId, Entry> entries_ ABSL_GUARDED_BY(mu_);
-};
 
 }  // namespace
 
@@ -408,7 +362,7 @@ Stream* RouterServer::Impl::Open(typename Stream::Hooks hooks, SessionId session
     stream->End(core_.refusal());
   } else if (!streams_.Add(session, std::move(entry))) {
     stream->End(Error(absl::StatusCode::kResourceExhausted, "too_many_connections",
-                      "expected at most " + std::to_string(kStreamsMax) + " streams"));
+                      "expected at most " + std::to_string(Streams::kStreamsMax) + " streams"));
   } else {
     stream->Listen();
     if (!core_.MayCommand()) {
@@ -653,8 +607,6 @@ void RouterServer::StartRecording(RecordingDone done) {
 void RouterServer::StopRecording(RecordingDone done) {
   Record(false, impl_->core(), impl_->replies(), std::move(done));
 }
-void RouterServer::GetRecording(RecordingTake done) {
-  TakeRecording(impl_->core(), std::move(done));
-}
+void RouterServer::GetRecording(const RecordingTake& done) { TakeRecording(impl_->core(), done); }
 
 }  // namespace conclave::router_service

@@ -45,6 +45,7 @@ ReplicaMap ToMap(const std::vector<UnitReplicas>& placement) {
 
 std::vector<WorkerId> IdsOf(const std::vector<TraceWorker>& workers) {
   std::vector<WorkerId> ids;
+  ids.reserve(workers.size());
   for (const TraceWorker& worker : workers) {
     ids.push_back(worker.id);
   }
@@ -84,12 +85,14 @@ class Wishes {
     }
     for (const std::string& name : without_) {
       if (!names_.contains(name)) {
-        std::string known;
+        std::string known = "expected names of recorded workers (";
+        const char* between = "";
         for (const auto& [other, id] : names_) {
-          known += (known.empty() ? "" : ", ") + other;
+          known += between;
+          known += other;
+          between = ", ";
         }
-        return NotFound("worker_unknown",
-                        "expected names of recorded workers (" + known + "), found " + name);
+        return NotFound("worker_unknown", known + "), found " + name);
       }
     }
     return absl::OkStatus();

@@ -6,9 +6,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <map>
 
 #include "assembly.h"
 #include "conclave/base/clock.h"
+#include "conclave/frontend/step_trace.h"
+#include "conclave/observability/trace.h"
 #include "requests.h"
 
 namespace conclave {
@@ -85,6 +88,7 @@ class EngineTest : public ::testing::Test {
     load.num_workers = 2;
     load.max_rows = frontend::MaxStepRows(options);
     load.max_logit_rows = options.max_num_seqs;
+    load.dispatch_observer = dispatch_observer_;
     ASSERT_TRUE(model_->Load(load, nullptr).ok());
     experts_ = std::make_unique<FaultyExperts>(*model_->dispatcher);
     engine_ = std::make_unique<Engine>(options, *model_->decoder, *experts_,
@@ -113,6 +117,7 @@ class EngineTest : public ::testing::Test {
     }
   }
 
+  frontend::DispatchObserver* dispatch_observer_ = nullptr;  // of the next Start
   ThreadPool pool_{1};
   std::unique_ptr<cli::Assembly> model_;
   std::unique_ptr<FaultyExperts> experts_;
@@ -228,6 +233,78 @@ TEST_F(EngineTest, PreemptionIsInvisibleInTheTokens) {
     EXPECT_EQ(outcome->tokens.size(), 150u);
   }
   EXPECT_EQ(outcomes[0]->tokens, expected->tokens);
+}
+
+// What is traced of a sequence that is preempted, again and again, and of one beside it that is not
+// traced: one tree, nested in time, of bounded size, and the same tokens.
+TEST_F(EngineTest, TracedSequencesGiveTheSameTokensAndOneTreeEach) {
+  EngineOptions tight;
+  tight.max_model_len = 256;
+  observability::Tracer tracer({.sample_ratio = 0, .seed = 1});
+  const std::string text =
+      "Scene: a red circle at the top and a blue star at the left. How many objects are there?";
+  std::vector<std::vector<int32_t>> tokens[2];
+  std::vector<observability::Span> spans;
+  for (const bool is_traced : {false, true}) {
+    frontend::StepTrace step_trace(nullptr);
+    tight.step_trace = &step_trace;
+    dispatch_observer_ = &step_trace;
+    Start(tight);
+    std::vector<std::shared_ptr<Outcome>> outcomes;
+    for (int i = 0; i < 3; ++i) {
+      SequenceRequest request = Request(text, 150);
+      request.tokens[0] += i;  // no block is shared
+      if (is_traced && i != 1) {
+        request.trace = tracer.StartRequest(
+            {"00-0000000000000000000000000000000" + std::to_string(i + 1) + "-00f067aa0ba902b7-01",
+             ""},
+            "request", Clock::Real().Now());
+        ASSERT_NE(request.trace, nullptr);
+      }
+      outcomes.push_back(Submit(std::move(request)));
+    }
+    RunAll();
+    for (const auto& outcome : outcomes) {
+      tokens[is_traced].push_back(outcome->tokens);
+    }
+    spans = tracer.Take(std::chrono::milliseconds(0));
+    EXPECT_EQ(spans.empty(), !is_traced);
+  }
+  EXPECT_GT(log_.num_preemptions, 0);
+  EXPECT_EQ(tokens[0], tokens[1]);
+
+  std::map<observability::SpanId, const observability::Span*> by_id;
+  std::map<observability::TraceId, int> roots;
+  std::map<std::string_view, int> count;
+  for (const observability::Span& span : spans) {
+    EXPECT_TRUE(by_id.emplace(span.id, &span).second);
+    ++count[span.name];
+    roots[span.trace_id] += span.name == "request" ? 1 : 0;
+  }
+  EXPECT_EQ(roots.size(), 2u);
+  int preempted = 0;
+  for (const observability::Span& span : spans) {
+    for (const observability::SpanEvent& event : span.events) {
+      EXPECT_GE(event.time_ns, span.start_ns);
+      EXPECT_LE(event.time_ns, span.end_ns);
+      preempted += event.name == "preempted" ? 1 : 0;
+    }
+    if (span.name == "request") {
+      continue;
+    }
+    const auto parent = by_id.find(span.parent_id);
+    ASSERT_NE(parent, by_id.end()) << span.name;
+    EXPECT_EQ(parent->second->trace_id, span.trace_id);
+    EXPECT_LE(parent->second->start_ns, span.start_ns) << span.name;
+    EXPECT_GE(parent->second->end_ns, span.end_ns) << span.name;
+  }
+  for (const char* name : {"request", "queue", "prefill", "decode"}) {
+    EXPECT_EQ(count[name], 2) << name;
+  }
+  EXPECT_GT(preempted, 0);
+  EXPECT_LE(count["step"], 2 * (64 + 32));
+  EXPECT_EQ(count["dispatch"], count["expert_worker.compute"]);
+  EXPECT_GT(count["dispatch"], 0);
 }
 
 TEST_F(EngineTest, ALongPromptDoesNotStallWhoAnswers) {

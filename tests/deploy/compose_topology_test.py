@@ -14,6 +14,7 @@ import urllib.parse
 import deploy_files as deploy
 import cluster
 import machines
+import namespaces
 from compose_project import FILE, Project, seconds
 import yaml
 
@@ -156,5 +157,5 @@ if __name__ == "__main__":
     reason = machines.why_not() or next((f"no {tool}" for tool in ("prometheus", "wget") if not shutil.which(tool)), None)
     if reason:
         deploy.skip(reason)
-    machines.enter_own_network()
+    namespaces.enter()
     deploy.main()

@@ -27,12 +27,13 @@ import unittest
 import deploy_files as deploy
 import cluster
 import machines
+import namespaces
 import service_manager
 
 conclave = deploy.conclave
 CHECK_TIMEOUT_S = 30
 COMMAND_TIMEOUT_S = 60
-HOME = "/srv/conclave"  # the checkout
+HOME = "/opt/conclave"  # the checkout
 FOLDERS_OF_SYSTEM = ("/usr/lib/sysusers.d", "/usr/lib/tmpfiles.d", "/var/log/nginx", "/var/lib/nginx")
 SUDO = """#!/bin/sh
 if [ "$1" = -u ]; then user=$2; shift 2; exec setpriv --reuid="$user" --regid="$user" --init-groups "$@"; fi
@@ -323,5 +324,5 @@ if __name__ == "__main__":
     reason = machines.why_not() or next((f"no {tool}" for tool in ("curl", "openssl", "systemd-sysusers") if not shutil.which(tool)), None)
     if reason:
         deploy.skip(reason)
-    machines.enter_own_network()
+    namespaces.enter()
     deploy.main()

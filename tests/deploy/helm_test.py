@@ -165,6 +165,10 @@ class HelmTest(unittest.TestCase):
     def why_no_kubectl(self, words: list[str], objects: dict) -> str | None:
         """What of the chart a command names that there is not; None: nothing."""
         kinds = {"statefulset": "StatefulSet", "deployment": "Deployment", "svc": "Service"}
+        if words[:2] == ["port-forward", "pod/prod-conclave-router-0"]:
+            spec = objects["StatefulSet", "prod-conclave-router"]["spec"]["template"]["spec"]
+            ports = [port["containerPort"] for port in spec["containers"][0]["ports"]]
+            return None if int(words[2].partition(":")[2]) in ports else words[2]
         if words[0] in ("rollout", "port-forward"):
             kind, _, name = words[2 if words[0] == "rollout" else 1].partition("/")
             found = objects.get((kinds[kind], name))

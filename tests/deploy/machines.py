@@ -6,7 +6,6 @@ As in tests/e2e/namespaces.py, namespaces have no names and go with their holder
 """
 
 import dataclasses
-import os
 import pathlib
 import shlex
 import shutil
@@ -74,7 +73,7 @@ class Machine:
         script.write_text(self._script(mounts, read_only, shm_size), encoding="utf-8")
         self._holder = subprocess.Popen(["unshare", "--net", "--uts", "--ipc", "--mount", "sh", "-ec",
                                          f". {script}; echo up; exec sleep infinity"], stdout=subprocess.PIPE,
-                                        stderr=subprocess.PIPE, text=True, preexec_fn=namespaces._die_with_parent)
+                                        stderr=subprocess.PIPE, text=True, preexec_fn=namespaces.die_with_parent)
         try:
             if self._holder.stdout.readline() != "up\n":
                 raise AssertionError(f"{name}: {self._holder.stderr.read()}")
@@ -182,12 +181,3 @@ def child_of(pid: int) -> int | None:
     except FileNotFoundError:
         return None
     return int(children[0]) if children else None
-
-
-def enter_own_network():
-    """Moves the test into a network namespace of its own, where the bridges are. Once, before any thread starts."""
-    namespaces.enter()
-
-
-def is_root() -> bool:
-    return os.geteuid() == 0

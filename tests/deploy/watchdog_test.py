@@ -121,15 +121,15 @@ class WatchdogTest(conclave.TestCase):
             server.chat(BODY, timeout=1)
         self.assert_hangs(server, "engine")
 
-    def test_a_step_that_waits_for_a_worker_is_no_hang(self):
+    def test_an_engine_that_waits_for_a_slow_worker_is_no_hang(self):
         router = self.plain(conclave.Router, "--recover-time", "100ms")
-        # A step has a call for each of the two layers, and takes longer than half of the interval.
-        self.plain(lambda: cluster.Worker(router.control, "w", env={"CONCLAVE_FAILPOINTS": "w.before_compute=sleep:2400"}))
+        # Four attempts of a call, one behind the other at the worker, take less than half of the interval; the answer more.
+        self.plain(lambda: cluster.Worker(router.control, "w", env={"CONCLAVE_FAILPOINTS": "w.before_compute=sleep:300"}))
         frontend = self.process(lambda *args, env: cluster.Frontend(router.control, *args, env=env), "--rescue-memory", "0B",
-                                env=self.listener.environment("5000000"))
+                                env=self.listener.environment("4000000"))
         self.assertEqual(self.listener.wait(PATIENCE_S), {"READY": "1"})
         cluster.wait_until(lambda: frontend.request("GET", "/health/ready").status == 200, "the frontend is ready")
-        asking = threading.Thread(target=lambda: frontend.chat({**BODY, "max_tokens": 2, "ignore_eos": True}))
+        asking = threading.Thread(target=lambda: frontend.chat({**BODY, "max_tokens": 8, "ignore_eos": True}))
         asking.start()
         while asking.is_alive():
             self.assertEqual(self.listener.wait(PATIENCE_S), {"WATCHDOG": "1"})

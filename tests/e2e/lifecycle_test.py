@@ -15,6 +15,17 @@ import urllib.parse
 import conclave_process as conclave
 from conclave_process import user
 
+# Metrics of vLLM that there are here too, by their type, without the prefix.
+VLLM = {
+    "gauge": ["num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"],
+    "counter": ["prompt_tokens_total", "prompt_tokens_cached_total", "generation_tokens_total", "prefix_cache_queries_total",
+                "prefix_cache_hits_total", "mm_cache_queries_total", "mm_cache_hits_total", "num_preemptions_total",
+                "request_success_total"],
+    "histogram": ["time_to_first_token_seconds", "inter_token_latency_seconds", "request_time_per_output_token_seconds",
+                  "e2e_request_latency_seconds", "request_queue_time_seconds", "request_prefill_time_seconds",
+                  "request_decode_time_seconds", "request_inference_time_seconds", "iteration_tokens_total",
+                  "request_prompt_tokens", "request_generation_tokens"]}
+
 LONG = {"model": "demo", "messages": [user("Describe the image.", "four.png")], "temperature": 0, "stream": True,
         "max_tokens": 300, "ignore_eos": True, "stream_options": {"include_usage": True}}
 
@@ -65,6 +76,31 @@ class LifecycleTest(conclave.TestCase):
             text = metrics.body.decode()
             for name in ("conclave_prompt_tokens", "conclave_generation_tokens", "moe_expert_tokens_total"):
                 self.assertRegex(text, rf"(?m)^{name}\w*\{{?.*\}}? [0-9.e+]+$")
+
+    def test_the_names_of_vllm_are_there_when_they_are_wanted(self):
+        with conclave.Server("--metrics-compat", "vllm") as server:
+            self.assert_good(server)
+            text = server.request("GET", "/metrics").body.decode()
+        for kind, names in VLLM.items():
+            for name in names:
+                with self.subTest(name=name):
+                    self.assertIn(f"# TYPE vllm:{name} {kind}\n", text)
+                    sample = name + ("_count" if kind == "histogram" else "")
+                    self.assertRegex(text, rf'(?m)^vllm:{sample}\{{.*engine="0".*model_name="demo".*\}} [0-9.e+-]+$')
+        self.assertEqual(text.count("# TYPE vllm:"), sum(map(len, VLLM.values())))
+        self.assertRegex(text, r'(?m)^vllm:request_success_total\{engine="0",finished_reason="(stop|length)",model_name="demo"\} [1-9]')
+        with conclave.Server() as server:
+            self.assertNotIn("vllm:", server.request("GET", "/metrics").body.decode())
+
+    def test_without_counting_the_answers_are_the_same(self):
+        with conclave.Server() as server, conclave.Server("--metrics", "off") as plain:
+            body = {"model": "demo", "messages": [conclave.user("What is this?")], "temperature": 0}
+            choices = [where.chat(body).json()["choices"] for where in (server, plain)]
+            self.assertEqual(*choices)
+            self.assertIn("moe_dispatch_seconds", server.request("GET", "/metrics").body.decode())
+            page = plain.request("GET", "/metrics").body.decode()
+            self.assertIn("process_resident_memory_bytes", page)
+            self.assertNotIn("moe_", page)
 
     def test_sse_is_well_formed(self):
         with conclave.Server() as server:

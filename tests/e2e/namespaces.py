@@ -68,7 +68,7 @@ def enter():
     run("ip", "link", "set", "lo", "up")
 
 
-def _die_with_parent():
+def die_with_parent():
     _libc.prctl(PR_SET_PDEATHSIG, SIGKILL)
 
 
@@ -81,7 +81,7 @@ class Node:
         self._number = number
         self._outer: list[str] = []  # the ends of its devices in this process's namespace
         self._own = os.readlink("/proc/self/ns/net")
-        self._holder = subprocess.Popen(["unshare", "--net", "sleep", "infinity"], preexec_fn=_die_with_parent)
+        self._holder = subprocess.Popen(["unshare", "--net", "sleep", "infinity"], preexec_fn=die_with_parent)
         self.namespace = f"/proc/{self._holder.pid}/ns/net"
         deadline = time.monotonic() + COMMAND_TIMEOUT_S
         while os.readlink(self.namespace) == self._own:

@@ -145,10 +145,49 @@ EngineMetrics::EngineMetrics(Metrics& metrics, const std::string& model_name,
       histogram("conclave_request_prompt_tokens", "Prompt tokens of a request.", counts);
   request_generation_tokens =
       histogram("conclave_request_generation_tokens", "Generated tokens of a request.", counts);
+  const char* const formats[kNumImageFormats] = {"unknown", "jpeg", "png", "webp", "gif", "bmp"};
+  const char* const results[kNumImageResults] = {"cached", "encoded", "refused"};
+  for (int f = 0; f < kNumImageFormats; ++f) {
+    for (int r = 0; r < kNumImageResults; ++r) {
+      Labels image = labels;
+      image["format"] = formats[f];
+      image["result"] = results[r];
+      images[f][r] =
+          metrics.AddCounter("moe_images_total", "Pictures that came to be decoded.", image);
+    }
+  }
   image_preprocess = histogram("moe_image_preprocess_seconds", "Decoding and resizing one image.",
                                ImageTimeBounds());
   vision_encode = histogram("moe_vision_encode_seconds", "Vision tower and projector on one image.",
                             ImageTimeBounds());
+}
+
+void AddVllmNames(Metrics& metrics) {
+  for (const char* name : {"num_requests_running",
+                           "num_requests_waiting",
+                           "kv_cache_usage_perc",
+                           "prompt_tokens_total",
+                           "prompt_tokens_cached_total",
+                           "generation_tokens_total",
+                           "prefix_cache_queries_total",
+                           "prefix_cache_hits_total",
+                           "mm_cache_queries_total",
+                           "mm_cache_hits_total",
+                           "num_preemptions_total",
+                           "request_success_total",
+                           "time_to_first_token_seconds",
+                           "inter_token_latency_seconds",
+                           "request_time_per_output_token_seconds",
+                           "e2e_request_latency_seconds",
+                           "request_queue_time_seconds",
+                           "request_prefill_time_seconds",
+                           "request_decode_time_seconds",
+                           "request_inference_time_seconds",
+                           "iteration_tokens_total",
+                           "request_prompt_tokens",
+                           "request_generation_tokens"}) {
+    metrics.AddAlias(std::string("conclave_") + name, std::string("vllm:") + name);
+  }
 }
 
 std::vector<ExpertTokens> MostLoaded(std::vector<ExpertTokens> all, size_t series_max) {

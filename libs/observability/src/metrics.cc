@@ -12,6 +12,7 @@
 #include <cmath>
 #include <iterator>
 #include <locale>
+#include <map>
 #include <sstream>
 #include <utility>
 
@@ -102,6 +103,7 @@ struct Metrics::State {
   mutable Mutex mu;
   std::vector<Collector> collectors ABSL_GUARDED_BY(mu);
   std::vector<std::function<void()>> refreshes ABSL_GUARDED_BY(mu);
+  std::map<std::string, std::string> aliases ABSL_GUARDED_BY(mu);  // by name
 };
 
 Metrics::Metrics() : state_(new State) {}
@@ -183,6 +185,12 @@ void Metrics::AddRefresh(std::function<void()> refresh) {
   state_->refreshes.push_back(std::move(refresh));
 }
 
+void Metrics::AddAlias(const std::string& name, const std::string& alias) {
+  CONCLAVE_CHECK(prometheus::CheckMetricName(alias));
+  MutexLock lock(state_->mu);
+  state_->aliases[name] = alias;
+}
+
 std::string Metrics::Text() const {
   std::vector<std::function<void()>> refreshes;
   {
@@ -199,6 +207,15 @@ std::string Metrics::Text() const {
     MutexLock lock(state_->mu);
     for (const State::Collector& collector : state_->collectors) {
       families.push_back(collector.collect());
+    }
+    const size_t num_families = families.size();
+    for (size_t i = 0; i < num_families; ++i) {
+      if (const auto alias = state_->aliases.find(families[i].name);
+          alias != state_->aliases.end()) {
+        prometheus::MetricFamily copy = families[i];
+        copy.name = alias->second;
+        families.push_back(std::move(copy));
+      }
     }
   }
   std::sort(families.begin(), families.end(),

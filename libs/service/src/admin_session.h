@@ -33,8 +33,8 @@ struct AdminShared {
   boost::asio::io_context context{1};
 };
 
-// Keeps itself alive through its handlers, and through the reply that is awaited. All on the server's one thread, but for what replies
-// are given by others, which is posted there.
+// Keeps itself alive through its handlers, and through the reply that is awaited. All on the
+// server's one thread, but for what replies are given by others, which is posted there.
 class AdminSession : public std::enable_shared_from_this<AdminSession> {
  public:
   using tcp = boost::asio::ip::tcp;

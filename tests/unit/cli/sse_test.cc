@@ -35,6 +35,22 @@ TEST(SseReaderTest, AnyCutGivesTheSameEvents) {
   }
 }
 
+TEST(SseReaderTest, EventsHaveTheirNames) {
+  SseReader reader;
+  const auto events = reader.FeedNamed(
+      "event: snapshot\nid: 1\ndata: a\n\ndata: b\n\nevent:data\n\nevent: delta\r\ndata: "
+      "c\r\n\r\n");
+  ASSERT_TRUE(events.ok());
+  std::vector<std::pair<std::string, std::string>> found;
+  for (const SseEvent& event : *events) {
+    found.emplace_back(event.name, event.data);
+  }
+  using Pair = std::pair<std::string, std::string>;
+  EXPECT_THAT(found, ElementsAre(Pair("snapshot", "a"), Pair("", "b"), Pair("delta", "c")));
+  SseReader small(4);
+  EXPECT_EQ(ReasonOf(small.FeedNamed("data: long\n\n").status()), "http");
+}
+
 TEST(SseReaderTest, UnfinishedEventIsNone) {
   EXPECT_THAT(FeedInPieces("data: one\n", 3), IsEmpty());
 }

@@ -300,12 +300,14 @@ TEST_F(StragglerLogTest, TheTextHasWhatTheHeaderSays) {
   clock_.Advance(std::chrono::seconds(2));
   const boost::json::object page = boost::json::parse(log_.Json()).as_object();
   EXPECT_EQ(page.at("window_seconds").as_int64(), 600);
-  EXPECT_EQ(boost::json::serialize(page.at("calls").as_array()[0]),
-            R"({"age_seconds":1.9992E0,"layer":3,"phase":"decode","worker":1,"first_worker":1,)"
-            R"("rows":4,"image_rows":0,"attempts":1,"total_us":800,"queue_us":0,"service_us":800,)"
-            R"("network_us":0,"is_last":true,"delayed_us":300})");
-  EXPECT_EQ(boost::json::serialize(page.at("workers")),
-            R"([{"worker":1,"straggler_calls":1,"straggler_seconds":3E-4}])");
+  EXPECT_THAT(
+      log_.Json(),
+      ::testing::HasSubstr(
+          R"({"age_seconds":1.9992,"layer":3,"phase":"decode","worker":1,"first_worker":1,)"
+          R"("rows":4,"image_rows":0,"attempts":1,"total_us":800,"queue_us":0,"service_us":800,)"
+          R"("network_us":0,"is_last":true,"delayed_us":300})"));
+  EXPECT_THAT(log_.Json(), ::testing::HasSubstr(R"("workers":[{"worker":1,"straggler_calls":1,)"));
+  EXPECT_EQ(page.at("workers").as_array()[0].at("straggler_seconds").as_double(), 3e-4);
 }
 
 TEST_F(StragglerLogTest, CallsWithinTheProcessAreNotLookedAt) {

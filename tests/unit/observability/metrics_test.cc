@@ -86,6 +86,54 @@ TEST(MetricsTest, WhatIsToBeUpToDateIsAskedForBeforeThePage) {
   EXPECT_THAT(metrics.Text(), HasSubstr("conclave_g 2\n"));
 }
 
+TEST(MetricsTest, AnAliasIsTheSameMetricUnderAnotherName) {
+  Metrics metrics;
+  metrics.AddAlias("conclave_x_total", "other:x_total");
+  metrics.AddAlias("conclave_missing", "other:missing");
+  metrics.AddCounter("conclave_x_total", "X.", {{"a", "1"}}).Add(3);
+  const std::string page = metrics.Text();
+  EXPECT_THAT(page, HasSubstr("conclave_x_total{a=\"1\"} 3\n"));
+  EXPECT_THAT(page, HasSubstr("# TYPE other:x_total counter\nother:x_total{a=\"1\"} 3\n"));
+  EXPECT_THAT(page, Not(HasSubstr("missing")));
+}
+
+// Names, types and labels of vllm/v1/metrics/loggers.py.
+TEST(VllmNamesTest, EveryNameThatIsClaimedIsThere) {
+  Metrics metrics;
+  AddVllmNames(metrics);
+  const EngineMetrics engine(metrics, "demo", "0", 2048);
+  engine.CountFinished(Finished::kLength);
+  const std::string page = metrics.Text();
+  const std::pair<const char*, std::vector<const char*>> families[] = {
+      {"gauge", {"num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"}},
+      {"counter",
+       {"prompt_tokens_total", "prompt_tokens_cached_total", "generation_tokens_total",
+        "prefix_cache_queries_total", "prefix_cache_hits_total", "mm_cache_queries_total",
+        "mm_cache_hits_total", "num_preemptions_total", "request_success_total"}},
+      {"histogram",
+       {"time_to_first_token_seconds", "inter_token_latency_seconds",
+        "request_time_per_output_token_seconds", "e2e_request_latency_seconds",
+        "request_queue_time_seconds", "request_prefill_time_seconds", "request_decode_time_seconds",
+        "request_inference_time_seconds", "iteration_tokens_total", "request_prompt_tokens",
+        "request_generation_tokens"}}};
+  size_t count = 0;
+  for (const auto& [type, names] : families) {
+    for (const std::string name : names) {
+      ++count;
+      EXPECT_THAT(page, HasSubstr("# TYPE vllm:" + name + " " + type + "\n"));
+    }
+  }
+  size_t found = 0;
+  for (size_t at = 0; (at = page.find("# TYPE vllm:", at)) != std::string::npos; ++at) {
+    ++found;
+  }
+  EXPECT_EQ(found, count);
+  EXPECT_THAT(page, HasSubstr("vllm:request_success_total{engine=\"0\",finished_reason=\"length\","
+                              "model_name=\"demo\"} 1\n"));
+  EXPECT_THAT(page, HasSubstr("vllm:time_to_first_token_seconds_count{engine=\"0\","
+                              "model_name=\"demo\"} 0\n"));
+}
+
 TEST(MetricsTest, CountsOfBucketsThatSomebodyElseKeepsBecomeAHistogram) {
   Metrics metrics;
   const double bounds[] = {0.1, 1.0};

@@ -36,8 +36,10 @@ struct ChatServiceOptions {
 class ChatObserver {
  public:
   virtual ~ChatObserver() = default;
-  virtual void OnImage(std::chrono::nanoseconds decode, std::chrono::nanoseconds encode,
-                       bool was_cached) = 0;
+  virtual void OnImage(image::ImageFormat format, std::chrono::nanoseconds decode,
+                       std::chrono::nanoseconds encode, bool was_cached) = 0;
+  // One that cannot be decoded; `format` is what its first bytes say.
+  virtual void OnImageRefused(image::ImageFormat format) = 0;
   virtual void OnRequestEnd(FinishReason reason, const Usage& usage, const Timings& timings) = 0;
 };
 

@@ -96,7 +96,7 @@ class RouterServer {
   // ("standby").
   void StartRecording(std::function<void(const absl::StatusOr<RecordingStatus>&)> done);
   void StopRecording(std::function<void(const absl::StatusOr<RecordingStatus>&)> done);
-  void GetRecording(std::function<void(absl::StatusOr<Recording>)> done);
+  void GetRecording(const std::function<void(absl::StatusOr<Recording>)>& done);
 
  private:
   class Impl;

@@ -19,6 +19,13 @@ enum class Finished : uint8_t { kStop, kLength, kAbort, kError };
 inline constexpr int kNumFinished = 4;
 std::string_view NameOf(Finished finished);
 
+// What a picture's first bytes say it is: the label format, in the order of image::ImageFormat.
+inline constexpr int kNumImageFormats = 6;
+// What became of it: taken from the cache of encoded pictures, encoded, or refused: the label
+// result.
+enum class ImageResult : uint8_t { kCached, kEncoded, kRefused };
+inline constexpr int kNumImageResults = 3;
+
 // Of one engine. Default-made: every handle ignores what it is told.
 struct EngineMetrics {
   EngineMetrics() = default;
@@ -47,12 +54,18 @@ struct EngineMetrics {
   Histogram iteration_tokens;                                       // tokens in one step
   Histogram request_prompt_tokens, request_generation_tokens;
 
+  Counter images[kNumImageFormats][kNumImageResults];
   Histogram image_preprocess;  // seconds: decode and resize of one image
   Histogram vision_encode;     // seconds: tower and projector of one image
 
   // One finished request.
   void CountFinished(Finished reason) const { request_success[static_cast<size_t>(reason)].Add(); }
 };
+
+// From now on the page has the metrics that vLLM has too under its names as well, `vllm:` for
+// `conclave_`, so that dashboards, autoscaler rules and gateways made for it work unchanged. Exact
+// names, labels and types; buckets are a superset. Call once per Metrics, at any time.
+void AddVllmNames(Metrics& metrics);
 
 enum class Modality : uint8_t { kText, kImage };
 enum class Phase : uint8_t { kPrefill, kDecode };

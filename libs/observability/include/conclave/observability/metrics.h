@@ -3,9 +3,10 @@
 // metric up by name.
 //
 // Names: `conclave_` for serving, `moe_` for experts; never a colon, which is reserved for
-// recording rules. Labels take values from fixed sets only (model, route, layer, expert, worker
-// index, modality, reason, ...): never a user, key, path, prompt, URL or text of a peer.
-// docs/metrics.md lists them all.
+// recording rules (another program's names, by AddAlias, may have one). Labels take values from
+// fixed sets only (model, route, layer, expert, worker, modality, reason, ...) and names that an
+// operator gave: never a user, key, path, prompt, URL or other text of a peer. docs/metrics.md
+// lists them all.
 #pragma once
 
 #include <cstdint>
@@ -108,6 +109,10 @@ class Metrics {
   // Called on the scraping thread before a page is put together, to bring up to date what others
   // then read. Must not block for long and must not ask for a page.
   void AddRefresh(std::function<void()> refresh);
+
+  // From now on the page has this metric once more, under `alias`: a name of another program, which
+  // may have a colon. Nothing while there is no metric `name`.
+  void AddAlias(const std::string& name, const std::string& alias);
 
   // Memory, CPU time, open files and start time of this process, under Prometheus' usual process_*
   // names.
