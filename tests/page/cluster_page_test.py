@@ -1,7 +1,5 @@
 """Goal: the page that a router serves shows what a real cluster did: rows, a lost worker, a chat with its patches.
 
-Run by hand until the router serves the page: `CONCLAVE_BINARY=... .venv/bin/python tests/page/cluster_page_test.py`.
-
 Method: a router, three workers and a frontend with the demo model. Every request asks for its routed experts, and the heat map
 of every filter must equal, exactly, the counts made of them. CONCLAVE_PAGE_SCREENSHOTS=FOLDER keeps pictures of every view.
 """
@@ -193,7 +191,7 @@ class ClusterPageTest(conclave.TestCase):
         opened.page.fill("input[type=number]", "3")
         opened.page.click("text=Replicate … >> nth=0")
         opened.page.wait_for_selector(".plan .strong")
-        self.assertEqual(self.stats()["placement"]["experts"][0], before["experts"][0], "nothing happens before it is confirmed")
+        self.assertEqual(self.stats()["placement"]["experts"][0], before["experts"][0], "it was not confirmed yet")
         opened.page.click(".plan .strong")
         clusters.wait_until(lambda: len(self.stats()["placement"]["experts"][0]) == 3, "a third replica of the first expert")
         opened.page.wait_for_function("() => document.querySelectorAll('.chip').length >= 17")
