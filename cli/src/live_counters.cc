@@ -63,6 +63,7 @@ void PutGates(const frontend::GateCounter& gates, live::FrontendFigures& figures
   const size_t num_experts = live::NumExperts(figures.model.layers);
   figures.rows.resize(num_experts * live::kCellsPerExpert);
   figures.weights.resize(num_experts * live::kModalities);
+  figures.probabilities = gates.Probabilities();
   // Loads come layer after layer, experts ascending.
   size_t expert = 0;
   const frontend::GateCounter::Load* last = nullptr;

@@ -212,14 +212,3 @@ class OpenPage:
         if wide > width:
             found.append(f"it scrolls sideways: {wide} wide in {width}")
         return found
-
-
-def contrast(a: list[int], b: list[int]) -> float:
-    """The contrast of two colours, 1 to 21 (WCAG 2.1)."""
-
-    def luminance(channels):
-        linear = [value / 255 / 12.92 if value / 255 <= 0.04045 else ((value / 255 + 0.055) / 1.055) ** 2.4
-                  for value in channels]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    low, high = sorted((luminance(a), luminance(b)))
-    return (high + 0.05) / (low + 0.05)
