@@ -53,7 +53,8 @@ TEST_F(BoardEventsTest, AWorkersStatesAreEvents) {
   EXPECT_THAT(Change(kJoining, kLive), ElementsAre("live: w1 serves experts"));
   EXPECT_THAT(Change(kLive, kDraining), ElementsAre("draining: w1 is being drained"));
   EXPECT_THAT(Change(kDraining, kDrained), ElementsAre("drained: w1 is drained"));
-  EXPECT_THAT(Change(kDrained, kLive), ElementsAre("undrained: w1 stays: its drain was taken back"));
+  EXPECT_THAT(Change(kDrained, kLive),
+              ElementsAre("undrained: w1 stays: its drain was taken back"));
   w1().heartbeat_age = 0.85;
   EXPECT_THAT(Change(kLive, kSuspect), ElementsAre("suspect: w1 is suspected: silent for 850 ms"));
   EXPECT_EQ(tick_.at("events").at(0).at("silent"), 0.85);
@@ -65,7 +66,8 @@ TEST_F(BoardEventsTest, ASuspectRecoversIntoAnyStateOfWhoAnswers) {
   EXPECT_THAT(Change(kSuspect, kJoining), ElementsAre("recovered: w1 answers again"));
   EXPECT_THAT(Change(kSuspect, kDraining),
               ElementsAre("recovered: w1 answers again", "draining: w1 is being drained"));
-  for (const json::value& incident : Snapshot().at("incidents").as_array()) {
+  const json::object picture = Snapshot();
+  for (const json::value& incident : picture.at("incidents").as_array()) {
     EXPECT_FALSE(incident.at("restored_after").is_null());
   }
 }
@@ -127,7 +129,8 @@ TEST_F(BoardEventsTest, FrontendsComeAndGoByName) {
 
 TEST_F(BoardEventsTest, WhatFrontendsHadToDoAgainIsTold) {
   FrontendFigures figures = EmptyFigures();
-  figures.workers = {WorkerCalls{.worker = 1, .calls_resent = 5, .rows_resent = 50, .hedges = 5, .seconds = {}}};
+  figures.workers = {
+      WorkerCalls{.worker = 1, .calls_resent = 5, .rows_resent = 50, .hedges = 5, .seconds = {}}};
   figures.serving.finished[3] = 9;
   board_.Report("f0", 1, figures);
   Tick();

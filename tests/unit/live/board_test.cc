@@ -3,7 +3,6 @@
 // beside a board whose cluster changes at random.
 #include "conclave/live/board.h"
 
-#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -15,7 +14,6 @@ namespace conclave::live {
 namespace {
 
 namespace json = boost::json;
-using ::testing::ElementsAre;
 
 // Changes one thing of a cluster and of what its frontends have counted.
 class RandomCluster {
@@ -23,7 +21,8 @@ class RandomCluster {
   explicit RandomCluster(uint32_t seed) : random_(seed) {}
 
   void Step(Board& board) {
-    WorkerPicture* worker = picture.workers.empty() ? nullptr : &picture.workers[Pick(picture.workers.size())];
+    WorkerPicture* worker =
+        picture.workers.empty() ? nullptr : &picture.workers[Pick(picture.workers.size())];
     switch (Pick(8)) {
       case 0:
         if (worker != nullptr) {
@@ -80,7 +79,8 @@ class RandomCluster {
   void Count() {
     figures.rows[Pick(figures.rows.size())] += Pick(100);
     figures.weights[Pick(figures.weights.size())] += 0.125 * static_cast<double>(Pick(10));
-    figures.probabilities[Pick(figures.probabilities.size())] += 0.01 * static_cast<double>(Pick(9));
+    figures.probabilities[Pick(figures.probabilities.size())] +=
+        0.01 * static_cast<double>(Pick(9));
     figures.running = static_cast<int32_t>(Pick(9));
     ++figures.serving.finished[Pick(4)];
     figures.serving.ttft.resize(3);
@@ -99,17 +99,13 @@ TEST_F(BoardTest, ASnapshotAndTheDeltasBehindItAreTheNextSnapshot) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     Board board(Options());
     RandomCluster cluster(seed);
+    (void)board.Tick();
     LiveReader reader(board.Snapshot());
     for (int step = 0; step < 150; ++step) {
       now_ += step % 40 == 0 ? 400 : 1;  // long enough for the dead to be forgotten
       cluster.Step(board);
       reader.Apply(board.Tick());
-      const json::object snapshot = ParseObject(board.Snapshot());
-      if (step == 0) {
-        // A first delta brings what a snapshot in front of the first tick cannot have.
-        reader = LiveReader(board.Snapshot());
-      }
-      ASSERT_EQ(reader.picture(), snapshot) << "step " << step;
+      ASSERT_EQ(reader.picture(), ParseObject(board.Snapshot())) << "step " << step;
     }
   }
 }
@@ -135,9 +131,9 @@ TEST_F(BoardTest, BeforeAnythingIsKnownTheSnapshotHasAllItsKeys) {
   Tick();
   const json::object picture = Snapshot();
   for (const char* key :
-       {"schema", "seq", "time", "started", "role", "version", "model", "cluster", "workers",
-        "frontends", "placement", "rows", "weights", "probabilities", "serving", "pathways",
-        "bounds", "events", "incidents", "admin"}) {
+       {"schema",  "seq",      "time",      "started",   "role",      "version", "model",
+        "cluster", "workers",  "frontends", "placement", "rows",      "weights", "probabilities",
+        "serving", "pathways", "bounds",    "events",    "incidents", "admin"}) {
     EXPECT_TRUE(picture.contains(key)) << key;
   }
   EXPECT_EQ(picture.size(), 20u);

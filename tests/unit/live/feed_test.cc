@@ -58,9 +58,7 @@ class Watching {
 TEST(FeedTest, WatchersGetTheSnapshotWithinTheCallAndThenEveryDelta) {
   Board board({.role = "serve", .version = "1", .bounds = {}, .admin_reason = "", .now = {}});
   std::atomic<int> num_told{0};
-  Feed feed(board, [&] {
-    board.AddEvent("recording", -1, "", std::to_string(++num_told));
-  });
+  Feed feed(board, [&] { board.AddEvent("recording", -1, "", std::to_string(++num_told)); });
   std::deque<Watching> watching(20);
   for (Watching& one : watching) {
     feed.Watch(one.Watcher());

@@ -118,7 +118,7 @@ TEST(FiguresTest, PathsMergeMostRowsFirstAndThe64OfThemStay) {
   Add(many, a);
   EXPECT_THAT(a.pathways[0].top, SizeIs(kTopPaths));
   EXPECT_EQ(a.pathways[0].distinct, 102u);
-  EXPECT_EQ(a.pathways[0].top[1], (Path{{0, 0}, 13}));
+  EXPECT_EQ(a.pathways[0].top[0], (Path{{0, 0}, 13}));
   EXPECT_EQ(a.pathways[0].top[2], (Path{{1, 1}, 5})) << "ties by experts";
 }
 

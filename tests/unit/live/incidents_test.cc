@@ -26,7 +26,8 @@ class IncidentsTest : public ::testing::Test {
   static constexpr Coverage kRepaired{.epoch = 6, .is_planning = false, .lowest = 2, .wanted = 2};
 
   IncidentsTest() {
-    sums_.workers = {WorkerCalls{.worker = 0, .seconds = {}}, WorkerCalls{.worker = 1, .seconds = {}}};
+    sums_.workers = {WorkerCalls{.worker = 0, .seconds = {}},
+                     WorkerCalls{.worker = 1, .seconds = {}}};
     sums_.serving.recovery = {0, 0};
     for (int i = 0; i < 3; ++i) {
       Second();

@@ -84,7 +84,8 @@ class BoardTest : public ::testing::Test {
   }
   // As the last snapshot has the worker; null: not at all.
   boost::json::value Worker(int32_t id) const {
-    for (const boost::json::value& worker : Snapshot().at("workers").as_array()) {
+    const boost::json::object picture = Snapshot();
+    for (const boost::json::value& worker : picture.at("workers").as_array()) {
       if (worker.at("id").as_int64() == id) {
         return worker;
       }
