@@ -1,5 +1,5 @@
-// Goal: what the picture counts is the sum over all frontends that this server has heard, each once,
-// also when they are gone. Method: reports of a few frontends, and of very many.
+// Goal: what the picture counts is the sum over all frontends that this server has heard, each of
+// them once, also when they are gone. Method: reports of a few frontends, and of very many.
 #include <gtest/gtest.h>
 
 #include "live_fixture.h"

@@ -1,4 +1,4 @@
-// What a page does with the live picture: takes a snapshot and every delta behind it (docs/live.md).
+// What a page does with the live picture: takes a snapshot and all deltas behind it (docs/live.md).
 #pragma once
 
 #include <boost/json.hpp>
