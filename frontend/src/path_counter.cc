@@ -28,8 +28,8 @@ void PathCounter::Start(int32_t micro_batch, int32_t layer, MatView<const float>
   for (size_t r = 0; r < rows.size(); ++r) {
     const auto expert = static_cast<uint16_t>(choice.experts.Row(static_cast<int64_t>(r))[0]);
     char* place = bytes.data() + (r * num_layers_ + index) * 2;
-    place[0] = static_cast<char>(expert & 0xFF);
-    place[1] = static_cast<char>(expert >> 8);
+    place[0] = static_cast<char>(expert >> 8);
+    place[1] = static_cast<char>(expert & 0xFF);
   }
   next_.Start(micro_batch, layer, n, rows, choice, out);
   // Behind the dispatch, while the workers compute.
@@ -77,9 +77,9 @@ std::array<live::PathCounts, live::kModalities> PathCounter::Counts() const {
       live::Path path;
       path.rows = best[i].second;
       for (size_t at = 0; at < best[i].first->size(); at += 2) {
-        const auto low = static_cast<uint8_t>((*best[i].first)[at]);
-        const auto high = static_cast<uint8_t>((*best[i].first)[at + 1]);
-        path.experts.push_back(low | high << 8);
+        const auto high = static_cast<uint8_t>((*best[i].first)[at]);
+        const auto low = static_cast<uint8_t>((*best[i].first)[at + 1]);
+        path.experts.push_back(high << 8 | low);
       }
       out[m].top.push_back(std::move(path));
     }

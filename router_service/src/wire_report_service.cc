@@ -110,8 +110,8 @@ absl::Status ReadWorkers(const v1::FrontendReport& report, std::vector<live::Wor
   }
   out.clear();
   for (const v1::WorkerCallCounts& in : report.workers()) {
-    if (!out.empty() && in.worker() <= out.back().worker) {
-      return Bad("workers", "ascending ids");
+    if (in.worker() < 0 || (!out.empty() && in.worker() <= out.back().worker)) {
+      return Bad("workers", "ascending ids of workers");
     }
     live::WorkerCalls& calls = out.emplace_back();
     calls.worker = in.worker();

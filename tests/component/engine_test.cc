@@ -6,7 +6,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <map>
+#include <numeric>
+#include <span>
 
 #include "assembly.h"
 #include "conclave/base/clock.h"
@@ -69,7 +72,10 @@ class FaultyExperts : public model::MoeExecutor {
     return fails ? absl::UnavailableError("worker 1 is gone") : status;
   }
 
+  uint64_t num_resent() const override { return resent; }
+
   bool fails = false;
+  uint64_t resent = 0;  // what it says
 
  private:
   model::MoeExecutor& inner_;
@@ -366,6 +372,101 @@ TEST_F(EngineTest, RoutedExpertsHaveOneEntryPerPositionLayerAndChoice) {
   EXPECT_TRUE(std::all_of(outcome->stats.routed_experts.begin(),
                           outcome->stats.routed_experts.end(),
                           [](int16_t expert) { return expert >= 0 && expert < 4; }));
+}
+
+TEST_F(EngineTest, GateProbabilitiesAreADistributionWhoseLargestWereChosen) {
+  Start({});
+  SequenceRequest request = Request("List the shapes.", 5);
+  request.wants_routed_experts = true;
+  request.wants_gate_probabilities = true;
+  const size_t positions = request.tokens.size() + 4;
+  const auto outcome = Submit(std::move(request));
+  RunAll();
+  const size_t layers = model_->desc().moe.layers.size();
+  const std::vector<float>& gates = outcome->stats.gate_probabilities;
+  ASSERT_EQ(gates.size(), positions * layers * 4);
+  ASSERT_EQ(outcome->stats.routed_experts.size(), positions * layers * 2);
+  for (size_t i = 0; i < positions * layers; ++i) {
+    const auto of_row = std::span(gates).subspan(i * 4, 4);
+    EXPECT_NEAR(std::accumulate(of_row.begin(), of_row.end(), 0.0), 1, 1e-5) << i;
+    const int16_t* chosen = &outcome->stats.routed_experts[i * 2];
+    EXPECT_EQ(of_row[static_cast<size_t>(chosen[0])],
+              *std::max_element(of_row.begin(), of_row.end()));
+    EXPECT_EQ(std::count_if(of_row.begin(), of_row.end(),
+                            [&](float p) { return p > of_row[static_cast<size_t>(chosen[1])]; }),
+              1);
+  }
+}
+
+TEST_F(EngineTest, WhatThePrefixCacheHadHasNoProbabilities) {
+  Start({});
+  SequenceRequest request = Request("List the shapes. Are there more circles than squares?", 3);
+  request.wants_gate_probabilities = true;
+  const auto first = Submit(request);
+  RunAll();
+  const auto second = Submit(request);
+  RunAll();
+  const auto cached = static_cast<size_t>(second->stats.cached_rows);
+  ASSERT_GT(cached, 0u);
+  const std::vector<float>& before = first->stats.gate_probabilities;
+  const std::vector<float>& after = second->stats.gate_probabilities;
+  ASSERT_EQ(after.size(), before.size());
+  const size_t num_cached = cached * model_->desc().moe.layers.size() * 4;
+  for (size_t i = 0; i < after.size(); ++i) {
+    if (i < num_cached) {
+      ASSERT_TRUE(std::isnan(after[i])) << i;
+    } else {
+      ASSERT_EQ(after[i], before[i]) << i;
+    }
+  }
+}
+
+TEST_F(EngineTest, NobodyWhoDidNotAskPaysForProbabilities) {
+  Start({});
+  const auto quiet = Submit(Request("List the shapes.", 3));
+  SequenceRequest request = Request("Describe the image.", 3);
+  request.wants_gate_probabilities = true;
+  const auto asking = Submit(std::move(request));
+  RunAll();
+  EXPECT_TRUE(quiet->stats.gate_probabilities.empty());
+  EXPECT_FALSE(asking->stats.gate_probabilities.empty());
+}
+
+TEST_F(EngineTest, ImageSpansAreThePositionsOfThePictures) {
+  Start({});
+  SequenceRequest request;
+  request.tokens = testing::PromptIds(*model_, {"one.png", "What do you see?"});
+  request.images = {testing::Features(*model_, "one.png")};
+  const auto place = std::find(request.tokens.begin(), request.tokens.end(), text::kImageToken);
+  const auto first = static_cast<int32_t>(place - request.tokens.begin());
+  const int32_t num_rows = request.images[0]->num_rows;
+  // A second picture behind it.
+  request.tokens.push_back(text::kImageToken);
+  request.images.push_back(request.images[0]);
+  const auto second = static_cast<int32_t>(request.tokens.size()) - 2 + num_rows;
+  const auto outcome = Submit(std::move(request));
+  RunAll();
+  EXPECT_EQ(outcome->stats.image_spans,
+            (std::vector<std::pair<int32_t, int32_t>>{{first, num_rows}, {second, num_rows}}));
+  EXPECT_EQ(outcome->stats.image_rows, 2 * num_rows);
+}
+
+TEST_F(EngineTest, ASequenceIsTouchedOnceHoweverOftenCallsAreSentAgain) {
+  Start({});
+  Submit(Request("List the shapes.", 60));
+  Submit(Request("Describe the image.", 60));
+  const auto touched_by = [this](uint64_t resent) {
+    experts_->resent += resent;
+    engine_->Step();
+    return log_.steps.back().touched;
+  };
+  EXPECT_EQ(touched_by(0), 0);
+  EXPECT_EQ(touched_by(3), 2);
+  EXPECT_EQ(touched_by(0), 0);
+  EXPECT_EQ(touched_by(1), 0) << "both have been counted";
+  Submit(Request("What color is the sky?", 60));
+  EXPECT_EQ(touched_by(0), 0);
+  EXPECT_EQ(touched_by(1), 1) << "the new one";
 }
 
 }  // namespace

@@ -341,23 +341,37 @@ void Board::Report(const std::string& name, uint64_t incarnation, FrontendFigure
   }
   s.reports.emplace(key, std::move(figures));
   if (s.reports.size() > kReportsMax) {
-    const auto oldest = std::min_element(
-        s.reports.begin(), s.reports.end(),
-        [](const auto& a, const auto& b) { return a.first.second < b.first.second; });
-    Add(oldest->second, s.dropped);
-    s.reports.erase(oldest);
+    s.DropReport(key);
   }
+}
+
+// Who is still there will report again, and would be counted twice.
+void Board::State::DropReport(const ReportKey& newest) {
+  auto oldest = reports.end();
+  for (auto it = reports.begin(); it != reports.end(); ++it) {
+    if (it->first != newest && !IsHere(it->first) &&
+        (oldest == reports.end() || it->first.second < oldest->first.second)) {
+      oldest = it;
+    }
+  }
+  if (oldest != reports.end()) {
+    Add(oldest->second, dropped);
+    reports.erase(oldest);
+  }
+}
+
+bool Board::State::IsHere(const ReportKey& key) const {
+  return std::any_of(told.frontends.begin(), told.frontends.end(),
+                     [&key](const FrontendPicture& frontend) {
+                       return frontend.name == key.first && frontend.incarnation == key.second;
+                     });
 }
 
 // What all frontends have counted; what is so only now counts for those that are there.
 FrontendFigures Board::State::Sums() const {
   FrontendFigures total = dropped;
   for (const auto& [key, figures] : reports) {
-    const bool is_here = std::any_of(
-        told.frontends.begin(), told.frontends.end(), [&](const FrontendPicture& frontend) {
-          return frontend.name == key.first && frontend.incarnation == key.second;
-        });
-    if (is_here) {
+    if (IsHere(key)) {
       Add(figures, total);
       continue;
     }

@@ -39,6 +39,8 @@ struct Board::State {
     double since = 0;
   };
 
+  using ReportKey = std::pair<std::string, uint64_t>;  // a frontend's name and incarnation
+
   void Compare(const ClusterPicture& before, const ClusterPicture& after, double time)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void CompareWorker(const WorkerPicture* before, const WorkerPicture& after, double time)
@@ -52,6 +54,8 @@ struct Board::State {
                 const Numbers& numbers) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   Coverage CoverageNow() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   std::string NameOfWorker(int32_t id) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  void DropReport(const ReportKey& newest) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
+  bool IsHere(const ReportKey& key) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   FrontendFigures Sums() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
   void Keep(double time) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu);
 
@@ -83,8 +87,8 @@ struct Board::State {
   double placed_at ABSL_GUARDED_BY(mu) = 0;  // the epoch of now
   double started ABSL_GUARDED_BY(mu) = 0;
   std::deque<Gone> gone ABSL_GUARDED_BY(mu);
-  // By name and incarnation; those of frontends that are gone too.
-  std::map<std::pair<std::string, uint64_t>, FrontendFigures> reports ABSL_GUARDED_BY(mu);
+  // Those of frontends that are gone too.
+  std::map<ReportKey, FrontendFigures> reports ABSL_GUARDED_BY(mu);
   FrontendFigures dropped ABSL_GUARDED_BY(mu);  // sums of reports that were too many
   std::deque<Event> events ABSL_GUARDED_BY(mu);
   uint64_t next_event ABSL_GUARDED_BY(mu) = 1;

@@ -132,6 +132,10 @@ AdminServer::~AdminServer() {
   AdminShared& shared = *state_->shared;
   shared.context.stop();
   state_->thread.join();
+  {
+    MutexLock lock(shared.mu);
+    shared.is_over = true;
+  }
   // Handlers hold their sessions, and sessions what the handlers lie in: they have to run.
   state_->acceptor.close();
   state_->retry.cancel();

@@ -1,5 +1,6 @@
 #include "admin_session.h"
 
+#include <algorithm>
 #include <boost/asio/dispatch.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/write.hpp>
@@ -49,6 +50,11 @@ AdminSession::Response AnswerFailpoints(http::verb method, std::string_view body
   return MakeAdminResponse(http::status::ok, FailpointReport(), "text/plain");
 }
 #endif
+
+bool IsAt(const AdminRoute& route, std::string_view path) {
+  return path == route.path ||
+         (route.path.size() > 1 && route.path.ends_with('/') && path.starts_with(route.path));
+}
 
 bool IsBuiltIn(std::string_view path) {
   return path == "/metrics" || path == "/health/live" || path == "/health/ready";
@@ -138,9 +144,15 @@ class AdminSession::Reply final : public AdminReply {
   }
   template <typename F>
   void Post(F action) {
-    if (const std::shared_ptr<AdminSession> session = session_.lock(); session != nullptr) {
-      asio::post(session->stream_.get_executor(),
-                 [session, action = std::move(action)]() mutable { action(*session); });
+    std::shared_ptr<AdminSession> session = session_.lock();
+    if (session == nullptr) {
+      return;
+    }
+    const std::shared_ptr<AdminShared> shared = session->shared_;
+    MutexLock lock(shared->mu);
+    if (!shared->is_over) {
+      asio::post(shared->context, [session = std::move(session),
+                                   action = std::move(action)]() mutable { action(*session); });
     }
   }
 
@@ -172,20 +184,24 @@ void AdminSession::Read() {
       [self = shared_from_this()](Error error, size_t) { self->OnHead(error); });
 }
 
-const AdminRoute* AdminSession::FindRoute(std::string_view path, std::string_view method,
-                                          bool& is_path_known) const {
+const AdminRoute* AdminSession::FindRoute(std::string_view path, std::string_view method) const {
+  const auto it =
+      std::find_if(options_.routes.begin(), options_.routes.end(), [&](const AdminRoute& route) {
+        return IsAt(route, path) &&
+               (route.method == method || (route.method == "GET" && method == "HEAD"));
+      });
+  return it == options_.routes.end() ? nullptr : &*it;
+}
+
+std::string AdminSession::AllowedAt(std::string_view path) const {
+  std::string allowed = IsBuiltIn(path) ? "GET, HEAD" : "";
   for (const AdminRoute& route : options_.routes) {
-    const bool is_match =
-        path == route.path ||
-        (route.path.size() > 1 && route.path.ends_with('/') && path.starts_with(route.path));
-    if (is_match) {
-      is_path_known = true;
-      if (route.method == method || (route.method == "GET" && method == "HEAD")) {
-        return &route;
-      }
+    const std::string methods = route.method == "GET" ? "GET, HEAD" : route.method;
+    if (IsAt(route, path) && allowed.find(methods) == std::string::npos) {
+      allowed += (allowed.empty() ? "" : ", ") + methods;
     }
   }
-  return nullptr;
+  return allowed;
 }
 
 std::string_view AdminSession::HeaderOf(http::field field) const {
@@ -211,10 +227,9 @@ void AdminSession::OnHead(Error error) {
   const auto& request = parser_->get();
   is_head_ = request.method() == http::verb::head;
   is_last_ = is_last_ || !request.keep_alive();
-  bool is_path_known = false;
   std::string_view target = View(request.target());
   const AdminRoute* route =
-      FindRoute(target.substr(0, target.find('?')), View(request.method_string()), is_path_known);
+      FindRoute(target.substr(0, target.find('?')), View(request.method_string()));
   const size_t body_max = route == nullptr ? kBodyBytesMax : route->body_bytes_max;
   if (parser_->content_length().value_or(0) > body_max) {
     is_last_ = true;
@@ -280,22 +295,21 @@ void AdminSession::Dispatch() {
     return;
   }
 #endif
-  bool is_path_known = IsBuiltIn(path);
   const bool is_get = request.method() == http::verb::get || is_head_;
-  if (is_path_known && is_get) {
+  if (IsBuiltIn(path) && is_get) {
     Answer(AnswerBuiltIn(options_, path));
     return;
   }
-  const AdminRoute* route = FindRoute(path, View(request.method_string()), is_path_known);
+  const AdminRoute* route = FindRoute(path, View(request.method_string()));
   if (route == nullptr) {
-    if (!is_path_known) {
+    const std::string allowed = AllowedAt(path);
+    if (allowed.empty()) {
       Answer(ErrorResponse(http::status::not_found, "not_found", "no such path"));
       return;
     }
-    Response response =
-        ErrorResponse(http::status::method_not_allowed, "method_not_allowed",
-                      is_get ? "expected POST" : "expected GET, HEAD or what the path takes");
-    response.set(http::field::allow, is_get ? "POST" : "GET, HEAD");
+    Response response = ErrorResponse(http::status::method_not_allowed, "method_not_allowed",
+                                      "expected the method " + allowed);
+    response.set(http::field::allow, allowed);
     Answer(std::move(response));
     return;
   }
@@ -346,15 +360,19 @@ void AdminSession::Answer(Response response) {
 void AdminSession::BeginStream(std::string content_type, std::function<void()> on_closed) {
   is_streaming_ = true;
   on_closed_ = std::move(on_closed);
-  stream_head_ = "HTTP/1.1 200 OK\r\nContent-Type: " + std::move(content_type) +
-                 "\r\nCache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n"
-                 "X-Accel-Buffering: no\r\nConnection: close\r\n\r\n";
-  WriteStream(std::make_shared<const std::string>(std::exchange(stream_head_, "")));
+  auto head = std::make_shared<const std::string>(
+      "HTTP/1.1 200 OK\r\nContent-Type: " + std::move(content_type) +
+      "\r\nCache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n"
+      "X-Accel-Buffering: no\r\nConnection: close\r\n\r\n");
+  pending_bytes_ = head->size();
+  pieces_.push_back(std::move(head));
+  PumpStream();
   WatchForClose();
 }
 
 void AdminSession::WriteStream(std::shared_ptr<const std::string> piece) {
-  if (!is_streaming_ || !stream_.socket().is_open()) {
+  // HEAD asks for the head alone.
+  if (!is_streaming_ || is_head_ || !stream_.socket().is_open()) {
     return;
   }
   pending_bytes_ += piece->size();
@@ -375,7 +393,7 @@ void AdminSession::PumpStream() {
   asio::async_write(stream_, asio::buffer(*pieces_.front()),
                     [self = shared_from_this()](Error error, size_t) {
                       self->is_writing_ = false;
-                      if (error) {
+                      if (error || self->is_head_) {
                         self->Close();
                         return;
                       }

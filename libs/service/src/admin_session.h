@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "conclave/base/mutex.h"
 #include "conclave/service/admin_server.h"
 
 namespace conclave::service {
@@ -28,6 +29,9 @@ struct AdminShared {
 
   const AdminServerOptions options;
   std::atomic<int> num_open{0};
+  // Handlers that are posted behind the server's end would never run, and keep their session.
+  Mutex mu;
+  bool is_over ABSL_GUARDED_BY(mu) = false;
   // The server's thread's.
   std::vector<std::weak_ptr<AdminSession>> sessions;
   boost::asio::io_context context{1};
@@ -61,8 +65,9 @@ class AdminSession : public std::enable_shared_from_this<AdminSession> {
   void OnHead(Error error);
   void OnRequest(Error error);
   void Dispatch();
-  const AdminRoute* FindRoute(std::string_view path, std::string_view method,
-                              bool& is_path_known) const;
+  const AdminRoute* FindRoute(std::string_view path, std::string_view method) const;
+  // The methods of a path, as the header Allow has them; empty: there is no such path.
+  std::string AllowedAt(std::string_view path) const;
   // Why a POST is refused; nullopt: it is not.
   std::optional<Response> RefusePost() const;
   std::string_view HeaderOf(boost::beast::http::field field) const;
@@ -89,7 +94,6 @@ class AdminSession : public std::enable_shared_from_this<AdminSession> {
   bool is_streaming_ = false;
   bool is_writing_ = false;
   std::function<void()> on_closed_;
-  std::string stream_head_;
   std::deque<std::shared_ptr<const std::string>> pieces_;
   size_t pending_bytes_ = 0;
 

@@ -30,7 +30,7 @@ router_service::RouterStatus Sample() {
   worker.member.state = router_service::MemberState::kSuspect;
   worker.memory_bytes = 1 << 30;
   status.workers = {worker};
-  status.frontends = {{0x10002, "front\x1b[31m", router_service::MakeEpoch(3, 11)}};
+  status.frontends = {{0x10002, "front\x1b[31m", router_service::MakeEpoch(3, 11), 0, ""}};
   status.experts = {{{LayerId(1), ExpertId(0)}, {WorkerId(4)}, {1.5, 0, 2, 0}},
                     {{LayerId(1), ExpertId(1)}, {}, {}}};
   return status;

@@ -309,6 +309,8 @@ INSTANTIATE_TEST_SUITE_P(
         BadCase{"H43", With(R"("user":7)"), "invalid_user", "user"},
         BadCase{"extension", With(R"("conclave":{"image_mode":"tile"})"), "invalid_image_mode",
                 "conclave.image_mode"},
+        BadCase{"extension", With(R"("conclave":{"return_gate_probabilities":1})"),
+                "invalid_return_gate_probabilities", "conclave.return_gate_probabilities"},
         BadCase{"extension", With(R"("conclave":[])"), "invalid_conclave", "conclave"}));
 
 constexpr char kUrlParam[] = "messages[0].content[0].image_url.url";
@@ -445,7 +447,7 @@ TEST(ChatRequestTest, EveryFieldReachesTheEngine) {
       R"("stream_options":{"include_usage":true},"logit_bias":{"5":-100,"999":1.5},"logprobs":true,)"
       R"("top_logprobs":20,"ignore_eos":true,"return_token_ids":true,"return_routed_experts":true,)"
       R"("response_format":{"type":"text"},"tools":[],"tool_choice":"auto","user":"me",)"
-      R"("conclave":{"image_mode":"crop"})"));
+      R"("conclave":{"image_mode":"crop","return_gate_probabilities":true})"));
   ASSERT_TRUE(result.ok()) << result.status();
   const ChatRequest& request = result->request;
   EXPECT_FLOAT_EQ(request.sampling.temperature, 0.7f);
@@ -469,6 +471,7 @@ TEST(ChatRequestTest, EveryFieldReachesTheEngine) {
   EXPECT_TRUE(request.return_token_ids);
   EXPECT_TRUE(request.return_routed_experts);
   EXPECT_EQ(request.image_mode, ImageMode::kCrop);
+  EXPECT_TRUE(request.return_gate_probabilities);
 }
 
 TEST(ChatRequestTest, NullMeansAbsent) {

@@ -164,6 +164,51 @@ TEST(ChatReplyBuilderTest, WritesLogprobsTokenIdsAndRoutedExperts) {
       << body;
 }
 
+// The body that ends with `end`, of a model of two layers with up to three experts.
+std::string BodyWithGates(ChoiceEnd end) {
+  ReplyShape shape = Shape();
+  shape.num_moe_layers = 2;
+  shape.moe_top_k = 1;
+  shape.experts_max = 3;
+  ChatReplyBuilder builder(shape);
+  ChatEvents events = EndEvent(FinishReason::kStop);
+  *events.choices[0].end = std::move(end);
+  builder.Add(std::move(events));
+  builder.Add(DoneEvent());
+  return builder.Body();
+}
+
+TEST(ChatReplyBuilderTest, TellsWhichPositionsArePicturesBesideRoutedExperts) {
+  const std::string body =
+      BodyWithGates({0, FinishReason::kStop, absl::OkStatus(), {1, 2}, {}, {{3, 64}, {70, 64}}});
+  EXPECT_NE(body.find(R"("conclave":{"image_rows":[[3,64],[70,64]]}})"), std::string::npos) << body;
+  EXPECT_EQ(BodyWithGates({0, FinishReason::kStop, absl::OkStatus(), {}, {}, {{3, 64}}})
+                .find("image_rows"),
+            std::string::npos)
+      << "nobody asked";
+}
+
+TEST(ChatReplyBuilderTest, WritesGateProbabilitiesOfEveryPositionLayerAndExpert) {
+  const std::vector<float> gates = {0.5f, 0.25f, 0.25f, NAN, NAN, NAN};
+  const std::string body = BodyWithGates({0, FinishReason::kStop, absl::OkStatus(), {}, gates, {}});
+  EXPECT_NE(body.find(R"("conclave":{"image_rows":[],"gate_probabilities":")" +
+                      EncodeBase64(NpyFile(gates, 2, 3)) + R"("}})"),
+            std::string::npos)
+      << body;
+  EXPECT_EQ(body.find("routed_experts"), std::string::npos);
+}
+
+TEST(NpyTest, FloatsKeepTheirBits) {
+  const std::vector<float> values = {1.0f, -2.5f, NAN, 0.1f, 0, 0};
+  const std::string file = NpyFile(values, 1, 3);
+  ASSERT_EQ(file.size() % 64, 6u * 4 % 64);
+  EXPECT_NE(file.find("{'descr': '<f4', 'fortran_order': False, 'shape': (2, 1, 3), }"),
+            std::string::npos);
+  const std::string bytes = file.substr(file.size() - 6 * 4);
+  EXPECT_EQ(bytes.substr(0, 8), std::string("\x00\x00\x80\x3F\x00\x00\x20\xC0", 8));
+  EXPECT_EQ(bytes.substr(8, 8), std::string("\x00\x00\xC0\x7F\xCD\xCC\xCC\x3D", 8));
+}
+
 TEST(NpyTest, HasAnAlignedHeaderAndLittleEndianValues) {
   const std::vector<int16_t> values = {1, -1, 258, 0};
   const std::string file = NpyFile(values, 2, 1);

@@ -4,35 +4,11 @@
 
 #include <vector>
 
-#include "conclave/base/status.h"
+#include "fake_executor.h"
 #include "gtest/gtest.h"
 
 namespace conclave::frontend {
 namespace {
-
-// Remembers what it was called with.
-class FakeExecutor : public model::MoeExecutor {
- public:
-  void Start(int32_t micro_batch, int32_t layer, MatView<const float> n,
-             std::span<const model::StepRow> rows, const model::GateChoice& choice,
-             MatView<float> out) override {
-    calls.push_back({micro_batch, layer, n.data, rows.data(), choice.experts.data, out.data});
-  }
-  void Poll() override { ++num_polls; }
-  absl::Status Finish(int32_t micro_batch) override {
-    return InvalidArgument("test", std::to_string(micro_batch));
-  }
-
-  struct Call {
-    int32_t micro_batch, layer;
-    const float* n;
-    const model::StepRow* rows;
-    const int32_t* experts;
-    float* out;
-  };
-  std::vector<Call> calls;
-  int num_polls = 0;
-};
 
 constexpr checkpoint::MoeLayerSpec kLayers[] = {{1, 4}, {3, 2}};
 
@@ -107,23 +83,7 @@ TEST(GateCounterTest, TopOneHasOneRank) {
 TEST(GateCounterTest, PassesEverythingOn) {
   FakeExecutor next;
   GateCounter counter(next, kLayers, 1);
-  const std::vector<float> n = {1, 2};
-  std::vector<float> out = {0, 0};
-  const std::vector<model::StepRow> rows(1);
-  const std::vector<int32_t> experts = {0};
-  const std::vector<float> weights = {1};
-  counter.Start(1, 3, {n.data(), 1, 2}, rows, {{experts.data(), 1, 1}, {weights.data(), 1, 1}},
-                {out.data(), 1, 2});
-  ASSERT_EQ(next.calls.size(), 1u);
-  EXPECT_EQ(next.calls[0].micro_batch, 1);
-  EXPECT_EQ(next.calls[0].layer, 3);
-  EXPECT_EQ(next.calls[0].n, n.data());
-  EXPECT_EQ(next.calls[0].rows, rows.data());
-  EXPECT_EQ(next.calls[0].experts, experts.data());
-  EXPECT_EQ(next.calls[0].out, out.data());
-  counter.Poll();
-  EXPECT_EQ(next.num_polls, 1);
-  EXPECT_EQ(counter.Finish(1), InvalidArgument("test", "1"));
+  ExpectPassesEverythingOn(counter, next, 3);
 }
 
 }  // namespace

@@ -50,6 +50,8 @@ class ScriptedHttp {
 
   service::Address address() const { return {"127.0.0.1", port_}; }
   int num_requests() const { return num_requests_.load(); }
+  // Of the request that is being answered; within `answer`.
+  const std::string& head() const { return head_; }
 
  private:
   bool WaitReadable(int descriptor) const {
@@ -90,6 +92,7 @@ class ScriptedHttp {
       }
     }
     ++num_requests_;
+    head_ = received.substr(0, header_end);
     const size_t path = received.find(' ') + 1;
     const std::string answer = answer_(received.substr(path, received.find(' ', path) - path),
                                        received.substr(header_end, length));
@@ -115,6 +118,7 @@ class ScriptedHttp {
   uint16_t port_ = 0;
   std::atomic<bool> is_stopping_{false};
   std::atomic<int> num_requests_{0};
+  std::string head_;  // of the thread
   std::thread thread_;
 };
 

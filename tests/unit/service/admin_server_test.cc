@@ -2,21 +2,17 @@
 // Method: raw sockets against a server on a free port.
 #include "conclave/service/admin_server.h"
 
-#include <arpa/inet.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <netinet/in.h>
-#include <sys/socket.h>
-#include <sys/time.h>
 #include <unistd.h>
 
-#include <array>
 #include <atomic>
 #include <string>
 #include <vector>
 
 #include "conclave/base/failpoint.h"
 #include "conclave/base/status.h"
+#include "raw_client.h"
 
 namespace conclave::service {
 namespace {
@@ -24,43 +20,6 @@ namespace {
 using ::testing::HasSubstr;
 using ::testing::Not;
 using ::testing::StartsWith;
-
-int Connect(uint16_t port) {
-  const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  const timeval timeout{20, 0};
-  ::setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof(timeout));
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_port = htons(port);
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  EXPECT_EQ(::connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
-  return fd;
-}
-
-// Everything until the server closes.
-std::string ReadAll(int fd) {
-  std::string all;
-  std::array<char, 4096> buffer{};
-  while (true) {
-    const ssize_t got = ::recv(fd, buffer.data(), buffer.size(), 0);
-    if (got <= 0) {
-      return all;
-    }
-    all.append(buffer.data(), static_cast<size_t>(got));
-  }
-}
-
-std::string Exchange(uint16_t port, const std::string& request) {
-  const int fd = Connect(port);
-  (void)::send(fd, request.data(), request.size(), MSG_NOSIGNAL);
-  std::string reply = ReadAll(fd);
-  ::close(fd);
-  return reply;
-}
-
-std::string Get(uint16_t port, const std::string& path, const std::string& method = "GET") {
-  return Exchange(port, method + " " + path + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-}
 
 class AdminServerTest : public ::testing::Test {
  protected:

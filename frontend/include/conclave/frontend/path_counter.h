@@ -38,7 +38,7 @@ class PathCounter : public model::MoeExecutor {
 
  private:
   struct Table {
-    // By the path's experts, two bytes each, low byte first.
+    // By the path's experts, two bytes each, high byte first: in the order of the experts.
     absl::flat_hash_map<std::string, uint64_t> paths;
     uint64_t rows = 0;
     uint64_t other = 0;

@@ -46,7 +46,7 @@ class AdminReply {
                     Headers headers = {}) = 0;
 
   // A body without an end, such as server-sent events; the connection serves nothing else.
-  // `on_closed` is called once, on the server's thread, when the client has gone.
+  // `on_closed` is called once, when the client has gone or the server ends, on a thread of theirs.
   virtual void BeginStream(std::string_view content_type, std::function<void()> on_closed) = 0;
   // A piece of it. A client that leaves too much unread is cut off.
   virtual void Write(std::shared_ptr<const std::string> piece) = 0;
