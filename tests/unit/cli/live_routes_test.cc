@@ -150,7 +150,7 @@ TEST_F(LiveRoutesTest, ABodyThatIsNotUnderstoodIsSaidSo) {
   for (const char* body : {"[]", "{", "1", "\"x\""}) {
     const auto reply = Ask("POST", "/moe/rebalance", body);
     EXPECT_EQ(reply->status, 400) << body;
-    EXPECT_THAT(reply->body, HasSubstr(R"("code":"invalid_json")")) << body;
+    EXPECT_THAT(reply->body, HasSubstr(R"("code":"body_not_object")")) << body;
   }
   const auto reply = Ask("POST", "/moe/rebalance", R"({"dry_run":1})");
   EXPECT_EQ(reply->status, 400);

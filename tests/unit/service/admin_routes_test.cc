@@ -98,7 +98,7 @@ TEST_F(AdminRoutesTest, ABodyIsTakenUpToTheRoutesBound) {
   EXPECT_THAT(Post(port(), "/change", std::string(20, 'x')), EndsWith(std::string(20, 'x') + "]"));
   const std::string reply = Post(port(), "/change", std::string(21, 'x'));
   EXPECT_THAT(reply, StartsWith("HTTP/1.1 413 "));
-  EXPECT_EQ(BodyOf(reply), R"({"error":{"code":"request_too_large",)"
+  EXPECT_EQ(BodyOf(reply), R"({"error":{"code":"body_too_large",)"
                            R"("message":"expected a body of at most 20 bytes"}})");
   // One that does not say how long it is.
   const std::string chunked =
@@ -107,7 +107,7 @@ TEST_F(AdminRoutesTest, ABodyIsTakenUpToTheRoutesBound) {
                "Transfer-Encoding: "
                "chunked\r\n\r\nf\r\n123456789012345\r\nf\r\n123456789012345\r\n0\r\n\r\n");
   EXPECT_THAT(chunked, StartsWith("HTTP/1.1 413 "));
-  EXPECT_THAT(chunked, HasSubstr(R"("code":"request_too_large")"));
+  EXPECT_THAT(chunked, HasSubstr(R"("code":"body_too_large")"));
 }
 
 TEST_F(AdminRoutesTest, AClientThatWaitsForContinueGetsIt) {
@@ -122,7 +122,7 @@ TEST_F(AdminRoutesTest, PostOfAnythingButJsonIsRefused) {
         Exchange(port(), std::string("POST /change HTTP/1.1\r\nHost: x\r\nConnection: close\r\n") +
                              type + "Content-Length: 2\r\n\r\n{}");
     EXPECT_THAT(reply, StartsWith("HTTP/1.1 415 ")) << type;
-    EXPECT_EQ(BodyOf(reply), R"({"error":{"code":"content_type",)"
+    EXPECT_EQ(BodyOf(reply), R"({"error":{"code":"content_type_unsupported",)"
                              R"("message":"expected Content-Type: application/json"}})");
   }
 }
