@@ -56,23 +56,32 @@ void PathCounter::Count(std::span<const model::StepRow> rows, const std::string&
 }
 
 std::array<live::PathCounts, live::kModalities> PathCounter::Counts() const {
+  using Counted = std::pair<const std::string*, uint64_t>;
   std::array<live::PathCounts, live::kModalities> out;
-  MutexLock lock(mu_);
-  for (size_t m = 0; m < out.size(); ++m) {
-    const Table& table = tables_[m];
-    std::vector<std::pair<const std::string*, uint64_t>> best;
-    best.reserve(table.paths.size());
-    for (const auto& [path, rows] : table.paths) {
-      best.emplace_back(&path, rows);
+  std::array<std::vector<Counted>, live::kModalities> counted;
+  for (std::vector<Counted>& paths : counted) {
+    paths.reserve(kPathsMax);
+  }
+  {
+    // The engine waits behind it: copied here, sorted below.
+    MutexLock lock(mu_);
+    for (size_t m = 0; m < out.size(); ++m) {
+      const Table& table = tables_[m];
+      for (const auto& [path, rows] : table.paths) {
+        counted[m].emplace_back(&path, rows);
+      }
+      out[m].rows = table.rows;
+      out[m].other = table.other;
+      out[m].distinct = table.paths.size();
     }
+  }
+  for (size_t m = 0; m < out.size(); ++m) {
+    std::vector<Counted>& best = counted[m];
     const size_t count = std::min(best.size(), live::kTopPaths);
     std::partial_sort(best.begin(), best.begin() + static_cast<std::ptrdiff_t>(count), best.end(),
-                      [](const auto& a, const auto& b) {
+                      [](const Counted& a, const Counted& b) {
                         return a.second != b.second ? a.second > b.second : *a.first < *b.first;
                       });
-    out[m].rows = table.rows;
-    out[m].other = table.other;
-    out[m].distinct = table.paths.size();
     for (size_t i = 0; i < count; ++i) {
       live::Path path;
       path.rows = best[i].second;

@@ -334,6 +334,13 @@ class HelmTest(unittest.TestCase):
         self.assertEqual(routers.replace("prod-conclave-router-0.", "*.", 1),
                          objects["Certificate", "prod-conclave-router"]["spec"]["dnsNames"][1] + ":7000")
 
+    def test_the_admin_key_is_a_file_of_the_router(self):
+        spec = self.render({"router": {"adminKeySecret": "page-key"}})["StatefulSet", "prod-conclave-router"]["spec"]["template"]["spec"]
+        volume = next(volume for volume in spec["volumes"] if volume["name"] == "admin-key")
+        mount = next(mount for mount in spec["containers"][0]["volumeMounts"] if mount["name"] == "admin-key")
+        self.assertEqual((volume["secret"]["secretName"], int(str(volume["secret"]["defaultMode"]))), ("page-key", 0o440))
+        self.assertIn(f"--admin-key-file={mount['mountPath']}/admin.key", spec["containers"][0]["args"])
+
     def test_autoscalers_own_the_number_of_replicas(self):
         objects = self.rendered["everything"]
         self.assertNotIn("replicas", objects["Deployment", "prod-conclave-frontend"]["spec"])

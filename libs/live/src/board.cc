@@ -439,8 +439,8 @@ std::string Board::Tick() {
   FrontendFigures sums = s.Sums();
   s.incidents.Note(s.ticked_at, sums);
   s.incidents.OnCoverage(s.ticked_at, s.CoverageNow());
-  std::erase_if(s.gone,
-                [&](const State::Gone& entry) { return s.ticked_at - entry.since > kGoneShown; });
+  const double oldest = s.ticked_at - kGoneShown;
+  std::erase_if(s.gone, [&](const State::Gone& entry) { return entry.since < oldest; });
   return s.Delta(std::move(sums));
 }
 

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "absl/container/flat_hash_map.h"
+#include "absl/container/node_hash_map.h"
 #include "conclave/base/mutex.h"
 #include "conclave/checkpoint/model_desc.h"
 #include "conclave/live/figures.h"
@@ -38,8 +38,9 @@ class PathCounter : public model::MoeExecutor {
 
  private:
   struct Table {
-    // By the path's experts, two bytes each, high byte first: in the order of the experts.
-    absl::flat_hash_map<std::string, uint64_t> paths;
+    // By the path's experts, two bytes each, high byte first: in the order of the experts. Nothing
+    // is ever erased and nodes stay where they are, so that a reader needs the lock for a glance.
+    absl::node_hash_map<std::string, uint64_t> paths;
     uint64_t rows = 0;
     uint64_t other = 0;
   };
