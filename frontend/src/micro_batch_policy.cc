@@ -16,7 +16,7 @@ constexpr int64_t kTrials = 4;
 constexpr int64_t kTrialInterval = 256;
 // What is gained must be more than chance.
 constexpr double kGainMin = 0.97;
-constexpr double kSmoothing = 0.2;
+constexpr double kRowSmoothing = 0.2;
 // A step beyond that met a fault or a busy machine.
 constexpr double kOutlier = 3.0;
 
@@ -61,7 +61,7 @@ void MicroBatchPolicy::Observe(int32_t rows, bool is_divided, std::chrono::nanos
   if (way.count <= 1) {
     way.row_us = row_us;
   } else {
-    way.row_us += (std::min(row_us, kOutlier * way.row_us) - way.row_us) * kSmoothing;
+    way.row_us += (std::min(row_us, kOutlier * way.row_us) - way.row_us) * kRowSmoothing;
   }
   ++way.count;
 }
