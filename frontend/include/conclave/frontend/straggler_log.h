@@ -66,7 +66,7 @@ class StragglerLog final : public DispatchObserver {
     std::atomic<int64_t> waited_ns{0};
   };
 
-  Minute& MinuteOf(MonotonicTime time);
+  Minute& MinuteOf(MonotonicTime time) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Keep(const Call& call, MonotonicTime now) ABSL_LOCKS_EXCLUDED(mu_);
 
   const Clock& clock_;
