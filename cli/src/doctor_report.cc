@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <array>
 #include <boost/json.hpp>
-#include <cstdio>
 
 #include "bandwidth.h"
 #include "conclave/base/status.h"
@@ -16,6 +15,7 @@
 #include "conclave/service/units.h"
 #include "conclave/transport/channel_choice.h"
 #include "conclave/transport/ucx_channel.h"
+#include "table.h"
 
 namespace conclave::cli {
 namespace {
@@ -31,12 +31,6 @@ int64_t LimitOf(__rlimit_resource resource) {
     return -1;
   }
   return static_cast<int64_t>(limit.rlim_cur);
-}
-
-std::string Fixed(double value, int digits) {
-  std::array<char, 48> buffer;
-  std::snprintf(buffer.data(), buffer.size(), "%.*f", digits, value);
-  return buffer.data();
 }
 
 std::string GiB(int64_t bytes) {

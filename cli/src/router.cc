@@ -320,17 +320,15 @@ class Router {
   }
 
   std::vector<service::AdminRoute> Routes() {
-    return LiveRoutes(
-        {.board = &server_->board(),
-         .feed = &server_->feed(),
-         .key = &key_,
-         .router = server_.get(),
-         .api = [this]() -> absl::StatusOr<service::Address> {
-           CONCLAVE_ASSIGN_OR_RETURN(const std::string api, server_->FrontendApi());
-           CONCLAVE_ASSIGN_OR_RETURN(service::Address address, service::ParseAddress(api));
-           CONCLAVE_ASSIGN_OR_RETURN(address.host, service::ResolveHost(address.host));
-           return address;
-         }});
+    return LiveRoutes({.board = &server_->board(),
+                       .feed = &server_->feed(),
+                       .key = &key_,
+                       .router = server_.get(),
+                       .api = [this]() -> absl::StatusOr<service::Address> {
+                         CONCLAVE_ASSIGN_OR_RETURN(const std::string api, server_->FrontendApi());
+                         // Numeric, as frontends say it: a name would be asked for on the listener's thread.
+                         return service::ParseAddress(api);
+                       }});
   }
 
   absl::Status AnnounceServing() {

@@ -481,7 +481,11 @@ void RouterServer::Impl::OnAction(Action action, const RouterIdentity& router) {
 absl::Status RouterServer::Impl::TakeReport(SessionId session, const v1::FrontendReport& report,
                                             Reporter& reporter) {
   CONCLAVE_RETURN_IF_ERROR(ApplyReport(report, reporter.figures));
-  board_.Report(reporter.name, reporter.incarnation, reporter.figures);
+  // One that is not a member yet, or is about to be refused for another model, adds to no sum; its
+  // next report has everything.
+  if (board_.IsFrontend(reporter.name, reporter.incarnation)) {
+    board_.Report(reporter.name, reporter.incarnation, reporter.figures);
+  }
   if (const std::shared_ptr<PeerStream> stream = streams_.Find(session).stream; stream != nullptr) {
     stream->EventDone();
   }

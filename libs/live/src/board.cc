@@ -330,6 +330,11 @@ void Board::State::CompareFigures(const std::string& name, const FrontendFigures
   }
 }
 
+bool Board::IsFrontend(const std::string& name, uint64_t incarnation) const {
+  MutexLock lock(state_->mu);
+  return state_->IsHere({name, incarnation});
+}
+
 void Board::Report(const std::string& name, uint64_t incarnation, FrontendFigures figures) {
   State& s = *state_;
   MutexLock lock(s.mu);

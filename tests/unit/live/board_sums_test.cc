@@ -88,5 +88,17 @@ TEST_F(BoardTest, WhoIsStillThereIsNeverCountedTwiceHoweverManyComeAndGo) {
   EXPECT_EQ(Snapshot().at("frontends").at(0).at("is_reporting"), true);
 }
 
+TEST_F(BoardTest, AFrontendIsOneWhileThePictureNamesItsStart) {
+  ClusterPicture picture = SmallCluster();
+  EXPECT_FALSE(board_.IsFrontend("f0", 1));
+  board_.Update(picture);
+  EXPECT_TRUE(board_.IsFrontend("f0", 1));
+  EXPECT_FALSE(board_.IsFrontend("f0", 2));
+  EXPECT_FALSE(board_.IsFrontend("f1", 1));
+  picture.frontends.clear();
+  board_.Update(picture);
+  EXPECT_FALSE(board_.IsFrontend("f0", 1));
+}
+
 }  // namespace
 }  // namespace conclave::live

@@ -94,6 +94,9 @@ class Board {
   // sums.
   void Report(const std::string& name, uint64_t incarnation, FrontendFigures figures);
 
+  // Whether the last Update named this start of a frontend.
+  bool IsFrontend(const std::string& name, uint64_t incarnation) const;
+
   using Numbers = std::vector<std::pair<std::string_view, double>>;
   // `kind`: of docs/live.md. `worker` below 0: none.
   void AddEvent(std::string_view kind, int32_t worker, std::string_view name, std::string text,
