@@ -326,7 +326,8 @@ class Router {
                        .router = server_.get(),
                        .api = [this]() -> absl::StatusOr<service::Address> {
                          CONCLAVE_ASSIGN_OR_RETURN(const std::string api, server_->FrontendApi());
-                         // Numeric, as frontends say it: a name would be asked for on the listener's thread.
+                         // Numeric, as frontends say it: a name would be asked for on the
+                         // listener's thread.
                          return service::ParseAddress(api);
                        }});
   }

@@ -135,8 +135,8 @@ void Board::State::PutEvent(std::string_view kind, int32_t worker, std::string_v
   }
 }
 
-void Board::AddEvent(std::string_view kind, int32_t worker, std::string_view name, std::string text,
-                     const Numbers& numbers) {
+void Board::AddEvent(std::string_view kind, int32_t worker, std::string_view name,
+                     std::string_view text, const Numbers& numbers) {
   MutexLock lock(state_->mu);
   state_->PutEvent(kind, worker, name, text, numbers);
 }
@@ -305,17 +305,18 @@ void Board::State::CompareFigures(const std::string& name, const FrontendFigures
     if (calls.calls_resent > old.calls_resent) {
       const uint64_t num_calls = calls.calls_resent - old.calls_resent;
       const uint64_t num_rows = calls.rows_resent - std::min(old.rows_resent, calls.rows_resent);
+      std::string text = Plural(num_calls, "call");
+      text.append(" of ").append(worker).append(" (").append(Plural(num_rows, "row"));
+      text.append(") sent to others by ").append(name);
       PutEvent(
-          "resent", calls.worker, worker,
-          Plural(num_calls, "call") + " of " + worker + " (" + Plural(num_rows, "row") +
-              ") sent to others by " + name,
+          "resent", calls.worker, worker, text,
           {{"rows", static_cast<double>(num_rows)}, {"calls", static_cast<double>(num_calls)}});
     }
     if (calls.hedges > old.hedges) {
       const uint64_t num_calls = calls.hedges - old.hedges;
-      PutEvent("hedged", calls.worker, worker,
-               Plural(num_calls, "slow call") + " of " + worker + " sent a second time by " + name,
-               {{"calls", static_cast<double>(num_calls)}});
+      std::string text = Plural(num_calls, "slow call");
+      text.append(" of ").append(worker).append(" sent a second time by ").append(name);
+      PutEvent("hedged", calls.worker, worker, text, {{"calls", static_cast<double>(num_calls)}});
     }
   }
   if (after.serving.rescued > before.serving.rescued) {

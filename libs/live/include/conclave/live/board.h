@@ -99,7 +99,7 @@ class Board {
 
   using Numbers = std::vector<std::pair<std::string_view, double>>;
   // `kind`: of docs/live.md. `worker` below 0: none.
-  void AddEvent(std::string_view kind, int32_t worker, std::string_view name, std::string text,
+  void AddEvent(std::string_view kind, int32_t worker, std::string_view name, std::string_view text,
                 const Numbers& numbers = {});
 
   // Takes everything that came since the last call into the picture and returns what changed, as
