@@ -22,6 +22,8 @@ size_t SizeOf(DType dtype) {
     case DType::kF64:
     case DType::kI64:
       return 8;
+    case DType::kQ8:
+      break;
   }
   CONCLAVE_CHECK(false);
 }
@@ -48,6 +50,8 @@ std::string_view NameOf(DType dtype) {
       return "i64";
     case DType::kBool:
       return "bool";
+    case DType::kQ8:
+      return "q8";
   }
   CONCLAVE_CHECK(false);
 }

@@ -16,6 +16,7 @@
 #include <span>
 
 #include "conclave/kernels/context.h"
+#include "conclave/kernels/quantize.h"
 #include "conclave/tensor/aligned_buffer.h"
 #include "conclave/tensor/dtype.h"
 #include "conclave/tensor/view.h"
@@ -69,6 +70,9 @@ class PackedMatrix {
 void MatMul(const Context& context, MatView<const float> x, const PackedMatrix& w,
             std::span<const float> bias, MatView<float> y);
 void MatMul(const Context& context, MatView<const Bf16> x, const PackedMatrix& w,
+            std::span<const float> bias, MatView<float> y);
+// w is kQ8; x [M, K] as Q8Scratch left it.
+void MatMul(const Context& context, const Q8Rows& x, const PackedMatrix& w,
             std::span<const float> bias, MatView<float> y);
 
 }  // namespace conclave::kernels

@@ -7,10 +7,16 @@
 
 namespace conclave {
 
-enum class DType : uint8_t { kF32, kBf16, kF16, kF64, kI8, kU8, kI16, kI32, kI64, kBool };
+// kQ8 is a numeric mode and a form of packed weights, never the type of a stored tensor: blocks of
+// 32 int8 along the inputs with one scale each (kernels/quantize.h).
+enum class DType : uint8_t { kF32, kBf16, kF16, kF64, kI8, kU8, kI16, kI32, kI64, kBool, kQ8 };
 
-size_t SizeOf(DType dtype);            // bytes of one element
+size_t SizeOf(DType dtype);            // bytes of one element; aborts for kQ8, which has blocks
 std::string_view NameOf(DType dtype);  // "f32", "bf16", ...
+
+// The element type of a numeric mode's rows: what is dispatched to experts, kept as keys and
+// values and looked up as embeddings. kF32 for kF32, kBf16 for kBf16 and kQ8.
+constexpr DType RowDtypeOf(DType mode) { return mode == DType::kF32 ? DType::kF32 : DType::kBf16; }
 
 // bfloat16 as stored: the upper half of an f32.
 struct Bf16 {
