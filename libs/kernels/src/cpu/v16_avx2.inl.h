@@ -146,6 +146,10 @@ CONCLAVE_KERNEL_INLINE void StoreBf16N(uint16_t* p, V16 a, int64_t n) {
   }
 }
 
+CONCLAVE_KERNEL_INLINE V16 SwapPairs(V16 a) {
+  return {_mm256_permute_ps(a.lo, 0xb1), _mm256_permute_ps(a.hi, 0xb1)};
+}
+
 CONCLAVE_KERNEL_INLINE float ReduceAdd(V16 a) {
   const __m256 by8 = _mm256_add_ps(a.lo, a.hi);
   const __m128 by4 = _mm_add_ps(_mm256_castps256_ps128(by8), _mm256_extractf128_ps(by8, 1));
@@ -174,6 +178,7 @@ CONCLAVE_KERNEL_INLINE Vec VecLoad(const float* p) { return _mm256_loadu_ps(p); 
 CONCLAVE_KERNEL_INLINE Vec VecLoadN(const float* p, int64_t n) {
   return _mm256_maskload_ps(p, First8(n));
 }
+CONCLAVE_KERNEL_INLINE void VecStore(float* p, Vec a) { _mm256_storeu_ps(p, a); }
 CONCLAVE_KERNEL_INLINE void VecStoreN(float* p, Vec a, int64_t n) {
   _mm256_maskstore_ps(p, First8(n), a);
 }

@@ -86,6 +86,8 @@ CONCLAVE_KERNEL_INLINE void StoreBf16N(uint16_t* p, V16 a, int64_t n) {
   _mm256_mask_storeu_epi16(p, First16(n), out);
 }
 
+CONCLAVE_KERNEL_INLINE V16 SwapPairs(V16 a) { return {_mm512_permute_ps(a.v, 0xb1)}; }
+
 CONCLAVE_KERNEL_INLINE float ReduceAdd(V16 a) {
   const __m256 by8 = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
   const __m128 by4 = _mm_add_ps(_mm256_castps256_ps128(by8), _mm256_extractf128_ps(by8, 1));
@@ -114,6 +116,7 @@ CONCLAVE_KERNEL_INLINE Vec VecLoad(const float* p) { return _mm512_loadu_ps(p); 
 CONCLAVE_KERNEL_INLINE Vec VecLoadN(const float* p, int64_t n) {
   return _mm512_maskz_loadu_ps(First16(n), p);
 }
+CONCLAVE_KERNEL_INLINE void VecStore(float* p, Vec a) { _mm512_storeu_ps(p, a); }
 CONCLAVE_KERNEL_INLINE void VecStoreN(float* p, Vec a, int64_t n) {
   _mm512_mask_storeu_ps(p, First16(n), a);
 }
