@@ -146,7 +146,8 @@ CONCLAVE_KERNEL_INLINE void StoreBf16N(uint16_t* p, V16 a, int64_t n) {
   }
 }
 
-CONCLAVE_KERNEL_INLINE V16 SwapPairs(V16 a) {
+CONCLAVE_KERNEL_INLINE V16 LoadBf16Swapped(const uint16_t* p, int64_t n) {
+  const V16 a = LoadBf16N(p, n);
   return {_mm256_permute_ps(a.lo, 0xb1), _mm256_permute_ps(a.hi, 0xb1)};
 }
 

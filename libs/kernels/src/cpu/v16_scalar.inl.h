@@ -133,8 +133,9 @@ CONCLAVE_LANES void StoreBf16N(uint16_t* p, const V16& a, int64_t n) {
   }
 }
 
-// Lane l becomes lane l ^ 1.
-CONCLAVE_LANES V16 SwapPairs(const V16& a) {
+// LoadBf16N with the elements of every pair swapped: lane l is p[l ^ 1].
+CONCLAVE_LANES V16 LoadBf16Swapped(const uint16_t* p, int64_t n) {
+  const V16 a = LoadBf16N(p, n);
   return EachLane([&](int l) { return a.v[l ^ 1]; });
 }
 
