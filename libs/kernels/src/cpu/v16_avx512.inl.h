@@ -86,6 +86,11 @@ CONCLAVE_KERNEL_INLINE void StoreBf16N(uint16_t* p, V16 a, int64_t n) {
   _mm256_mask_storeu_epi16(p, First16(n), out);
 }
 
+CONCLAVE_KERNEL_INLINE int32_t StoreRounded(int8_t* p, V16 a) {
+  const __m512i ints = _mm512_cvtps_epi32(a.v);
+  _mm_storeu_si128(reinterpret_cast<__m128i_u*>(p), _mm512_cvtepi32_epi8(ints));
+  return _mm512_reduce_add_epi32(ints);
+}
 // One permutation of halves: the upper half of lane l is p[l ^ 1], the lower one zero.
 CONCLAVE_KERNEL_INLINE V16 LoadBf16Swapped(const uint16_t* p, int64_t n) {
   const __m512i index =

@@ -133,6 +133,16 @@ CONCLAVE_LANES void StoreBf16N(uint16_t* p, const V16& a, int64_t n) {
   }
 }
 
+// Stores the lanes, each between -127.5 and 127.5, as the nearest integers (ties to even); returns
+// their sum.
+CONCLAVE_LANES int32_t StoreRounded(int8_t* p, const V16& a) {
+  int32_t sum = 0;
+  for (int l = 0; l < 16; ++l) {
+    p[l] = static_cast<int8_t>(__builtin_lrintf(a.v[l]));
+    sum += p[l];
+  }
+  return sum;
+}
 // LoadBf16N with the elements of every pair swapped: lane l is p[l ^ 1].
 CONCLAVE_LANES V16 LoadBf16Swapped(const uint16_t* p, int64_t n) {
   const V16 a = LoadBf16N(p, n);
