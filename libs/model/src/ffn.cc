@@ -190,8 +190,8 @@ class FfnRun {
       kernels::RoundToBf16(context_, x, rows);
       return rows;
     } else {
-      // bf16 rows and f32 weights.
-      CONCLAVE_CHECK(false);
+      constexpr bool kBf16RowsNeedOtherThanF32Weights = false;
+      CONCLAVE_CHECK(kBf16RowsNeedOtherThanF32Weights);
     }
   }
 
