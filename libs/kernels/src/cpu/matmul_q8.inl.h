@@ -5,7 +5,7 @@
 //   kGroupBlocks               blocks of a group where many tiles share the weights
 //   IVec                       int32 sums of kVecLanes outputs
 //   Weights, LoadWeights(p)    four weights of each of kVecLanes outputs
-//   Row, kRowBytes             four elements of a row in all lanes, and their bytes as kRow reads
+//   Row, kRowBytes             four elements of a row in all lanes, and their bytes as LoadRow reads
 //   LoadRow(p)                 them from; kExpands says that they are prepared by ExpandRow first
 //   Dot(sum, weights, row)     sum + Σ of the four products, exact
 //   SetSum(value), ToF32(sum)

@@ -30,7 +30,7 @@ struct Q8Dot256 : Q8Avx2 {
   using Weights = __m256i;
   using Row = __m256i;
   static constexpr int kTileRows = 6;
-  static constexpr int TileVecs(int rows) { return rows == 1 ? 4 : 2; }
+  static constexpr int TileVecs(int rows) { return rows == 1 ? 8 : rows == 2 ? 4 : 2; }
   static constexpr int kSpareRegisters(int vecs) { return vecs + 1; }
   static constexpr int64_t kRowBytes = 4;
   // Half a MiB of weights.
