@@ -10,18 +10,26 @@
 #include "cpu/quantize.inl.h"
 #include "cpu/activation.inl.h"
 #include "cpu/attention.inl.h"
+#include "cpu/tiles.inl.h"
 #include "cpu/matmul.inl.h"
 #include "cpu/matmul_dpbf16.inl.h"
-#include "cpu/matmul_q8_scalar.inl.h"
 #include "cpu/table.inl.h"
 // clang-format on
 
 namespace conclave::kernels {
 
-const KernelTable& Avx512Bf16Table() {
-  static constexpr KernelTable kTable = MakeTable(MatMulDotBf16, MatMulQ8Scalar);
-  return kTable;
+const KernelTable& Avx512Bf16TableFor(bool is_dot_fast) {
+  static constexpr KernelTable kFast = MakeTable(MatMulDotBf16, MatMulQ8Avx512);
+  static constexpr KernelTable kSlow = MakeTable(MatMulFewDotBf16, MatMulQ8Avx512);
+  return is_dot_fast ? kFast : kSlow;
 }
+
+const KernelTable& Avx512Bf16Table() {
+  static const KernelTable& table = Avx512Bf16TableFor(IsDotProductFast());
+  return table;
+}
+
+bool IsDotProductFast() { return DotProductIsFast(); }
 
 bool DotProductKeepsTheOrder() { return DotProductEqualsTwoFmas(); }
 

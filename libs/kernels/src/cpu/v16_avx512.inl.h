@@ -91,6 +91,7 @@ CONCLAVE_KERNEL_INLINE int32_t StoreRounded(int8_t* p, V16 a) {
   _mm_storeu_si128(reinterpret_cast<__m128i_u*>(p), _mm512_cvtepi32_epi8(ints));
   return _mm512_reduce_add_epi32(ints);
 }
+CONCLAVE_KERNEL_INLINE V16 SwapPairs(V16 a) { return {_mm512_permute_ps(a.v, 0xb1)}; }
 
 CONCLAVE_KERNEL_INLINE float ReduceAdd(V16 a) {
   const __m256 by8 = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
@@ -120,10 +121,12 @@ CONCLAVE_KERNEL_INLINE Vec VecLoad(const float* p) { return _mm512_loadu_ps(p); 
 CONCLAVE_KERNEL_INLINE Vec VecLoadN(const float* p, int64_t n) {
   return _mm512_maskz_loadu_ps(First16(n), p);
 }
+CONCLAVE_KERNEL_INLINE void VecStore(float* p, Vec a) { _mm512_storeu_ps(p, a); }
 CONCLAVE_KERNEL_INLINE void VecStoreN(float* p, Vec a, int64_t n) {
   _mm512_mask_storeu_ps(p, First16(n), a);
 }
 CONCLAVE_KERNEL_INLINE Vec VecAdd(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+CONCLAVE_KERNEL_INLINE Vec VecMul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
 CONCLAVE_KERNEL_INLINE Vec VecFma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 CONCLAVE_KERNEL_INLINE Vec VecEven(const uint16_t* pairs) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(pairs), 16));
