@@ -1,6 +1,7 @@
 #include "conclave/kernels/matmul.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "conclave/base/check.h"
 #include "kernel_table.h"
@@ -11,11 +12,12 @@ namespace {
 
 // Rows of one task are cut in multiples of the tallest tile.
 constexpr int64_t kRowUnit = 6;
-// Rows of a task at most: what the kernels keep in L2 beside the weights.
+// Rows of a task at most, and at least where there are more: what the kernels keep in L2 beside the
+// weights, and what makes a panel worth fetching.
 constexpr int64_t kTaskRowsMax = 240;
-// Panels of a task at most: rows that are widened for it are used that often.
-constexpr int64_t kTaskPanelsMax = 8;
-// Rows from which a task takes several panels.
+constexpr int64_t kTaskRowsMin = 96;
+constexpr int64_t kTaskPanelsMax = 16;
+// Rows from which a task takes several panels: fewer wait for memory and gain nothing by it.
 constexpr int64_t kTallRows = 48;
 // Tasks per thread that even out threads of different speed.
 constexpr int64_t kTasksPerThread = 4;
@@ -28,52 +30,69 @@ class Cut {
  public:
   Cut(int64_t rows, int64_t num_panels, int num_threads) : rows_(rows), num_panels_(num_panels) {
     const int64_t wanted = num_threads == 1 ? 1 : kTasksPerThread * num_threads;
-    // Rows as few times as they must be, and more often where the panels alone are too few.
-    const int64_t row_cuts = std::max(CeilDiv(rows, kTaskRowsMax), CeilDiv(wanted, num_panels));
-    task_rows_ = CeilDiv(CeilDiv(rows, row_cuts), kRowUnit) * kRowUnit;
-    row_tasks_ = CeilDiv(rows, task_rows_);
-    // Few rows gain nothing from several panels at once.
-    task_panels_ = rows < kTallRows
-                       ? 1
-                       : std::clamp<int64_t>(num_panels * row_tasks_ / wanted, 1, kTaskPanelsMax);
-    // The last tasks are small: threads end together though they began together.
-    small_panels_ = std::max<int64_t>(task_panels_ / 4, 1);
-    const int64_t num_last = num_threads == 1 ? 0 : num_threads * task_panels_;
-    large_tasks_ = std::max<int64_t>(num_panels - num_last, 0) / task_panels_;
-    small_tasks_ = CeilDiv(num_panels - large_tasks_ * task_panels_, small_panels_);
+    if (rows < kTallRows) {
+      Set(CeilDiv(rows, CeilDiv(wanted, num_panels)), 1);
+      return;
+    }
+    double best = 0;
+    const int64_t cuts_min = CeilDiv(rows, kTaskRowsMax);
+    const int64_t cuts_max = std::max(cuts_min, rows / kTaskRowsMin);
+    for (int64_t cuts = cuts_min; cuts <= cuts_max; ++cuts) {
+      for (int64_t panels = 1; panels <= std::min(kTaskPanelsMax, num_panels); ++panels) {
+        const double cost = CostOf(CeilDiv(rows, cuts), panels, num_threads);
+        if (best == 0 || cost < best) {
+          best = cost;
+          Set(CeilDiv(rows, cuts), panels);
+        }
+      }
+    }
   }
 
-  int64_t num_tasks() const { return (large_tasks_ + small_tasks_) * row_tasks_; }
-  // Of a task, its smallest taken as one: for deciding what is worth a thread.
-  int64_t small_rows() const { return std::min(task_rows_, rows_); }
+  int64_t num_tasks() const { return row_tasks_ * CeilDiv(num_panels_, task_panels_); }
+  int64_t task_rows() const { return task_rows_; }
+  int64_t task_panels() const { return task_panels_; }
 
   struct Task {
     int64_t row, rows, panel, panels;
   };
   Task At(int64_t index) const {
-    const int64_t group = index / row_tasks_;
-    Task task;
-    task.row = index % row_tasks_ * task_rows_;
-    task.rows = std::min(task_rows_, rows_ - task.row);
-    if (group < large_tasks_) {
-      task.panel = group * task_panels_;
-      task.panels = task_panels_;
-    } else {
-      task.panel = large_tasks_ * task_panels_ + (group - large_tasks_) * small_panels_;
-      task.panels = std::min(small_panels_, num_panels_ - task.panel);
-    }
-    return task;
+    const int64_t row = index % row_tasks_ * task_rows_;
+    const int64_t panel = index / row_tasks_ * task_panels_;
+    return {row, std::min(task_rows_, rows_ - row), panel,
+            std::min(task_panels_, num_panels_ - panel)};
   }
 
  private:
+  void Set(int64_t rows, int64_t panels) {
+    task_rows_ = std::min(CeilDiv(rows, kRowUnit) * kRowUnit, rows_);
+    row_tasks_ = CeilDiv(rows_, task_rows_);
+    task_panels_ = panels;
+  }
+
+  // Time of tasks of such a size over the time of a product without any loss: what the slowest
+  // thread has to do, what a task spends on fetching its rows for few panels and its panels for few
+  // tiles of rows (as measured, docs/decisions/0032), and what is lost at the end where tasks are
+  // few and threads of different speed.
+  double CostOf(int64_t rows, int64_t panels, int num_threads) const {
+    constexpr double kRowShare = 0.12;
+    constexpr double kPanelShare = 0.35;
+    constexpr double kTail = 0.1;
+    const int64_t task_rows = CeilDiv(rows, kRowUnit) * kRowUnit;
+    const auto tasks =
+        static_cast<double>(CeilDiv(rows_, task_rows) * CeilDiv(num_panels_, panels));
+    const double turns = std::ceil(tasks / num_threads);
+    const double makespan = turns * static_cast<double>(task_rows * panels) * num_threads /
+                            static_cast<double>(rows_ * num_panels_);
+    const double fetches = kRowShare / static_cast<double>(panels) +
+                           kPanelShare * kRowUnit / static_cast<double>(task_rows);
+    return makespan * (1.0 + fetches) + (num_threads > 1 ? kTail * num_threads / tasks : 0.0);
+  }
+
   int64_t rows_;
   int64_t num_panels_;
   int64_t task_rows_ = 0;
   int64_t row_tasks_ = 0;
   int64_t task_panels_ = 0;
-  int64_t small_panels_ = 0;
-  int64_t large_tasks_ = 0;
-  int64_t small_tasks_ = 0;
 };
 
 // Runs run(task) for all tasks of x · Wᵀ. X is a view of rows or Q8Rows.
@@ -88,7 +107,7 @@ void RunTasks(const Context& context, const X& x, const PackedMatrix& w,
     return;
   }
   const Cut cut(x.rows, w.num_panels(), context.pool->num_threads());
-  const int64_t work = cut.small_rows() * w.k() * kPanelColumns;
+  const int64_t work = cut.task_rows() * cut.task_panels() * w.k() * kPanelColumns;
   ParallelRuns(*context.pool, cut.num_tasks(), work, [&](int64_t first, int64_t count) {
     for (int64_t i = first; i < first + count; ++i) {
       run(cut.At(i));

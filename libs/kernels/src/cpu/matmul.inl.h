@@ -257,8 +257,7 @@ CONCLAVE_KERNEL_INLINE void WidenRows(const uint16_t* x, int64_t x_stride, int64
                                       float* out, int64_t out_stride) {
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t i = 0; i < k; i += 16) {
-      Store(out + r * out_stride + i,
-            SwapPairs(LoadBf16N(x + r * x_stride + i, Smaller(16, k - i))));
+      Store(out + r * out_stride + i, LoadBf16Swapped(x + r * x_stride + i, Smaller(16, k - i)));
     }
   }
 }

@@ -159,7 +159,8 @@ CONCLAVE_KERNEL_INLINE int32_t StoreRounded(int8_t* p, V16 a) {
   const __m128i by2 = _mm_add_epi32(by4, _mm_shuffle_epi32(by4, 0x4e));
   return _mm_cvtsi128_si32(_mm_add_epi32(by2, _mm_shuffle_epi32(by2, 0xb1)));
 }
-CONCLAVE_KERNEL_INLINE V16 SwapPairs(V16 a) {
+CONCLAVE_KERNEL_INLINE V16 LoadBf16Swapped(const uint16_t* p, int64_t n) {
+  const V16 a = LoadBf16N(p, n);
   return {_mm256_permute_ps(a.lo, 0xb1), _mm256_permute_ps(a.hi, 0xb1)};
 }
 

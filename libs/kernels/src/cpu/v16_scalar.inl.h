@@ -143,9 +143,9 @@ CONCLAVE_LANES int32_t StoreRounded(int8_t* p, const V16& a) {
   }
   return sum;
 }
-
-// Lane l becomes lane l ^ 1.
-CONCLAVE_LANES V16 SwapPairs(const V16& a) {
+// LoadBf16N with the elements of every pair swapped: lane l is p[l ^ 1].
+CONCLAVE_LANES V16 LoadBf16Swapped(const uint16_t* p, int64_t n) {
+  const V16 a = LoadBf16N(p, n);
   return EachLane([&](int l) { return a.v[l ^ 1]; });
 }
 
