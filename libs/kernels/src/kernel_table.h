@@ -27,6 +27,20 @@ struct PanelJob {
   int64_t y_stride = 0;
 };
 
+// Quantized rows times one q8 weight panel (q8_panel.h): y[r, c] for c < cols.
+struct Q8PanelJob {
+  const int8_t* x = nullptr;      // [rows, num_blocks · 32]
+  const float* scales = nullptr;  // [rows, num_blocks]
+  const int32_t* sums = nullptr;  // [rows, num_blocks]
+  int64_t rows = 0;
+  int64_t num_blocks = 0;
+  const void* panel = nullptr;
+  int64_t cols = 0;             // of this panel that exist, 1..64
+  const float* bias = nullptr;  // [cols] or null
+  float* y = nullptr;           // [rows, cols], stride y_stride
+  int64_t y_stride = 0;
+};
+
 inline constexpr int kAttendItemsMax = 4;
 
 // Up to kAttendItemsMax queries (a row and a head each) that read the same KV head through the same
@@ -51,6 +65,10 @@ inline constexpr int kNumActivations = 4;  // In the order of enum Activation.
 struct KernelTable {
   void (*matmul_f32)(const PanelJob& job);
   void (*matmul_bf16)(const PanelJob& job);
+  void (*matmul_q8)(const Q8PanelJob& job);
+  // One row of n elements into whole blocks, as quantize.h says.
+  void (*quantize_f32)(const float* x, int64_t n, int8_t* values, float* scales, int32_t* sums);
+  void (*quantize_bf16)(const uint16_t* x, int64_t n, int8_t* values, float* scales, int32_t* sums);
 
   // One row of n elements each. `bias` may be null.
   void (*layer_norm)(const float* x, int64_t n, const float* weight, const float* bias, float eps,

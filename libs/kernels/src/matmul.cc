@@ -71,4 +71,32 @@ void MatMul(const Context& context, MatView<const Bf16> x, const PackedMatrix& w
   MatMulImpl(context, context.table->matmul_bf16, x, w, bias, y);
 }
 
+void MatMul(const Context& context, const Q8Rows& x, const PackedMatrix& w,
+            std::span<const float> bias, MatView<float> y) {
+  CONCLAVE_CHECK(w.dtype() == DType::kQ8);
+  CONCLAVE_CHECK(x.cols == w.k());
+  CONCLAVE_CHECK(y.cols == w.n());
+  CONCLAVE_CHECK(x.rows == y.rows);
+  CONCLAVE_CHECK(bias.empty() || static_cast<int64_t>(bias.size()) == w.n());
+  if (x.rows == 0 || w.n() == 0) {
+    return;
+  }
+  const int64_t work = x.rows * w.k() * kPanelColumns;
+  ParallelRuns(*context.pool, w.num_panels(), work, [&](int64_t first, int64_t count) {
+    for (int64_t panel = first; panel < first + count; ++panel) {
+      const int64_t col = panel * kPanelColumns;
+      context.table->matmul_q8(Q8PanelJob{.x = x.values,
+                                          .scales = x.scales,
+                                          .sums = x.sums,
+                                          .rows = x.rows,
+                                          .num_blocks = x.num_blocks(),
+                                          .panel = w.Panel(panel),
+                                          .cols = std::min(kPanelColumns, w.n() - col),
+                                          .bias = bias.empty() ? nullptr : bias.data() + col,
+                                          .y = y.data + col,
+                                          .y_stride = y.stride});
+    }
+  });
+}
+
 }  // namespace conclave::kernels

@@ -1,22 +1,25 @@
 // The AVX-512 path with bf16 dot products.
 #include "kernel_table.h"
+#include "q8_panel.h"
 
 // The order matters: each header uses the ones before it.
 // clang-format off
 #include "cpu/v16_avx512.inl.h"
 #include "cpu/math.inl.h"
 #include "cpu/rows.inl.h"
+#include "cpu/quantize.inl.h"
 #include "cpu/activation.inl.h"
 #include "cpu/attention.inl.h"
 #include "cpu/matmul.inl.h"
 #include "cpu/matmul_dpbf16.inl.h"
+#include "cpu/matmul_q8_scalar.inl.h"
 #include "cpu/table.inl.h"
 // clang-format on
 
 namespace conclave::kernels {
 
 const KernelTable& Avx512Bf16Table() {
-  static constexpr KernelTable kTable = MakeTable(MatMulDotBf16);
+  static constexpr KernelTable kTable = MakeTable(MatMulDotBf16, MatMulQ8Scalar);
   return kTable;
 }
 

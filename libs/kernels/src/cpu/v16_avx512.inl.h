@@ -86,6 +86,12 @@ CONCLAVE_KERNEL_INLINE void StoreBf16N(uint16_t* p, V16 a, int64_t n) {
   _mm256_mask_storeu_epi16(p, First16(n), out);
 }
 
+CONCLAVE_KERNEL_INLINE int32_t StoreRounded(int8_t* p, V16 a) {
+  const __m512i ints = _mm512_cvtps_epi32(a.v);
+  _mm_storeu_si128(reinterpret_cast<__m128i_u*>(p), _mm512_cvtepi32_epi8(ints));
+  return _mm512_reduce_add_epi32(ints);
+}
+
 CONCLAVE_KERNEL_INLINE float ReduceAdd(V16 a) {
   const __m256 by8 = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
   const __m128 by4 = _mm_add_ps(_mm256_castps256_ps128(by8), _mm256_extractf128_ps(by8, 1));

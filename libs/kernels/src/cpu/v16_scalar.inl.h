@@ -133,6 +133,17 @@ CONCLAVE_LANES void StoreBf16N(uint16_t* p, const V16& a, int64_t n) {
   }
 }
 
+// Stores the lanes, each between -127.5 and 127.5, as the nearest integers (ties to even); returns
+// their sum.
+CONCLAVE_LANES int32_t StoreRounded(int8_t* p, const V16& a) {
+  int32_t sum = 0;
+  for (int l = 0; l < 16; ++l) {
+    p[l] = static_cast<int8_t>(__builtin_lrintf(a.v[l]));
+    sum += p[l];
+  }
+  return sum;
+}
+
 CONCLAVE_LANES float ReduceAdd(V16 a) {
   for (int half = 8; half > 0; half /= 2) {
     for (int l = 0; l < half; ++l) {
