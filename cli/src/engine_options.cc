@@ -124,9 +124,7 @@ absl::StatusOr<kernels::Isa> ResolveIsaFlag(const ComputeSettings& settings) {
 }
 
 DType DtypeOf(const ComputeSettings& settings) {
-  return settings.dtype == "f32"  ? DType::kF32
-         : settings.dtype == "q8" ? DType::kQ8
-                                  : DType::kBf16;
+  return settings.dtype == "f32" ? DType::kF32 : settings.dtype == "q8" ? DType::kQ8 : DType::kBf16;
 }
 
 absl::StatusOr<std::string> ModelFolder(const ModelSettings& settings,

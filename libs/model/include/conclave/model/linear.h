@@ -66,7 +66,7 @@ class GemmScratch {
                        std::span<const float>, MatView<const Bf16>, GemmScratch&, MatView<float>);
 
   int64_t max_elements_ = 0;
-  AlignedBuffer rounded_;     // [max_rows · max_k] bf16
+  AlignedBuffer rounded_;  // [max_rows · max_k] bf16
   kernels::Q8Scratch q8_;
 };
 
