@@ -42,6 +42,7 @@ struct BenchSettings : ModelSettings, ComputeSettings {
   int32_t prompt = 512;
   int32_t prefill_chunk = 512;
   std::string image;
+  bool bounds = true;
   bool json = false;
   LogSettings log{.level = "warning", .format = "text"};
 };
@@ -95,6 +96,11 @@ void Declare(service::OptionSet& set, BenchKind kind, BenchSettings& settings) {
       settings.repeat = 3;
       break;
   }
+  set.Add({.name = "bounds",
+           .help = "measure the machine's bounds before and after every round; off, rounds follow "
+                   "each other at once and have no shares",
+           .group = "Measurement"},
+          &settings.bounds);
   set.Add({.name = "json", .help = "print one JSON object"}, &settings.json);
   AddLogOptions(set, settings.log);
 }
@@ -136,6 +142,7 @@ absl::StatusOr<BenchOptions> ToOptions(BenchKind kind, const service::OptionSet&
   options.dtype = DtypeOf(settings);
   options.threads = settings.threads;
   options.repeat = settings.repeat;
+  options.has_bounds = settings.bounds;
   options.context = settings.context;
   if (kind == BenchKind::kDecode || kind == BenchKind::kStep) {
     options.is_context_default = set.OriginOf("context") == service::Origin::kDefault;

@@ -114,7 +114,9 @@ json::object Values(const std::vector<double>& values) {
 }
 
 json::object Bounds(const BenchReport& report) {
-  json::object bounds{{"read_bytes_per_second", Values(ReadValues(report))}};
+  json::object bounds{{"read_bytes_per_second", report.bounds.empty()
+                                                    ? json::value()
+                                                    : json::value(Values(ReadValues(report)))}};
   for (const Named& peak : Peaks()) {
     const std::vector<double> values = PeakValues(report, peak.of);
     bounds[std::string(peak.name) + "_operations_per_second"] =
@@ -227,9 +229,16 @@ std::string ToText(const BenchReport& report) {
                   std::string(kernels::NameOf(report.isa)) + ", " + std::to_string(report.repeat) +
                   " rounds; median (least .. most)");
   line("build", "conclave " + report.version + ", " + report.compiler + ", " + report.build_flags);
-  line("read", InWords(SpreadOf(ReadValues(report)), kGiga, 1) + " GB/s, best way of reading " +
-                   Fixed(static_cast<double>(report.probe_bytes) * kGiga, 2) + " GB");
+  if (report.bounds.empty()) {
+    line("bounds", "not measured");
+  } else {
+    line("read", InWords(SpreadOf(ReadValues(report)), kGiga, 1) + " GB/s, best way of reading " +
+                     Fixed(static_cast<double>(report.probe_bytes) * kGiga, 2) + " GB");
+  }
   for (const Named& peak : Peaks()) {
+    if (report.bounds.empty()) {
+      break;
+    }
     const std::vector<double> values = PeakValues(report, peak.of);
     line(peak.name, values.empty() ? "no such instructions on this path"
                                    : InWords(SpreadOf(values), kGiga, 0) + " Gop/s");

@@ -241,12 +241,18 @@ class Bench {
   // The bounds before the first round. After what can be refused has been refused, as it takes a
   // second.
   void Start() {
+    if (!options_.has_bounds) {
+      return;
+    }
     probe_.emplace(kernels::ReadProbe::BytesFor(AvailableBytes()), pool_);
     report_.probe_bytes = probe_->size_bytes();
     bounds_ = MeasureBounds();
   }
 
   BoundsSample MeasureBounds() {
+    if (!probe_.has_value()) {
+      return {};
+    }
     constexpr auto kEach = std::chrono::milliseconds(5);
     report_.bounds.push_back(
         {probe_->MeasureBest(pool_), kernels::MeasurePeaks(options_.isa, pool_, kEach)});

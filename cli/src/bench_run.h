@@ -23,6 +23,8 @@ struct BenchOptions {
   kernels::Isa isa = kernels::Isa::kScalar;
   int threads = 1;
   int repeat = 5;  // rounds, each of all cases; >= 1
+  // Off: rounds follow each other at once and have no shares, for several processes side by side.
+  bool has_bounds = true;
   // Positions of every stream before the first measured step (decode, step). Their keys and values
   // are zeros: that they are in memory counts, not what they are.
   int32_t context = 512;

@@ -4,6 +4,10 @@ Method: each kind with one round; the figures are checked against each other, ne
 """
 
 import json
+import pathlib
+import subprocess
+import sys
+import tempfile
 import unittest
 
 import conclave_process as conclave
@@ -85,6 +89,14 @@ class BenchTest(conclave.TestCase):
         self.assertEqual((report["run"]["dtype"], report["run"]["isa"], report["run"]["threads"]), ("f32", "scalar", 1))
         self.assertIsNone(report["bounds"]["f32_fma_operations_per_second"])
 
+    def test_rounds_without_bounds(self):
+        result = run("bench", "decode", "-m", str(conclave.MODEL), "--repeat", "2", "--tokens", "2", "--bounds=false", "--json")
+        self.assertEqual(result.returncode, 0, result)
+        report = json.loads(result.stdout)
+        self.assertIsNone(report["bounds"]["read_bytes_per_second"])
+        self.assertIsNone(report["cases"][0]["share"])
+        self.assertEqual(len(report["cases"][0]["tokens_per_second"]["samples"]), 2)
+
     def test_text(self):
         result = run("bench", "decode", "-m", str(conclave.MODEL), "--repeat", "1", "--tokens", "2")
         self.assertEqual(result.returncode, 0, result)
@@ -114,6 +126,57 @@ class BenchTest(conclave.TestCase):
         result = run("bench", "load", "-m", str(conclave.MODEL), "--check-config")
         self.assertEqual((result.returncode, result.stdout), (0, "ok\n"), result)
         self.assert_fails("load", "-m", "/nowhere", "--check-config", code=3, names="/nowhere")
+
+
+# Answers like llama-bench, with a rate of 100 times the prompt's tokens or of 7; `broken` as it says.
+PEER = """#!/usr/bin/env python3
+import json, sys
+flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+repeat = int(flags["-r"]) - ("short" in flags.get("-x", ""))
+entry = lambda prompt, made, rate: {"n_prompt": prompt, "n_gen": made, "n_threads": int(flags["-t"]), "build_commit": "abc",
+                                    "samples_ts": [rate] * repeat}
+if "crash" in flags.get("-x", ""):
+    sys.exit("out of luck")
+if flags["-n"] != "0":
+    print("loading ...", json.dumps([entry(0, int(flags["-n"]), 7.0)]))
+else:
+    print(json.dumps([entry(int(n), 0, 100.0 * int(n)) for n in flags["-p"].split(",")]))
+"""
+
+
+class CompareTest(conclave.TestCase):
+    """bench/compare.py with a peer that answers like llama-bench."""
+
+    def compare(self, *flags: str, folder: str) -> subprocess.CompletedProcess:
+        peer = pathlib.Path(folder, "llama-bench")
+        peer.write_text(PEER, encoding="utf-8")
+        peer.chmod(0o755)
+        return subprocess.run(
+            [sys.executable, str(conclave.ROOT / "bench" / "compare.py"), "--conclave", conclave.BINARY, "--model",
+             str(conclave.MODEL), "--peer", str(peer), "--peer-model", str(peer), "--threads", "1", "--repeat", "1",
+             "--prompt", "64", "--tokens", "2", *flags], capture_output=True, text=True, timeout=120, check=False)
+
+    def test_ratios_of_every_round(self):
+        with tempfile.TemporaryDirectory() as folder:
+            out = pathlib.Path(folder, "out.json")
+            result = self.compare("--cases", "decode", "step", "--rows", "1,4", "--json", str(out), "--", "-fa", "1", folder=folder)
+            self.assertEqual(result.returncode, 0, result)
+            report = json.loads(out.read_text(encoding="utf-8"))
+        self.assertEqual([case["name"] for case in report["cases"]], ["decode, 1 stream", "step of 1", "step of 4"])
+        for case, rate in zip(report["cases"], (7, 100, 400)):
+            self.assertEqual(case["peer_tokens_per_second"], [rate] * 3)
+            for ours, ratio in zip(case["conclave_tokens_per_second"], case["ratios"]):
+                self.assertAlmostEqual(ours / rate, ratio)
+        self.assertEqual(len(report["read_bytes_per_second"]), 6)
+        for said in ("read bandwidth", "-fa 1", "build_commit abc", "step of 4"):
+            self.assertIn(said, result.stdout)
+
+    def test_a_peer_that_does_something_else(self):
+        with tempfile.TemporaryDirectory() as folder:
+            for broken, said in (("short", "expected 1 rates"), ("crash", "out of luck")):
+                result = self.compare("--cases", "prefill", "--", "-x", broken, folder=folder)
+                self.assertEqual((result.returncode, result.stdout), (1, ""), result)
+                self.assertIn(said, result.stderr)
 
 
 if __name__ == "__main__":

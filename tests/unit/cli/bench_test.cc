@@ -227,6 +227,15 @@ TEST(BenchReportTest, AShareWithoutABoundIsNull) {
   EXPECT_TRUE(boost::json::parse(ToJson(report)).at_pointer("/cases/0/share").is_null());
 }
 
+TEST(BenchReportTest, WithoutBoundsThereAreRatesAlone) {
+  BenchReport report = SmallReport();
+  report.bounds.clear();
+  const auto json = boost::json::parse(ToJson(report));
+  EXPECT_TRUE(json.at_pointer("/bounds/read_bytes_per_second").is_null());
+  EXPECT_EQ(json.at_pointer("/cases/0/tokens_per_second/max").to_number<double>(), 10);
+  EXPECT_THAT(ToText(report), HasSubstr("not measured"));
+}
+
 TEST(BenchReportTest, TextSaysConditionsBoundsAndShares) {
   const std::string text = ToText(SmallReport());
   for (const char* expected :
