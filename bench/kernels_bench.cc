@@ -159,8 +159,8 @@ void GroupedExperts(benchmark::State& state) {
 }
 
 // `rows` queries at the end of a context of `tokens`: 1 is decode, more a chunk of prefill, where a
-// row sees what is before it (is_causal) or all (a vision tower). Keys and values are bf16 and of as
-// many contexts as fill a GiB.
+// row sees what is before it (is_causal) or all (a vision tower). Keys and values are bf16, and of
+// as many contexts as fill a GiB.
 void Attention(benchmark::State& state) {
   const Setup setup(state, 6);
   const kernels::Context& context = setup.context;

@@ -1,9 +1,9 @@
 // Our GEMM against oneDNN's matmul: the same values, in one process, in turns.
 //
-// Each turn calls one side some times on weights that lie cold in memory, after a pause in which the
-// other side's threads, which spin for a while, go to sleep, and after one call that is not counted,
-// which wakes its own. Counters: median milliseconds of a call of each, `speedup` = oneDNN's time
-// over ours (above 1 we are faster), and its least and most over the rounds.
+// Each turn calls one side some times on weights that lie cold in memory: after a pause, in which
+// the threads of the other side, which spin for a while, go to sleep, and after one call that does
+// not count, which wakes its own. Counters: median milliseconds of a call of each; `speedup` =
+// oneDNN's time over ours (above 1 we are faster), with its least and most over the rounds.
 #include <omp.h>
 
 #include <chrono>

@@ -114,7 +114,8 @@ def gemm(bench: Bench, kind: str, experts_dtype: int | None) -> list[Series]:
 def attention_label(args: dict) -> str:
     if not args.get("causal", 1):
         return "tower"
-    return f"decode {args['tokens']}" if args["rows"] == 1 else f"prefill {args['tokens']}"
+    of_what = f"{args['tokens']}, heads of {args['head_dim']}"
+    return f"decode {of_what}" if args["rows"] == 1 else f"prefill {of_what}"
 
 
 def elementwise(bench: Bench) -> list[Series]:
@@ -143,7 +144,7 @@ FAMILIES = {
 
 
 def si(value: float) -> str:
-    return f"{value / 1e12:.2f} Top/s" if value >= 1e12 else f"{value / 1e9:.0f} Gop/s"
+    return f"{value / 1e12:.2f} Top/s" if value >= 1e12 else f"{value / 1e9:.3g} Gop/s"
 
 
 class Axes:
@@ -220,22 +221,44 @@ def roofs(axes: Axes, bandwidth: float, peaks: dict[str, float]) -> list[str]:
     return out
 
 
-def draw(title: str, subtitle: str, bandwidth: float, peaks: dict[str, float], series: list[Series]) -> str:
+class Labels:
+    """Places texts beside points so that none covers another one or a point."""
+
+    def __init__(self, points: list[tuple[float, float]]):
+        self.taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in points]
+
+    def place(self, x: float, y: float, content: str) -> str:
+        width = 7 * len(content)
+        boxes = [(x + 8, y + 4), (x + 8, y + 17), (x + 8, y - 8), (x - 8 - width, y + 4), (x - 8 - width, y - 8),
+                 (x - 8 - width, y + 17), (x + 8, y + 30), (x + 8, y - 21), (x - 8 - width, y + 30), (x - 8 - width, y - 21),
+                 (x - width / 2, y + 43), (x - width / 2, y - 34)]
+        for left, base in boxes:
+            box = (left, base - 11, left + width, base + 3)
+            if box[2] < WIDTH - RIGHT and all(box[0] > b[2] or box[2] < b[0] or box[1] > b[3] or box[3] < b[1]
+                                              for b in self.taken):
+                self.taken.append(box)
+                return text(left, base, content, "soft")
+        return ""  # rather none than one that nobody can read
+
+
+def draw(title: str, subtitle: str, bandwidth: float, peaks: dict[str, float], series: list[Series], is_joined: bool) -> str:
     points = [p for one in series for p in one.points]
     axes = Axes([p[0] for p in points] + [max(peaks.values()) / bandwidth], [p[1] for p in points] + list(peaks.values()))
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
            f'aria-label="{escape(title, quote=True)}">', f"<style>{STYLE}</style>", text(LEFT, 24, title, "title"),
            text(LEFT, 44, subtitle, "soft"), *grid(axes), *roofs(axes, bandwidth, peaks)]
+    labels = Labels([(axes.x(x), axes.y(y)) for x, y, _ in points])
     for index, one in enumerate(series):
         places = [(axes.x(x), axes.y(y)) for x, y, _ in one.points]
-        path = " L".join(f"{x:.1f} {y:.1f}" for x, y in places)
-        out.append(f'<path d="M{path}" class="line s{index % 4}" style="fill:none"/>')
+        if is_joined:
+            path = " L".join(f"{x:.1f} {y:.1f}" for x, y in places)
+            out.append(f'<path d="M{path}" class="line s{index % 4}" style="fill:none"/>')
         for (x, y), (_, _, label) in zip(places, one.points):
             out.append(marker(index, x, y))
-            # Labels of the other paths would cover each other: their points stand at the same places.
-            if label and (index == len(series) - 1 or one.name not in ISA_NAMES.values() or
+            # The paths' points stand above each other: the last path's have labels.
+            if label and (one.name not in ISA_NAMES.values() or index == len(series) - 1 or
                           series[index + 1].name not in ISA_NAMES.values()):
-                out.append(text(x + 8, y + 15, label, "soft"))
+                out.append(labels.place(x, y, label))
         x, y = LEFT + 12, TOP + 16 + 20 * index
         out += [marker(index, x, y - 4), text(x + 12, y, one.name)]
     return "\n".join([*out, "</svg>\n"])
@@ -257,7 +280,7 @@ def main() -> int:
                 continue
             subtitle = f"{bench.threads} threads; bounds measured in the same run"
             path = args.folder / f"{name}.svg"
-            path.write_text(draw(title, subtitle, bandwidth, peaks, series), encoding="utf-8")
+            path.write_text(draw(title, subtitle, bandwidth, peaks, series, name.startswith("gemm")), encoding="utf-8")
             print(path)
     except (OSError, ValueError, KeyError, BadInput) as error:
         print(f"error: {args.json}: {error}", file=sys.stderr)
