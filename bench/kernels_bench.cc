@@ -305,6 +305,10 @@ void MatMulSizes(Definition* definition) {
       sizes.push_back({m, k, n});
     }
   }
+  // The 577 positions of CLIP-L at 336 pixels.
+  for (const auto& [k, n] : {std::pair<int64_t, int64_t>{1024, 1024}, {1024, 4096}, {4096, 1024}}) {
+    sizes.push_back({577, k, n});
+  }
   OnAllPaths(definition, sizes);
 }
 

@@ -14,14 +14,15 @@
 
 namespace conclave::kernels {
 
-// Rows of x times one weight panel: y[r, c] for c < cols.
+// Rows of x times consecutive weight panels: y[r, c] for c < cols.
 struct PanelJob {
   const void* x = nullptr;  // f32 or bf16 [rows, k]
   int64_t x_stride = 0;
   int64_t rows = 0;
   int64_t k = 0;
-  const void* panel = nullptr;  // as PackedMatrix says
-  int64_t cols = 0;             // 1..kPanelColumns, columns that exist
+  const void* panel = nullptr;  // the first one, as PackedMatrix says
+  int64_t panel_bytes = 0;      // from one to the next
+  int64_t cols = 0;             // columns that exist, of all panels together; at least 1
   const float* bias = nullptr;  // [cols] or null
   float* y = nullptr;           // [rows, cols], stride y_stride
   int64_t y_stride = 0;
@@ -97,10 +98,17 @@ const KernelTable& ScalarTable();
 const KernelTable& Avx2Table();
 const KernelTable& Avx512Table();
 const KernelTable& Avx512Bf16Table();
+// The same for a CPU whose VDPBF16PS does as much per cycle as two FMAs, and for one where it does
+// not: there only the few rows that wait for memory use it. The bits are the same.
+const KernelTable& Avx512Bf16TableFor(bool is_dot_fast);
 
 // Whether VDPBF16PS of this CPU adds the odd product first, then the even one, each as a fused
 // multiply-add that flushes denormals. The ISA manuals leave the order of the two additions open to
 // the maker, and the bits of the bf16 GEMM hang on it. Call only on a CPU with AVX-512-BF16.
 bool DotProductKeepsTheOrder();
+
+// Whether VDPBF16PS is worth more than the widening it saves; measured, some 50 us. AMD's Zen 4 and 5
+// issue it like an FMA, Intel's CPUs up to Emerald Rapids at half that rate.
+bool IsDotProductFast();
 
 }  // namespace conclave::kernels

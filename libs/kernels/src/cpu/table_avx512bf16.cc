@@ -18,10 +18,18 @@
 
 namespace conclave::kernels {
 
-const KernelTable& Avx512Bf16Table() {
-  static constexpr KernelTable kTable = MakeTable(MatMulDotBf16, MatMulQ8Scalar);
-  return kTable;
+const KernelTable& Avx512Bf16TableFor(bool is_dot_fast) {
+  static constexpr KernelTable kFast = MakeTable(MatMulDotBf16, MatMulQ8Scalar);
+  static constexpr KernelTable kSlow = MakeTable(MatMulFewDotBf16, MatMulQ8Scalar);
+  return is_dot_fast ? kFast : kSlow;
 }
+
+const KernelTable& Avx512Bf16Table() {
+  static const KernelTable& table = Avx512Bf16TableFor(IsDotProductFast());
+  return table;
+}
+
+bool IsDotProductFast() { return DotProductIsFast(); }
 
 bool DotProductKeepsTheOrder() { return DotProductEqualsTwoFmas(); }
 

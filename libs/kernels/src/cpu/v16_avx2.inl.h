@@ -159,6 +159,10 @@ CONCLAVE_KERNEL_INLINE int32_t StoreRounded(int8_t* p, V16 a) {
   const __m128i by2 = _mm_add_epi32(by4, _mm_shuffle_epi32(by4, 0x4e));
   return _mm_cvtsi128_si32(_mm_add_epi32(by2, _mm_shuffle_epi32(by2, 0xb1)));
 }
+CONCLAVE_KERNEL_INLINE V16 LoadBf16Swapped(const uint16_t* p, int64_t n) {
+  const V16 a = LoadBf16N(p, n);
+  return {_mm256_permute_ps(a.lo, 0xb1), _mm256_permute_ps(a.hi, 0xb1)};
+}
 
 CONCLAVE_KERNEL_INLINE float ReduceAdd(V16 a) {
   const __m256 by8 = _mm256_add_ps(a.lo, a.hi);
@@ -188,6 +192,7 @@ CONCLAVE_KERNEL_INLINE Vec VecLoad(const float* p) { return _mm256_loadu_ps(p); 
 CONCLAVE_KERNEL_INLINE Vec VecLoadN(const float* p, int64_t n) {
   return _mm256_maskload_ps(p, First8(n));
 }
+CONCLAVE_KERNEL_INLINE void VecStore(float* p, Vec a) { _mm256_storeu_ps(p, a); }
 CONCLAVE_KERNEL_INLINE void VecStoreN(float* p, Vec a, int64_t n) {
   _mm256_maskstore_ps(p, First8(n), a);
 }
