@@ -159,8 +159,8 @@ class Report:
     def row(self, what: str, target: str, measured: str | None, bound: str = "") -> None:
         self.rows.append((what, target, measured or "not measured", bound))
 
-    def case(self, name: str, **wanted) -> tuple[dict, dict] | None:
-        report = self.of(name)
+    def case(self, run: str, **wanted) -> tuple[dict, dict] | None:
+        report = self.of(run)
         for one in (report or {}).get("cases", []):
             if all(one.get(key) == value for key, value in wanted.items()):
                 return report, one
@@ -176,15 +176,14 @@ class Report:
         peaks = report["bounds"][f"{peak}_operations_per_second"]
         return f"{spread(one['share'], 100, 0)} % of {spread(peaks, 1e-9, 0)} Gop/s"
 
-    def rate(self, what: str, target: str, name: str, **wanted) -> None:
-        found = self.case(name, **wanted)
+    def rate(self, what: str, target: str, run: str, **wanted) -> None:
+        found = self.case(run, **wanted)
         self.row(what, target, found and f"{spread(found[1]['tokens_per_second'], 1, 1)} tokens/s",
                  found and self.bound(*found) or "")
 
-    def seconds(self, what: str, target: str, name: str, case: str, bound: str = "") -> None:
-        found = self.case(name, name=case)
-        self.row(what, target, found and f"{spread(found[1]['seconds'], 1, 3)} s",
-                 found and (bound or self.bound(*found)) or "")
+    def seconds(self, what: str, target: str, run: str, case: str) -> None:
+        found = self.case(run, name=case)
+        self.row(what, target, found and f"{spread(found[1]['seconds'], 1, 3)} s", found and self.bound(*found) or "")
 
     def kernels(self) -> None:
         document = self.of("kernels")
