@@ -99,6 +99,8 @@ class RouterCore::Impl {
   absl::Status CheckWorker(const WorkerRegistration& registration) const;
   absl::Status CheckMember(uint32_t major, const std::string& cluster_id,
                            const ModelIdentity& model) const;
+  // A frontend's model, version and numeric mode; its instruction set is its own affair.
+  absl::Status CheckFrontend(const FrontendRegistration& registration) const;
   absl::Status CheckName(const WorkerRegistration& registration) const;
   // Whether this router may go on after a peer that has obeyed `last`.
   absl::Status Fence(const RouterIdentity& last, Epoch epoch);

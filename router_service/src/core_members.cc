@@ -95,6 +95,19 @@ absl::Status RouterCore::Impl::CheckMember(uint32_t major, const std::string& cl
   return absl::OkStatus();
 }
 
+absl::Status RouterCore::Impl::CheckFrontend(const FrontendRegistration& r) const {
+  CONCLAVE_RETURN_IF_ERROR(CheckMember(r.protocol_major, r.cluster_id, r.model));
+  if (!state_.numeric.dtype.empty() &&
+      (r.numeric.dtype != state_.numeric.dtype ||
+       r.numeric.kernel_revision != state_.numeric.kernel_revision)) {
+    return Mismatch(
+        "numeric mode",
+        state_.numeric.dtype + " revision " + std::to_string(state_.numeric.kernel_revision),
+        r.numeric.dtype + " revision " + std::to_string(r.numeric.kernel_revision));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status RouterCore::Impl::CheckWorker(const WorkerRegistration& r) const {
   CONCLAVE_RETURN_IF_ERROR(CheckMember(r.protocol_major, r.cluster_id, r.model));
   const bool has_others = std::any_of(workers_.begin(), workers_.end(), [&](const auto& entry) {
@@ -186,27 +199,32 @@ absl::Status RouterCore::Impl::Fence(const RouterIdentity& last, Epoch epoch) {
 }
 
 void RouterCore::Impl::AdoptModel(const WorkerRegistration& r) {
-  if (state_.model.manifest_hash.empty() || state_.layers.empty()) {
+  const bool is_new_mode = state_.numeric != r.numeric;
+  const bool is_new_model = state_.model.manifest_hash.empty() || state_.layers.empty();
+  if (is_new_mode) {
+    state_.numeric = r.numeric;
+    MarkDirty();
+  }
+  if (is_new_model) {
     state_.model = r.model;
     state_.layers = state_.layers.empty() ? r.moe_layers : state_.layers;
     MarkDirty();
     for (const ExpertUnit unit : Units()) {
       goal_[unit];
     }
-    // Frontends came before anybody knew the model.
-    for (auto it = frontends_.begin(); it != frontends_.end();) {
-      const absl::Status status = CheckMember(kProtocolMajor, "", it->second.registration.model);
-      if (!status.ok()) {
-        Emit(EndSession{it->first, status});
-        it = frontends_.erase(it);
-      } else {
-        ++it;
-      }
-    }
   }
-  if (state_.numeric != r.numeric) {
-    state_.numeric = r.numeric;
-    MarkDirty();
+  if (!is_new_mode && !is_new_model) {
+    return;
+  }
+  // Frontends came before anybody knew the model, or all workers of the former mode are gone.
+  for (auto it = frontends_.begin(); it != frontends_.end();) {
+    const absl::Status status = CheckFrontend(it->second.registration);
+    if (!status.ok()) {
+      Emit(EndSession{it->first, status});
+      it = frontends_.erase(it);
+    } else {
+      ++it;
+    }
   }
 }
 
@@ -386,15 +404,7 @@ void RouterCore::Impl::On(const FrontendRegisterEvent& event) {
   absl::Status status =
       mode_ == Mode::kStandby
           ? Error(absl::StatusCode::kFailedPrecondition, "stale_term", "this router stands by")
-          : CheckMember(r.protocol_major, r.cluster_id, r.model);
-  if (status.ok() && !state_.numeric.dtype.empty() &&
-      (r.numeric.dtype != state_.numeric.dtype ||
-       r.numeric.kernel_revision != state_.numeric.kernel_revision)) {
-    status = Mismatch(
-        "numeric mode",
-        state_.numeric.dtype + " revision " + std::to_string(state_.numeric.kernel_revision),
-        r.numeric.dtype + " revision " + std::to_string(r.numeric.kernel_revision));
-  }
+          : CheckFrontend(r);
   if (status.ok() && static_cast<int32_t>(frontends_.size()) >= options_.frontends_max) {
     status = Error(absl::StatusCode::kResourceExhausted, "placement_too_large",
                    "expected at most " + std::to_string(options_.frontends_max) + " frontends");

@@ -108,7 +108,7 @@ class FamilyExactnessTest : public ::testing::TestWithParam<Family> {
 TEST_P(FamilyExactnessTest, LogitsDoNotDependOnHowTheyAreServed) {
   const kernels::Isa isa = kernels::SupportedIsas().back();
   int total = 0;
-  for (const DType dtype : {DType::kF32, DType::kBf16}) {
+  for (const DType dtype : {DType::kF32, DType::kBf16, DType::kQ8}) {
     const Served expected = Serve(dtype, isa, {}, false);
     ASSERT_EQ(expected.logits.size(), static_cast<size_t>(kRequests));
     // Random weights still tell tokens apart: equal rows would be equal for no reason.
@@ -131,7 +131,7 @@ TEST_P(FamilyExactnessTest, LogitsDoNotDependOnHowTheyAreServed) {
 
 TEST_P(FamilyExactnessTest, EveryPathGivesTheSameLogits) {
   const std::vector<kernels::Isa> paths = testing::PathsToServe();
-  for (const DType dtype : {DType::kF32, DType::kBf16}) {
+  for (const DType dtype : {DType::kF32, DType::kBf16, DType::kQ8}) {
     const Served expected =
         Serve(dtype, paths.front(), {0, 1, 0, 0, 0}, false, kRequestsOnScalar, kTokensOnScalar);
     for (const kernels::Isa isa : paths) {

@@ -25,7 +25,7 @@ def first_difference(tokens: list[dict], expected: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--dtype", required=True, choices=("f32", "bf16"))
+    parser.add_argument("--dtype", required=True, choices=("f32", "bf16", "q8"))
     dtype = parser.parse_args().dtype
 
     samples = conclave.samples()

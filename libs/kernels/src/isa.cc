@@ -1,5 +1,7 @@
 #include "conclave/kernels/isa.h"
 
+#include <cpuid.h>
+
 #include <array>
 #include <string>
 
@@ -8,6 +10,7 @@
 #include "conclave/base/thread_pool.h"
 #include "conclave/kernels/context.h"
 #include "kernel_table.h"
+#include "q8_kernels.h"
 
 namespace conclave::kernels {
 namespace {
@@ -27,6 +30,21 @@ bool HasAvx512Bf16() {
     return HasAvx512() && __builtin_cpu_supports("avx512bf16") && DotProductKeepsTheOrder();
   }();
   return has;
+}
+// Expects HasAvx2, which answers for the registers. Read from CPUID itself: compilers of this age
+// do not know the word.
+bool HasAvxVnni() {
+  uint32_t eax = 0;
+  uint32_t ebx = 0;
+  uint32_t ecx = 0;
+  uint32_t edx = 0;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && eax >= 1 &&
+         __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax >> 4 & 1u) != 0;
+}
+
+KernelTable WithFastestQ8(KernelTable table, Isa isa) {
+  table.matmul_q8 = Q8KernelsFor(isa).back();
+  return table;
 }
 
 }  // namespace
@@ -91,17 +109,46 @@ absl::StatusOr<Isa> ResolveIsa(std::string_view word) {
                              std::string(word) + "\"");
 }
 
+std::vector<Q8Kernel> Q8KernelsFor(Isa isa) {
+  CONCLAVE_CHECK(IsSupported(isa));
+  std::vector<Q8Kernel> kernels;
+  switch (isa) {
+    case Isa::kScalar:
+      return {MatMulQ8Scalar};
+    case Isa::kAvx2:
+      kernels = {MatMulQ8Avx2};
+      if (HasAvxVnni()) {
+        kernels.push_back(MatMulQ8AvxVnni);
+      }
+      return kernels;
+    case Isa::kAvx512:
+    case Isa::kAvx512Bf16:
+      kernels = {MatMulQ8Avx512};
+      if (__builtin_cpu_supports("avx512vnni")) {
+        kernels.push_back(MatMulQ8Avx512Vnni);
+      }
+      return kernels;
+  }
+  CONCLAVE_CHECK(false);
+}
+
 const KernelTable& TableFor(Isa isa) {
   CONCLAVE_CHECK(IsSupported(isa));
   switch (isa) {
     case Isa::kScalar:
       return ScalarTable();
-    case Isa::kAvx2:
-      return Avx2Table();
-    case Isa::kAvx512:
-      return Avx512Table();
-    case Isa::kAvx512Bf16:
-      return Avx512Bf16Table();
+    case Isa::kAvx2: {
+      static const KernelTable table = WithFastestQ8(Avx2Table(), isa);
+      return table;
+    }
+    case Isa::kAvx512: {
+      static const KernelTable table = WithFastestQ8(Avx512Table(), isa);
+      return table;
+    }
+    case Isa::kAvx512Bf16: {
+      static const KernelTable table = WithFastestQ8(Avx512Bf16Table(), isa);
+      return table;
+    }
   }
   CONCLAVE_CHECK(false);
 }

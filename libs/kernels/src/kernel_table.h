@@ -94,6 +94,15 @@ struct KernelTable {
   int attend_items;
 };
 
+// The q8 GEMMs, each a file with its own instruction set. All give the same bits.
+using Q8Kernel = void (*)(const Q8PanelJob& job);
+void MatMulQ8Scalar(const Q8PanelJob& job);
+void MatMulQ8Avx2(const Q8PanelJob& job);
+void MatMulQ8AvxVnni(const Q8PanelJob& job);
+void MatMulQ8Avx512(const Q8PanelJob& job);
+void MatMulQ8Avx512Vnni(const Q8PanelJob& job);
+
+// The tables hold the q8 GEMM that needs nothing beyond the path.
 const KernelTable& ScalarTable();
 const KernelTable& Avx2Table();
 const KernelTable& Avx512Table();

@@ -95,9 +95,10 @@ class Cut {
   int64_t task_panels_ = 0;
 };
 
-template <typename X>
-void MatMulImpl(const Context& context, void (*run)(const PanelJob& job), MatView<const X> x,
-                const PackedMatrix& w, std::span<const float> bias, MatView<float> y) {
+// Runs run(task) for all tasks of x · Wᵀ. X is a view of rows or Q8Rows.
+template <typename X, typename Run>
+void RunTasks(const Context& context, const X& x, const PackedMatrix& w,
+              std::span<const float> bias, MatView<float> y, const Run& run) {
   CONCLAVE_CHECK(x.cols == w.k());
   CONCLAVE_CHECK(y.cols == w.n());
   CONCLAVE_CHECK(x.rows == y.rows);
@@ -109,19 +110,26 @@ void MatMulImpl(const Context& context, void (*run)(const PanelJob& job), MatVie
   const int64_t work = cut.task_rows() * cut.task_panels() * w.k() * kPanelColumns;
   ParallelRuns(*context.pool, cut.num_tasks(), work, [&](int64_t first, int64_t count) {
     for (int64_t i = first; i < first + count; ++i) {
-      const Cut::Task task = cut.At(i);
-      const int64_t col = task.panel * kPanelColumns;
-      run(PanelJob{.x = x.Row(task.row),
-                   .x_stride = x.stride,
-                   .rows = task.rows,
-                   .k = w.k(),
-                   .panel = w.Panel(task.panel),
-                   .panel_bytes = w.panel_bytes(),
-                   .cols = std::min(task.panels * kPanelColumns, w.n() - col),
-                   .bias = bias.empty() ? nullptr : bias.data() + col,
-                   .y = y.Row(task.row) + col,
-                   .y_stride = y.stride});
+      run(cut.At(i));
     }
+  });
+}
+
+template <typename X>
+void MatMulImpl(const Context& context, void (*matmul)(const PanelJob& job), MatView<const X> x,
+                const PackedMatrix& w, std::span<const float> bias, MatView<float> y) {
+  RunTasks(context, x, w, bias, y, [&](const Cut::Task& task) {
+    const int64_t col = task.panel * kPanelColumns;
+    matmul(PanelJob{.x = x.Row(task.row),
+                    .x_stride = x.stride,
+                    .rows = task.rows,
+                    .k = w.k(),
+                    .panel = w.Panel(task.panel),
+                    .panel_bytes = w.panel_bytes(),
+                    .cols = std::min(task.panels * kPanelColumns, w.n() - col),
+                    .bias = bias.empty() ? nullptr : bias.data() + col,
+                    .y = y.Row(task.row) + col,
+                    .y_stride = y.stride});
   });
 }
 
@@ -142,26 +150,19 @@ void MatMul(const Context& context, MatView<const Bf16> x, const PackedMatrix& w
 void MatMul(const Context& context, const Q8Rows& x, const PackedMatrix& w,
             std::span<const float> bias, MatView<float> y) {
   CONCLAVE_CHECK(w.dtype() == DType::kQ8);
-  CONCLAVE_CHECK(x.cols == w.k());
-  CONCLAVE_CHECK(y.cols == w.n());
-  CONCLAVE_CHECK(x.rows == y.rows);
-  CONCLAVE_CHECK(bias.empty() || static_cast<int64_t>(bias.size()) == w.n());
-  if (x.rows == 0 || w.n() == 0) {
-    return;
-  }
-  const int64_t work = x.rows * w.k() * kPanelColumns;
-  ParallelRuns(*context.pool, w.num_panels(), work, [&](int64_t first, int64_t count) {
-    for (int64_t panel = first; panel < first + count; ++panel) {
+  RunTasks(context, x, w, bias, y, [&](const Cut::Task& task) {
+    const int64_t block = task.row * x.num_blocks();
+    for (int64_t panel = task.panel; panel < task.panel + task.panels; ++panel) {
       const int64_t col = panel * kPanelColumns;
-      context.table->matmul_q8(Q8PanelJob{.x = x.values,
-                                          .scales = x.scales,
-                                          .sums = x.sums,
-                                          .rows = x.rows,
+      context.table->matmul_q8(Q8PanelJob{.x = x.values + block * kQ8Block,
+                                          .scales = x.scales + block,
+                                          .sums = x.sums + block,
+                                          .rows = task.rows,
                                           .num_blocks = x.num_blocks(),
                                           .panel = w.Panel(panel),
                                           .cols = std::min(kPanelColumns, w.n() - col),
                                           .bias = bias.empty() ? nullptr : bias.data() + col,
-                                          .y = y.data + col,
+                                          .y = y.Row(task.row) + col,
                                           .y_stride = y.stride});
     }
   });

@@ -66,6 +66,8 @@ void PackPanelRows(MatView<const typename Source::Element> rows, int64_t first_r
   }
 }
 
+static_assert(kQ8BlockSize == kQ8Block && kQ8PanelStep == 4 * kPanelColumns);
+
 // The smallest bf16 that is not below `value`, which is positive, finite and normal.
 Bf16 RoundedUp(float value) {
   const uint32_t bits = __builtin_bit_cast(uint32_t, value);
@@ -109,7 +111,7 @@ void PackQ8PanelRows(MatView<const typename Source::Element> rows, int64_t first
       reinterpret_cast<Bf16*>(panel)[col] = QuantizeBlock(w, q);
       auto* to = reinterpret_cast<uint8_t*>(panel + kQ8PanelScaleBytes) + col * 4;
       for (int64_t i = 0; i < kQ8Block; ++i) {
-        to[i / 4 * (kPanelColumns * 4) + i % 4] = static_cast<uint8_t>(q[i] + kQ8Offset);
+        to[i / 4 * kQ8PanelStep + i % 4] = static_cast<uint8_t>(q[i] + kQ8Offset);
       }
     }
   }
@@ -146,7 +148,7 @@ void PackRowsOf(const PackedMatrix& matrix, int64_t first_row,
 void ClearQ8Columns(int64_t first_col, int64_t k, std::byte* panel) {
   for (int64_t b = 0; b < NumQ8Blocks(k); ++b, panel += kQ8PanelBlockBytes) {
     for (int64_t group = 0; group < kQ8Block / 4; ++group) {
-      std::memset(panel + kQ8PanelScaleBytes + (group * kPanelColumns + first_col) * 4, kQ8Offset,
+      std::memset(panel + kQ8PanelScaleBytes + group * kQ8PanelStep + first_col * 4, kQ8Offset,
                   static_cast<size_t>(kPanelColumns - first_col) * 4);
     }
   }

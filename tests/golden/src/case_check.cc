@@ -7,9 +7,9 @@
 #include "assembly.h"
 #include "checks.h"
 #include "conclave/base/status.h"
-#include "conclave/image/image.h"
 #include "conclave/model/sampler.h"
 #include "conclave/text/prompt_template.h"
+#include "pictures.h"
 #include "recording.h"
 
 namespace conclave::golden {
@@ -299,33 +299,18 @@ void CaseCheck::CheckTokens(const std::string& name, const json::object& prompt)
 
 std::optional<std::vector<float>> CaseCheck::CheckVision(const std::string& name,
                                                          const json::object& prompt) {
-  const checkpoint::VisionSpec& spec = model_->desc().vision;
-  image::PreprocessSpec preprocess;
-  preprocess.size = spec.image_size;
-  preprocess.fit = spec.fit == checkpoint::ImageFit::kPad    ? image::Fit::kPad
-                   : spec.fit == checkpoint::ImageFit::kCrop ? image::Fit::kCrop
-                                                             : image::Fit::kStretch;
-  std::copy_n(spec.mean, 3, preprocess.mean);
-  std::copy_n(spec.std, 3, preprocess.std);
   std::vector<float> all_pixels, all_features, all_projected, hidden;
   for (const json::value& file : prompt.at("images").as_array()) {
-    const absl::StatusOr<std::string> bytes = ReadBytes(images_ + "/" + Str(file));
-    if (!bytes.ok()) {
-      report_.Error(id_, name + ": picture", MessageOf(bytes.status()));
+    const absl::StatusOr<std::vector<float>> pixels =
+        PixelsOf(images_ + "/" + Str(file), model_->desc().vision);
+    if (!pixels.ok()) {
+      report_.Error(id_, name + ": picture", MessageOf(pixels.status()));
       return std::nullopt;
     }
-    const absl::StatusOr<image::RgbImage> picture =
-        image::Decode(std::as_bytes(std::span(*bytes)), {});
-    if (!picture.ok()) {
-      report_.Error(id_, name + ": picture", MessageOf(picture.status()));
-      return std::nullopt;
-    }
-    const std::vector<float> pixels =
-        image::Normalize(image::FitAndResize(*picture, preprocess), preprocess);
     VisionRecorder seen;
     std::vector<float> projected;
-    model_->tower->Encode(pixels, projected, &seen);
-    all_pixels.insert(all_pixels.end(), pixels.begin(), pixels.end());
+    model_->tower->Encode(*pixels, projected, &seen);
+    all_pixels.insert(all_pixels.end(), pixels->begin(), pixels->end());
     all_features.insert(all_features.end(), seen.features.begin(), seen.features.end());
     all_projected.insert(all_projected.end(), projected.begin(), projected.end());
     hidden = seen.hidden;

@@ -259,8 +259,28 @@ TEST(ModelSummaryTest, LoadedBytesFollowTheDtypeOfMatrices) {
   EXPECT_EQ(f32, 4 * loaded);
   EXPECT_GT(bf16, 2 * loaded);
   EXPECT_LT(bf16, 2 * loaded + 10'000'000);
-  EXPECT_NEAR(static_cast<double>(LoadedBytes(desc, DType::kI8)),
-              1.125 * static_cast<double>(loaded), 1e7);
+  // int8 for the linears of decoder and experts, 2 bytes for embedding, tower and projector.
+  int64_t quantized = 0;
+  int64_t experts = 0;
+  for (const ExpectedTensor& tensor : ExpectedTensors(desc)) {
+    const bool is_wide = tensor.part == TensorPart::kEmbedding ||
+                         tensor.part == TensorPart::kTower || tensor.part == TensorPart::kProjector;
+    quantized += tensor.is_needed && !is_wide ? tensor.num_elements() : 0;
+    experts += tensor.part == TensorPart::kExpert ? tensor.num_elements() : 0;
+  }
+  const int64_t q8 = LoadedBytes(desc, DType::kQ8);
+  EXPECT_NEAR(static_cast<double>(q8),
+              1.0625 * static_cast<double>(quantized) + 2.0 * static_cast<double>(loaded - quantized),
+              1e7);
+  EXPECT_EQ(q8 - LoadedBytes(desc, DType::kQ8, false), experts / 32 * 34);
+}
+
+TEST(ModelSummaryTest, AHeadThatIsTheEmbeddingIsLoadedTwice) {
+  ModelDesc desc = Of(Stablelm4e(false)).desc;
+  ASSERT_FALSE(desc.tie_embeddings);
+  const int64_t apart = LoadedBytes(desc, DType::kQ8);
+  desc.tie_embeddings = true;
+  EXPECT_EQ(LoadedBytes(desc, DType::kQ8), apart);
 }
 
 TEST(ModelSummaryTest, JsonHasTheKeysOfTheContract) {

@@ -14,7 +14,7 @@ TEST_P(WorkerAllocationTest, ExecuteAllocatesNothing) {
   const auto checkpoint = OpenTiny();
   ASSERT_NE(checkpoint, nullptr);
   const auto wire =
-      GetParam() == DType::kF32 ? transport::WireDtype::kF32 : transport::WireDtype::kBf16;
+      transport::WireDtypeOf(GetParam());
   ThreadPool pool(2);
   for (const kernels::Isa isa : kernels::SupportedIsas()) {
     const auto worker =
@@ -31,7 +31,7 @@ TEST_P(WorkerAllocationTest, ExecuteAllocatesNothing) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Dtypes, WorkerAllocationTest, ::testing::Values(DType::kF32, DType::kBf16),
+INSTANTIATE_TEST_SUITE_P(Dtypes, WorkerAllocationTest, ::testing::Values(DType::kF32, DType::kBf16, DType::kQ8),
                          [](const auto& test) { return std::string(NameOf(test.param)); });
 
 }  // namespace

@@ -29,7 +29,7 @@ class WorkerBadInputTest : public ::testing::TestWithParam<DType> {
     tokens_.choices.assign(6, {{0, 0.25f}, {1, 0.75f}});
   }
 
-  WireDtype Wire() const { return GetParam() == DType::kF32 ? WireDtype::kF32 : WireDtype::kBf16; }
+  WireDtype Wire() const { return transport::WireDtypeOf(GetParam()); }
 
   // The reason for which the call is refused after `change`; nothing may have been written.
   template <typename Change>
@@ -169,7 +169,7 @@ TEST_P(WorkerBadInputTest, ExpertsThatTheModelDoesNotHaveAreNotLoaded) {
   EXPECT_EQ(reason({unit(0, 1), unit(2, 0), unit(0, 1)}), "placement_duplicate");
 }
 
-INSTANTIATE_TEST_SUITE_P(Dtypes, WorkerBadInputTest, ::testing::Values(DType::kF32, DType::kBf16),
+INSTANTIATE_TEST_SUITE_P(Dtypes, WorkerBadInputTest, ::testing::Values(DType::kF32, DType::kBf16, DType::kQ8),
                          [](const auto& test) { return std::string(NameOf(test.param)); });
 
 // A copy of the tiny checkpoint in which one weight of expert 3 of layer 2 is not a number.

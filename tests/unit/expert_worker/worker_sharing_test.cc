@@ -28,7 +28,7 @@ class WorkerSharingTest : public ::testing::TestWithParam<DType> {
     checkpoint_ = OpenTiny();
     ASSERT_NE(checkpoint_, nullptr);
   }
-  WireDtype Wire() const { return GetParam() == DType::kF32 ? WireDtype::kF32 : WireDtype::kBf16; }
+  WireDtype Wire() const { return transport::WireDtypeOf(GetParam()); }
 
   std::unique_ptr<WorkerCore> Empty(int64_t memory_bytes = 0) {
     WorkerCoreOptions options;
@@ -287,7 +287,7 @@ TEST_P(WorkerSharingTest, AChangedFileIsRefused) {
   EXPECT_EQ(worker->Held().size(), 1u);
 }
 
-INSTANTIATE_TEST_SUITE_P(Dtypes, WorkerSharingTest, ::testing::Values(DType::kF32, DType::kBf16),
+INSTANTIATE_TEST_SUITE_P(Dtypes, WorkerSharingTest, ::testing::Values(DType::kF32, DType::kBf16, DType::kQ8),
                          [](const auto& test) { return std::string(NameOf(test.param)); });
 
 }  // namespace

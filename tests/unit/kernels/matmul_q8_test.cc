@@ -2,7 +2,9 @@
 // Method: bit by bit against that chain written here over integers that are unpacked from the
 // panels.
 #include "conclave/kernels/matmul.h"
+#include "kernel_table.h"
 #include "kernels_testing.h"
+#include "q8_kernels.h"
 
 namespace conclave::kernels {
 namespace {
@@ -43,6 +45,20 @@ class MatMulQ8Test : public testing::TestWithParam<Isa> {
   ThreadPool pool_{2};
   Context context_{GetParam(), pool_};
   Random random_{5};
+
+  // Runs fn(context, number) with every q8 GEMM of the path that this CPU has, with and without
+  // VPDPBUSD.
+  template <typename Fn>
+  void ForKernels(const Fn& fn) {
+    size_t number = 0;
+    for (const Q8Kernel kernel : Q8KernelsFor(GetParam())) {
+      KernelTable table = *context_.table;
+      table.matmul_q8 = kernel;
+      Context context = context_;
+      context.table = &table;
+      fn(context, number++);
+    }
+  }
 };
 
 INSTANTIATE_TEST_SUITE_P(Paths, MatMulQ8Test, testing::ValuesIn(SupportedIsas()), IsaTestName);
@@ -61,9 +77,13 @@ TEST_P(MatMulQ8Test, EqualsTheChainBitByBitOnHostileInputs) {
     const std::vector<float> bias = UniformVector(random_, s.n, -1.0f, 1.0f);
     Q8Scratch scratch(s.m, s.k);
     const Q8Rows rows = scratch.Quantize(context_, x.View());
-    Matrix<float> y(s.m, s.n);
-    MatMul(context_, rows, w, bias, y.View());
-    EXPECT_TRUE(SameBytes(y.values, Expected(rows, w, bias))) << s.m << " " << s.n << " " << s.k;
+    const std::vector<float> expected = Expected(rows, w, bias);
+    ForKernels([&](const Context& context, size_t kernel) {
+      Matrix<float> y(s.m, s.n);
+      MatMul(context, rows, w, bias, y.View());
+      EXPECT_TRUE(SameBytes(y.values, expected))
+          << "kernel " << kernel << ": " << s.m << " " << s.n << " " << s.k;
+    });
   }
 }
 

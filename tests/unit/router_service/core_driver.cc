@@ -80,7 +80,7 @@ void CoreDriver::Kill(TestWorker& worker) {
   }
 }
 
-TestFrontend& CoreDriver::AddFrontend(const std::string& name) {
+TestFrontend& CoreDriver::AddFrontend(const std::string& name, const std::string& dtype) {
   TestFrontend& frontend = frontends[name];
   frontend.name = name;
   frontend.session = next_session_++;
@@ -89,7 +89,7 @@ TestFrontend& CoreDriver::AddFrontend(const std::string& name) {
   event.registration.name = name;
   event.registration.incarnation = 0x1234'5678'9abc'0000 + *frontend.session;
   event.registration.model = TestModel();
-  event.registration.numeric = {"bf16", "avx512", 1};
+  event.registration.numeric = {dtype, "avx512", 1};
   Send(event);
   return frontend;
 }

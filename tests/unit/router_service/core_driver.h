@@ -70,7 +70,7 @@ class CoreDriver {
   TestWorker& Add(const std::string& name);
   void Join(TestWorker& worker);
   void Kill(TestWorker& worker);  // its stream ends and its memory is gone
-  TestFrontend& AddFrontend(const std::string& name);
+  TestFrontend& AddFrontend(const std::string& name, const std::string& dtype = "bf16");
   // The answer of an operator's command, which must come by time alone.
   AdminReply Ask(decltype(AdminEvent::command) command);
 

@@ -220,6 +220,32 @@ TEST(CoreMembershipTest, WhoHasAnotherModelOrModeIsRefused) {
   EXPECT_EQ(ReasonOf(larger.end), "cluster_mismatch");
 }
 
+// Rows of both are bf16: only the mode tells them apart.
+TEST(CoreMembershipTest, WhoIsInQ8DoesNotMixWithBf16) {
+  const auto expect_refused = [](const absl::Status& end, const char* expected, const char* found) {
+    EXPECT_EQ(ReasonOf(end), "cluster_mismatch");
+    EXPECT_THAT(MessageOf(end), ::testing::HasSubstr(std::string("expected ") + expected));
+    EXPECT_THAT(MessageOf(end), ::testing::HasSubstr(std::string("found ") + found));
+  };
+  CoreDriver driver = Settled(1);
+  TestWorker& worker = driver.Add("quantized");
+  worker.dtype = "q8";
+  driver.Join(worker);
+  expect_refused(worker.end, "bf16", "q8");
+  expect_refused(driver.AddFrontend("quantized", "q8").end, "bf16", "q8");
+  TestFrontend& frontend = driver.AddFrontend("bf16");
+  driver.Run(milliseconds(100));
+  ASSERT_TRUE(frontend.session.has_value());
+  // All of the old mode are gone: the cluster starts again in the new one.
+  driver.Kill(driver.workers["a"]);
+  driver.Run(milliseconds(2000));
+  worker.end = absl::OkStatus();
+  driver.Join(worker);
+  EXPECT_TRUE(worker.end.ok()) << worker.end;
+  expect_refused(frontend.end, "q8", "bf16");
+  EXPECT_TRUE(driver.AddFrontend("quantized again", "q8").end.ok());
+}
+
 TEST(CoreMembershipTest, TwoWorkersDoNotShareAnAddress) {
   CoreDriver driver = Settled(1);
   TestWorker& other = driver.Add("other");

@@ -48,7 +48,7 @@ TEST_F(GrpcHandshakeTest, ADifferenceInTheTermsIsNamed) {
 }
 
 TEST_F(GrpcHandshakeTest, ModesWithTheSameRowsAreNoPair) {
-  for (const auto [of_worker, of_frontend] :
+  for (const auto& [of_worker, of_frontend] :
        {std::pair(DType::kQ8, DType::kBf16), std::pair(DType::kBf16, DType::kQ8)}) {
     ASSERT_EQ(WireDtypeOf(of_worker), WireDtypeOf(of_frontend));
     ExpertServerOptions options = TestServerOptions();

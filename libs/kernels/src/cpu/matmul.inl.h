@@ -23,9 +23,6 @@ inline constexpr int64_t kWideRowsMin = 48;
 // A single tile streams the weights from memory; asking this far ahead bridges the page borders of
 // the hardware prefetcher.
 inline constexpr int64_t kPrefetchBytes = 2048;
-inline constexpr int64_t kLineBytes = 64;
-
-CONCLAVE_KERNEL_INLINE int64_t Smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // What a tile asks for while it computes: `num_lines` of the four cache lines that a panel has per
 // step (a k of f32, a pair of bf16), from `line` on, `distance` bytes ahead.
@@ -252,12 +249,6 @@ CONCLAVE_KERNEL_INLINE void RunAnyRows(int64_t rows, const TileBlock& block) {
         break;
     }
   }
-}
-
-// Rows of tile `i` when `rows` are spread over tiles as evenly as possible: a last tile of one row
-// costs nearly as much as a full one.
-CONCLAVE_KERNEL_INLINE int64_t FirstRowOfTile(int64_t rows, int64_t num_tiles, int64_t i) {
-  return rows * i / num_tiles;
 }
 
 // Widens `rows` rows of k elements to f32, zero up to the next even k, the elements of every pair

@@ -4,15 +4,13 @@
 namespace conclave::kernels {
 namespace {
 
-inline constexpr int64_t kQ8BlockLanes = 32;
-
 CONCLAVE_KERNEL_INLINE V16 LoadElements(const float* p, int64_t n) { return LoadN(p, n); }
 CONCLAVE_KERNEL_INLINE V16 LoadElements(const uint16_t* p, int64_t n) { return LoadBf16N(p, n); }
 
 template <typename T>
 CONCLAVE_KERNEL_INLINE void QuantizeRow(const T* x, int64_t n, int8_t* values, float* scales,
                                         int32_t* sums) {
-  for (int64_t i = 0; i < n; i += kQ8BlockLanes, values += kQ8BlockLanes, ++scales, ++sums) {
+  for (int64_t i = 0; i < n; i += kQ8BlockSize, values += kQ8BlockSize, ++scales, ++sums) {
     V16 first = LoadElements(x + i, n - i);
     V16 second = LoadElements(x + i + 16, n - i - 16);
     const float max = ReduceMax(Max(Abs(first), Abs(second)));
@@ -28,8 +26,8 @@ CONCLAVE_KERNEL_INLINE void QuantizeRow(const T* x, int64_t n, int8_t* values, f
       second = Zero();
     }
     *scales = scale;
-    *sums = StoreRounded(values, Mul(first, Set1(inverse))) +
-            StoreRounded(values + 16, Mul(second, Set1(inverse)));
+    *sums = -kQ8Offset * (StoreRounded(values, Mul(first, Set1(inverse))) +
+                          StoreRounded(values + 16, Mul(second, Set1(inverse))));
   }
 }
 

@@ -10,15 +10,15 @@
 #include "cpu/quantize.inl.h"
 #include "cpu/activation.inl.h"
 #include "cpu/attention.inl.h"
+#include "cpu/tiles.inl.h"
 #include "cpu/matmul.inl.h"
-#include "cpu/matmul_q8_scalar.inl.h"
 #include "cpu/table.inl.h"
 // clang-format on
 
 namespace conclave::kernels {
 
 const KernelTable& Avx512Table() {
-  static constexpr KernelTable kTable = MakeTable(MatMulWidenedBf16, MatMulQ8Scalar);
+  static constexpr KernelTable kTable = MakeTable(MatMulWidenedBf16, MatMulQ8Avx512);
   return kTable;
 }
 

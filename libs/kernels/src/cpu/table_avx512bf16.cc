@@ -10,17 +10,17 @@
 #include "cpu/quantize.inl.h"
 #include "cpu/activation.inl.h"
 #include "cpu/attention.inl.h"
+#include "cpu/tiles.inl.h"
 #include "cpu/matmul.inl.h"
 #include "cpu/matmul_dpbf16.inl.h"
-#include "cpu/matmul_q8_scalar.inl.h"
 #include "cpu/table.inl.h"
 // clang-format on
 
 namespace conclave::kernels {
 
 const KernelTable& Avx512Bf16TableFor(bool is_dot_fast) {
-  static constexpr KernelTable kFast = MakeTable(MatMulDotBf16, MatMulQ8Scalar);
-  static constexpr KernelTable kSlow = MakeTable(MatMulFewDotBf16, MatMulQ8Scalar);
+  static constexpr KernelTable kFast = MakeTable(MatMulDotBf16, MatMulQ8Avx512);
+  static constexpr KernelTable kSlow = MakeTable(MatMulFewDotBf16, MatMulQ8Avx512);
   return is_dot_fast ? kFast : kSlow;
 }
 

@@ -10,8 +10,8 @@
 #include "cpu/quantize.inl.h"
 #include "cpu/activation.inl.h"
 #include "cpu/attention.inl.h"
+#include "cpu/tiles.inl.h"
 #include "cpu/matmul.inl.h"
-#include "cpu/matmul_q8_scalar.inl.h"
 #include "cpu/table.inl.h"
 // clang-format on
 

@@ -197,6 +197,7 @@ CONCLAVE_KERNEL_INLINE void VecStoreN(float* p, Vec a, int64_t n) {
   _mm256_maskstore_ps(p, First8(n), a);
 }
 CONCLAVE_KERNEL_INLINE Vec VecAdd(Vec a, Vec b) { return _mm256_add_ps(a, b); }
+CONCLAVE_KERNEL_INLINE Vec VecMul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
 CONCLAVE_KERNEL_INLINE Vec VecFma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
 CONCLAVE_KERNEL_INLINE __m256i LoadPairs(const uint16_t* pairs) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i_u*>(pairs));

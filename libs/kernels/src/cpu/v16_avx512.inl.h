@@ -133,6 +133,7 @@ CONCLAVE_KERNEL_INLINE void VecStoreN(float* p, Vec a, int64_t n) {
   _mm512_mask_storeu_ps(p, First16(n), a);
 }
 CONCLAVE_KERNEL_INLINE Vec VecAdd(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+CONCLAVE_KERNEL_INLINE Vec VecMul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
 CONCLAVE_KERNEL_INLINE Vec VecFma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 CONCLAVE_KERNEL_INLINE Vec VecEven(const uint16_t* pairs) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(pairs), 16));

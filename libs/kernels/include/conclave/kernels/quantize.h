@@ -3,9 +3,10 @@
 //
 // Weights (once, at packing): for a block w of 32 elements, d = bf16(max|w| / 127) rounded up, so
 // that max|w| / d <= 127; q = round-to-nearest-even(w / d), -127..127; d = 0 and q = 0 where
-// max|w| is below 2^-100.
+// max|w| is below 2^-100; d is NaN and q = 0 where an element is NaN or infinite.
 // Rows (at every GEMM): s = max|x| / 127 in f32, q = round-to-nearest-even(x · (127 / max|x|)),
-// -127..127; s = 0 and q = 0 where max|x| is below 2^-100. A block with a NaN has s = NaN.
+// -127..127; s = 0 and q = 0 where max|x| is below 2^-100; s is NaN and q = 0 where an element is
+// NaN or infinite, so that no output of such a row looks like a number.
 //
 // The bit contract. y[m, n] is one chain over blocks b in ascending order, started at 0:
 //   acc = fma(f32(Σ_k q_x[m, k] · q_w[n, k]), s[m, b] · d[n, b], acc)
@@ -31,8 +32,8 @@ constexpr int64_t NumQ8Blocks(int64_t k) { return (k + kQ8Block - 1) / kQ8Block;
 struct Q8Rows {
   int8_t* values = nullptr;  // [rows, NumQ8Blocks(cols) · 32]
   float* scales = nullptr;   // [rows, NumQ8Blocks(cols)]
-  int32_t* sums = nullptr;   // [rows, NumQ8Blocks(cols)]  Σ q of a block: paths whose dot product
-                             // has one unsigned side correct by it
+  int32_t* sums = nullptr;   // [rows, NumQ8Blocks(cols)]  −128 · Σ q of a block: the sum of its
+                             // products starts there, since weights lie in memory as q + 128
   int64_t rows = 0;
   int64_t cols = 0;
 
