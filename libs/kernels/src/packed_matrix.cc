@@ -66,7 +66,7 @@ void PackPanelRows(MatView<const typename Source::Element> rows, int64_t first_r
   }
 }
 
-static_assert(kQ8BlockSize == kQ8Block && kQ8PanelStep == 4 * kPanelColumns);
+static_assert(kQ8BlockSize == kQ8Block && kQ8PanelColumns == kPanelColumns);
 
 // The smallest bf16 that is not below `value`, which is positive, finite and normal.
 Bf16 RoundedUp(float value) {

@@ -131,6 +131,17 @@ GemmScratch::GemmScratch(int64_t max_rows, int64_t max_k, DType dtype) {
   }
 }
 
+kernels::ActivatedRows GemmScratch::Rows(int64_t first, int64_t rows, int64_t cols) {
+  kernels::ActivatedRows out;
+  if (max_elements_ > 0) {
+    CONCLAVE_CHECK(first >= 0 && (first + rows) * cols <= max_elements_);
+    out.bf16 = MatView<Bf16>(rounded_.As<Bf16>() + first * cols, rows, cols);
+  } else if (q8_.max_rows() > 0) {
+    out.q8 = q8_.Rows(first, rows, cols);
+  }
+  return out;
+}
+
 void Multiply(const kernels::Context& context, const kernels::PackedMatrix& w,
               std::span<const float> bias, MatView<const float> x, GemmScratch& scratch,
               MatView<float> y) {

@@ -16,6 +16,7 @@
 #include <span>
 
 #include "conclave/kernels/context.h"
+#include "conclave/kernels/elementwise.h"
 #include "conclave/kernels/quantize.h"
 #include "conclave/tensor/aligned_buffer.h"
 #include "conclave/tensor/dtype.h"
@@ -74,5 +75,45 @@ void MatMul(const Context& context, MatView<const Bf16> x, const PackedMatrix& w
 // w is kQ8; x [M, K] as Q8Scratch left it.
 void MatMul(const Context& context, const Q8Rows& x, const PackedMatrix& w,
             std::span<const float> bias, MatView<float> y);
+
+// One product of several. X is MatView<const float>, MatView<const Bf16> or Q8Rows. Does not own.
+template <typename X>
+struct Product {
+  X x;  // [M, K]; M may be 0
+  const PackedMatrix* w = nullptr;
+  std::span<const float> bias;  // empty or [N]
+  MatView<float> y;             // [M, N], overwritten
+};
+
+// Products that do not read each other's results, as one loop over the threads: the experts of a
+// layer with the rows that were sent to each, say. Each has the bits that MatMul gives it alone.
+void MatMulAll(const Context& context, std::span<const Product<MatView<const float>>> products);
+void MatMulAll(const Context& context, std::span<const Product<MatView<const Bf16>>> products);
+void MatMulAll(const Context& context, std::span<const Product<Q8Rows>> products);
+
+// Where activated rows go, in the form that the next product reads. The first of bf16, q8 and f32
+// that has memory is written.
+struct ActivatedRows {
+  MatView<Bf16> bf16{};
+  Q8Rows q8{};
+  MatView<float> f32{};
+};
+
+// Whether MatMulActivated can take gate|up rows stacked in `gate_up`: gate and up both whole panels.
+bool CanActivateGated(const PackedMatrix& gate_up);
+
+// The first half of feed-forward networks: products as MatMulAll, each followed within its tasks by
+// the activation, while the sums are in the cache: outs[i] [M, F] = act(y) with F = N, or gated
+// act(y[:, :F]) · y[:, F:] with N = 2F and CanActivateGated(w). y is scratch and left with anything.
+// The bits are those of MatMul, Activate or GatedActivate, and RoundToBf16 or Q8Scratch::Quantize.
+void MatMulActivated(const Context& context, Activation activation, bool is_gated,
+                     std::span<const Product<MatView<const float>>> products,
+                     std::span<const ActivatedRows> outs);
+void MatMulActivated(const Context& context, Activation activation, bool is_gated,
+                     std::span<const Product<MatView<const Bf16>>> products,
+                     std::span<const ActivatedRows> outs);
+void MatMulActivated(const Context& context, Activation activation, bool is_gated,
+                     std::span<const Product<Q8Rows>> products,
+                     std::span<const ActivatedRows> outs);
 
 }  // namespace conclave::kernels

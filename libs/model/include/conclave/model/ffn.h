@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -45,6 +46,14 @@ absl::StatusOr<FfnWeights> LoadFfn(const checkpoint::Checkpoint& checkpoint,
 absl::StatusOr<FfnWeights> LoadFfn(const checkpoint::Checkpoint& checkpoint,
                                    const std::string& prefix, DType dtype, ThreadPool& pool);
 
+// Rows for one network: y [rows, H] f32 = FFN of x [rows, H]. Does not own. Element is float or Bf16.
+template <typename Element>
+struct FfnCall {
+  const FfnWeights* weights = nullptr;
+  MatView<const Element> x;
+  MatView<float> y;  // must not alias x
+};
+
 // Buffers of one FfnForward at a time, for up to `max_rows` rows of `io_dim` elements and networks
 // of one spec and dtype.
 class FfnScratch {
@@ -54,24 +63,26 @@ class FfnScratch {
   int64_t max_rows() const { return max_rows_; }
 
  private:
-  template <typename Element>
-  friend void RunFfn(const kernels::Context&, const FfnWeights&, MatView<const Element>,
-                     FfnScratch&, MatView<float>);
-  // The inner rows after the activation, f32: in activated_ for a gated network, else in inner_.
-  MatView<float> Activated(const kernels::Context& context, const FfnWeights& weights,
-                           int64_t rows);
+  friend class FfnRun;
 
   int64_t max_rows_;
-  AlignedBuffer inner_;      // [max_rows, 2F or F] f32
-  AlignedBuffer activated_;  // [max_rows, F] f32; empty for a plain network
-  GemmScratch gemm_;         // of the rows first, then of the activated ones
+  AlignedBuffer inner_;           // [max_rows, 2F or F] f32
+  AlignedBuffer activated_f32_;   // [max_rows, F]; empty where nothing needs them
+  GemmScratch input_;             // x as its products read it
+  GemmScratch activated_;         // likewise the activated rows
 };
 
-// y [rows, H] f32 = FFN of x [rows, H]; more rows than scratch.max_rows() are a broken invariant, as
-// are bf16 rows with f32 weights. f32 rows are rounded or quantized as Multiply does. The activated
-// inner rows are f32, and with bf16 weights rounded to bf16 once, with q8 weights quantized; sums,
-// activation and biases are f32. y must not alias x. A row's bits depend on that row and the weights
-// alone. No allocation.
+// Networks of one spec and dtype, each for its rows, all in two loops over the threads: the rows that
+// were sent to the experts of a layer, sorted by expert. More rows together than scratch.max_rows()
+// are a broken invariant, as are bf16 rows with f32 weights. f32 rows are rounded or quantized as
+// Multiply does; so are the activated inner rows, which are f32 before. Sums, activation and biases
+// are f32. A row's bits depend on that row and the weights alone. No allocation.
+void FfnForwardAll(const kernels::Context& context, std::span<const FfnCall<float>> calls,
+                   FfnScratch& scratch);
+void FfnForwardAll(const kernels::Context& context, std::span<const FfnCall<Bf16>> calls,
+                   FfnScratch& scratch);
+
+// The same for one network.
 void FfnForward(const kernels::Context& context, const FfnWeights& weights, MatView<const float> x,
                 FfnScratch& scratch, MatView<float> y);
 void FfnForward(const kernels::Context& context, const FfnWeights& weights, MatView<const Bf16> x,

@@ -59,6 +59,10 @@ class GemmScratch {
  public:
   GemmScratch(int64_t max_rows, int64_t max_k, DType dtype);
 
+  // Room for rows [first, first + rows) of `cols` elements, in the form that products with such
+  // weights read; none in f32.
+  kernels::ActivatedRows Rows(int64_t first, int64_t rows, int64_t cols);
+
  private:
   friend void Multiply(const kernels::Context&, const kernels::PackedMatrix&,
                        std::span<const float>, MatView<const float>, GemmScratch&, MatView<float>);
