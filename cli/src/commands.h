@@ -34,6 +34,7 @@ int RunPlan(const Invocation& invocation);
 int RunAsk(const Invocation& invocation);
 int RunInspect(const Invocation& invocation);
 int RunSynth(const Invocation& invocation);
+int RunBench(const Invocation& invocation);
 int RunDoctor(const Invocation& invocation);
 int RunVersion(const Invocation& invocation);
 

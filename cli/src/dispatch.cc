@@ -20,6 +20,7 @@ constexpr Command kCommands[] = {
     {"ask", "ask one question, with or without images, or chat", &RunAsk},
     {"inspect", "say what is in a checkpoint folder", &RunInspect},
     {"synth", "write a checkpoint with random weights in a known model's shape", &RunSynth},
+    {"bench", "measure how fast a model is here, beside the machine's bounds", &RunBench},
     {"doctor", "say what this machine can do and which defaults follow", &RunDoctor},
     {"version", "print the version", &RunVersion},
 };
