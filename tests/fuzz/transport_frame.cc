@@ -13,7 +13,7 @@
 
 #include "conclave/base/check.h"
 #include "conclave/base/status.h"
-#include "conclave/transport/crc32c.h"
+#include "conclave/base/crc32c.h"
 #include "conclave/transport/frame.h"
 
 namespace conclave::transport {
