@@ -21,6 +21,7 @@
 #include "conclave/checkpoint/checkpoint.h"
 #include "conclave/checkpoint/model_summary.h"
 #include "small_model.h"
+#include "output_folder.h"
 #include "synth_parts.h"
 
 namespace conclave::checkpoint {
