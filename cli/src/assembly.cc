@@ -4,8 +4,10 @@
 #include <utility>
 
 #include "conclave/base/status.h"
+#include "conclave/model/ffn.h"
 #include "conclave/router_service/static_router.h"
 #include "conclave/transport/inproc_channel.h"
+#include "conclave/transport/rows.h"
 #include "local_rescue.h"
 
 namespace conclave::cli {
@@ -19,10 +21,6 @@ constexpr uint16_t kMaxRowsPerCall = 256;
 
 uint16_t MaxPairs(const ModelDesc& desc) {
   return static_cast<uint16_t>(kMaxRowsPerCall * std::max(desc.moe.top_k, 1));
-}
-
-transport::WireDtype WireOf(DType dtype) {
-  return dtype == DType::kF32 ? transport::WireDtype::kF32 : transport::WireDtype::kBf16;
 }
 
 int32_t MaxExperts(const ModelDesc& desc) {
@@ -39,10 +37,11 @@ void EstimateExperts(const ModelDesc& desc, const AssemblyOptions& options,
                      frontend::DispatcherOptions& dispatch) {
   constexpr double kBytesPerUs = 1e4;
   constexpr double kFlopsPerUs = 5e4;
+  const double bytes =
+      static_cast<double>(model::FfnBytes(desc.ffn, desc.moe.io_dim, options.dtype));
   const double elements = (desc.ffn.is_gated ? 3.0 : 2.0) * static_cast<double>(desc.moe.io_dim) *
                           static_cast<double>(desc.ffn.inner_dim);
-  dispatch.expert_us =
-      std::max(20.0, elements * static_cast<double>(SizeOf(options.dtype)) / kBytesPerUs);
+  dispatch.expert_us = std::max(20.0, bytes / kBytesPerUs);
   dispatch.row_us = std::max(1.0, 2.0 * elements / kFlopsPerUs);
 }
 
@@ -51,7 +50,7 @@ transport::InprocOptions ChannelOptions(const ModelDesc& desc, const AssemblyOpt
   channel.limits.max_rows = kMaxRowsPerCall;
   channel.limits.max_pairs = MaxPairs(desc);
   channel.limits.row_width = static_cast<uint16_t>(desc.moe.io_dim);
-  channel.limits.dtype = WireOf(options.dtype);
+  channel.limits.dtype = transport::WireDtypeOf(options.dtype);
   channel.use_frames = options.use_frames;
   channel.num_layers = static_cast<uint16_t>(desc.num_layers);
   channel.num_experts_max = static_cast<uint16_t>(MaxExperts(desc));
@@ -118,7 +117,7 @@ void Assembly::Connect(const AssemblyOptions& options) {
   }
   frontend::DispatcherOptions dispatch;
   dispatch.compute = options.compute;
-  dispatch.wire = WireOf(options.dtype);
+  dispatch.wire = transport::WireDtypeOf(options.dtype);
   dispatch.io_dim = has_experts ? desc().moe.io_dim : desc().hidden_dim;
   dispatch.top_k = std::max(desc().moe.top_k, 1);
   dispatch.max_rows = options.max_rows;

@@ -26,8 +26,8 @@ namespace conclave::cli {
 using Progress = std::function<void(double fraction, const std::string& what)>;
 
 struct AssemblyOptions {
-  DType dtype = DType::kBf16;
-  kernels::Context compute;  // its pool outlives the assembly
+  DType dtype = DType::kBf16;  // the numeric mode: kF32, kBf16 or kQ8
+  kernels::Context compute;    // its pool outlives the assembly
   int num_workers = 1;
   bool use_frames = false;
   // Links to workers elsewhere: no expert is loaded here. Null: in-process workers.

@@ -31,7 +31,7 @@ struct EmbeddedOptions {
   std::string name = "serve";     // of this frontend, in metrics
   int num_workers = 1;
   int num_threads = 1;
-  DType dtype = DType::kBf16;  // kF32 or kBf16
+  DType dtype = DType::kBf16;  // the numeric mode: kF32, kBf16 or kQ8
   kernels::Isa isa = kernels::Isa::kScalar;
   int64_t kv_bytes = 0;  // 0: a quarter of what is free, at most what max_num_seqs needs
   int32_t max_num_seqs = 64;

@@ -57,8 +57,10 @@ void AddComputeOptions(service::OptionSet& set, ComputeSettings& settings) {
            .help = "compute threads; the default is one per core that this process may use",
            .group = "Compute"},
           &settings.threads, {1, 1024});
-  set.AddChoice({.name = "dtype", .help = "numeric mode", .group = "Compute"}, &settings.dtype,
-                {"f32", "bf16"});
+  set.AddChoice({.name = "dtype",
+                 .help = "numeric mode; q8: weights in blocks of int8, half the memory of bf16",
+                 .group = "Compute"},
+                &settings.dtype, {"f32", "bf16", "q8"});
   set.AddChoice({.name = "isa",
                  .help = "instruction set; auto takes the best of this CPU",
                  .group = "Compute"},
@@ -122,7 +124,7 @@ absl::StatusOr<kernels::Isa> ResolveIsaFlag(const ComputeSettings& settings) {
 }
 
 DType DtypeOf(const ComputeSettings& settings) {
-  return settings.dtype == "f32" ? DType::kF32 : DType::kBf16;
+  return settings.dtype == "f32" ? DType::kF32 : settings.dtype == "q8" ? DType::kQ8 : DType::kBf16;
 }
 
 absl::StatusOr<std::string> ModelFolder(const ModelSettings& settings,

@@ -65,8 +65,7 @@ transport::PairTerms Membership::TermsOf(const checkpoint::Checkpoint& checkpoin
   terms.manifest_hash = checkpoint::ManifestHash(checkpoint);
   terms.row_width = static_cast<uint16_t>(desc.moe.io_dim);
   terms.top_k = static_cast<uint16_t>(desc.moe.top_k);
-  terms.dtype =
-      options.dtype == DType::kF32 ? transport::WireDtype::kF32 : transport::WireDtype::kBf16;
+  terms.mode = options.dtype;
   terms.isa = std::string(kernels::NameOf(options.isa));
   terms.kernel_revision = kernels::kKernelRevision;
   terms.frontend_incarnation = incarnation;

@@ -9,7 +9,7 @@
 #include <string>
 
 #include "conclave/base/status.h"
-#include "conclave/checkpoint/tensor_list.h"
+#include "conclave/checkpoint/model_summary.h"
 #include "conclave/kernels/attention.h"
 #include "conclave/model/decoder.h"
 
@@ -42,16 +42,6 @@ std::string Gib(int64_t bytes) {
   return text;
 }
 
-// What of the checkpoint is loaded, in the numeric mode's dtype.
-int64_t WeightBytes(const checkpoint::ModelDesc& desc, DType dtype, bool has_experts) {
-  int64_t elements = 0;
-  for (const checkpoint::ExpectedTensor& tensor : checkpoint::ExpectedTensors(desc)) {
-    const bool is_elsewhere = !has_experts && tensor.part == checkpoint::TensorPart::kExpert;
-    elements += tensor.is_needed && !is_elsewhere ? tensor.num_elements() : 0;
-  }
-  return elements * static_cast<int64_t>(SizeOf(dtype));
-}
-
 }  // namespace
 
 int64_t AvailableBytes() {
@@ -68,13 +58,13 @@ absl::StatusOr<int64_t> PlanMemory(const checkpoint::Checkpoint& checkpoint,
                                    const MemoryRequest& request) {
   const checkpoint::ModelDesc& desc = checkpoint.desc();
   const kernels::KvLayout layout{desc.attention.num_kv_heads, desc.attention.head_dim,
-                                 request.dtype};
+                                 RowDtypeOf(request.dtype)};
   const int64_t block_bytes = static_cast<int64_t>(layout.block_bytes()) * desc.num_layers;
   const int64_t blocks =
       (request.max_model_len + kernels::kKvBlockTokens - 1) / kernels::kKvBlockTokens;
   const int64_t sequence_bytes = blocks * block_bytes;
-  const int64_t weights =
-      WeightBytes(desc, request.dtype, request.has_experts) + model::Decoder::TableBytes(desc);
+  const int64_t weights = checkpoint::LoadedBytes(desc, request.dtype, request.has_experts) +
+                          model::Decoder::TableBytes(desc);
   const int64_t available = AvailableBytes();
   const int64_t least = weights + std::max(sequence_bytes, request.kv_bytes);
   if (least > available) {

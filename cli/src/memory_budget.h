@@ -10,8 +10,8 @@
 namespace conclave::cli {
 
 struct MemoryRequest {
-  DType dtype = DType::kBf16;
-  int64_t kv_bytes = 0;  // 0: to be chosen
+  DType dtype = DType::kBf16;  // the numeric mode
+  int64_t kv_bytes = 0;        // 0: to be chosen
   int32_t max_num_seqs = 1;
   int32_t max_model_len = 0;
   bool has_experts = true;  // false: they are on workers elsewhere

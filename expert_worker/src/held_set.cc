@@ -51,10 +51,10 @@ bool UnitTable::Has(placement::ExpertUnit unit) const {
 }
 
 Canary::Canary(const checkpoint::ModelDesc& desc, DType dtype, const kernels::KernelTable* table)
-    : dtype_(dtype),
+    : wire_(RowDtypeOf(dtype)),
       width_(desc.moe.io_dim),
-      scratch_(desc.ffn, 1, dtype),
-      row_(static_cast<size_t>(width_) * SizeOf(dtype)),
+      scratch_(desc.ffn, width_, 1, dtype),
+      row_(static_cast<size_t>(width_) * SizeOf(wire_)),
       output_(static_cast<size_t>(width_) * sizeof(float)),
       rounded_(static_cast<size_t>(width_)) {
   compute_.table = table;
@@ -62,7 +62,7 @@ Canary::Canary(const checkpoint::ModelDesc& desc, DType dtype, const kernels::Ke
   uint64_t state = kCanarySeed;
   for (int64_t c = 0; c < width_; ++c) {
     const float value = NextValue(state);
-    if (dtype_ == DType::kF32) {
+    if (wire_ == DType::kF32) {
       row_.As<float>()[c] = value;
     } else {
       row_.As<Bf16>()[c] = ToBf16(value);
@@ -74,7 +74,7 @@ uint32_t Canary::Checksum(const model::FfnWeights& weights) {
   const DenormalsOff denormals_off;
   const MatView<float> y(output_.As<float>(), 1, width_);
   std::span<const std::byte> answer;
-  if (dtype_ == DType::kF32) {
+  if (wire_ == DType::kF32) {
     model::FfnForward(compute_, weights, MatView<const float>(row_.As<float>(), 1, width_),
                       scratch_, y);
     answer = {output_.As<std::byte>(), static_cast<size_t>(width_) * sizeof(float)};

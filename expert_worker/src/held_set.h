@@ -57,11 +57,11 @@ class Canary {
   Canary(const checkpoint::ModelDesc& desc, DType dtype, const kernels::KernelTable* table);
 
   // CRC-32C of the expert's answer, in the wire dtype, to a row that depends on the model's row
-  // width and the dtype alone.
+  // width and the wire dtype alone: in bf16 and q8 the row is the same, the answer is not.
   uint32_t Checksum(const model::FfnWeights& weights);
 
  private:
-  const DType dtype_;
+  const DType wire_;  // of the row and its answer
   const int64_t width_;
   ThreadPool pool_{1};
   kernels::Context compute_;

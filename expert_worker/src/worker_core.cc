@@ -169,7 +169,7 @@ WorkerCore::State::State(const checkpoint::ModelDesc& desc, const WorkerCoreOpti
   limits.max_rows = options.max_rows;
   limits.max_pairs = options.max_pairs;
   limits.row_width = static_cast<uint16_t>(desc.moe.io_dim);
-  limits.dtype = options.dtype == DType::kF32 ? WireDtype::kF32 : WireDtype::kBf16;
+  limits.dtype = transport::WireDtypeOf(options.dtype);
   limits.num_layers = static_cast<uint16_t>(desc.num_layers);
   limits.num_experts_max = static_cast<uint16_t>(table.num_experts_max());
   limits.top_k = static_cast<uint16_t>(desc.moe.top_k);
@@ -183,10 +183,10 @@ WorkerCore::State::State(const checkpoint::ModelDesc& desc, const WorkerCoreOpti
   }
   const size_t max_rows = std::max(options.max_rows, options.max_merged_rows);
   const size_t elements = max_rows * limits.row_width;
-  ffn_scratch.emplace(desc.ffn, static_cast<int64_t>(max_rows), options.dtype);
+  ffn_scratch.emplace(desc.ffn, desc.moe.io_dim, static_cast<int64_t>(max_rows), options.dtype);
   gathered = AlignedBuffer(elements * SizeOf(limits.dtype));
   outputs = AlignedBuffer(elements * sizeof(float));
-  if (options.dtype == DType::kBf16) {
+  if (limits.dtype != WireDtype::kF32) {
     sums = AlignedBuffer(elements * sizeof(float));
   }
   is_open.resize(max_rows);
@@ -355,7 +355,6 @@ WorkerCore::~WorkerCore() = default;
 
 std::unique_ptr<WorkerCore> WorkerCore::Create(const checkpoint::ModelDesc& desc,
                                                const WorkerCoreOptions& options) {
-  CONCLAVE_CHECK(options.dtype == DType::kF32 || options.dtype == DType::kBf16);
   CONCLAVE_CHECK(options.compute.table != nullptr && options.compute.pool != nullptr);
   CONCLAVE_CHECK(options.max_rows >= 1 && options.max_rows <= transport::kMaxRowsPerCall);
   CONCLAVE_CHECK(options.max_merged_calls >= 1);

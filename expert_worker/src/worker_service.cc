@@ -298,6 +298,7 @@ absl::Status WorkerServer::State::Listen() {
   listen.kernel_revision = kernels::kKernelRevision;
   listen.incarnation = incarnation;
   listen.limits = core->limits();
+  listen.mode = options.dtype;
   listen.num_slots = kCallSlots;
   CONCLAVE_RETURN_IF_ERROR(OpenChannels(listen));
   CONCLAVE_ASSIGN_OR_RETURN(server, ExpertServer::Start(listen, queue));

@@ -81,6 +81,22 @@ bool IsMatrix(const ExpectedTensor& tensor) {
   return tensor.shape.size() >= 2 && tensor.part != TensorPart::kGate;
 }
 
+// Of the matrices, those that q8 makes int8.
+bool IsQuantized(const ExpectedTensor& tensor) {
+  return tensor.part != TensorPart::kEmbedding && tensor.part != TensorPart::kTower &&
+         tensor.part != TensorPart::kProjector;
+}
+
+int64_t MatrixBytes(const ExpectedTensor& tensor, DType dtype) {
+  if (dtype != DType::kQ8) {
+    return tensor.num_elements() * static_cast<int64_t>(SizeOf(dtype));
+  }
+  constexpr int64_t kBlock = 32;
+  constexpr int64_t kBlockBytes = 34;  // its elements and a bf16 scale
+  const int64_t k = tensor.shape.back();
+  return tensor.num_elements() / k * ((k + kBlock - 1) / kBlock) * kBlockBytes;
+}
+
 }  // namespace
 
 ModelSummary Summarize(const ModelDesc& desc, int32_t num_workers) {
@@ -114,18 +130,21 @@ absl::StatusOr<ModelSummary> Inspect(const std::string& folder, int32_t num_work
   return Summarize(*checkpoint, num_workers);
 }
 
-int64_t LoadedBytes(const ModelDesc& desc, DType dtype) {
-  constexpr int64_t kQuantBlock = 32;
+int64_t LoadedBytes(const ModelDesc& desc, DType mode, bool has_experts) {
   int64_t bytes = 0;
   for (const ExpectedTensor& tensor : ExpectedTensors(desc)) {
-    const int64_t num = tensor.is_needed ? tensor.num_elements() : 0;
+    if (!tensor.is_needed || (tensor.part == TensorPart::kExpert && !has_experts)) {
+      continue;
+    }
     if (!IsMatrix(tensor)) {
-      bytes += num * static_cast<int64_t>(sizeof(float));
+      bytes += tensor.num_elements() * static_cast<int64_t>(sizeof(float));
+    } else if (IsQuantized(tensor)) {
+      bytes += MatrixBytes(tensor, mode);
     } else {
-      bytes += num * static_cast<int64_t>(SizeOf(dtype));
-      bytes += dtype == DType::kI8
-                   ? (num + kQuantBlock - 1) / kQuantBlock * static_cast<int64_t>(sizeof(float))
-                   : 0;
+      bytes += MatrixBytes(tensor, RowDtypeOf(mode));
+    }
+    if (tensor.part == TensorPart::kEmbedding && desc.tie_embeddings) {
+      bytes += MatrixBytes(tensor, mode);
     }
   }
   return bytes;

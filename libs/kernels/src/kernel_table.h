@@ -14,14 +14,29 @@
 
 namespace conclave::kernels {
 
-// Rows of x times one weight panel: y[r, c] for c < cols.
+// Rows of x times consecutive weight panels: y[r, c] for c < cols.
 struct PanelJob {
   const void* x = nullptr;  // f32 or bf16 [rows, k]
   int64_t x_stride = 0;
   int64_t rows = 0;
   int64_t k = 0;
-  const void* panel = nullptr;  // as PackedMatrix says
-  int64_t cols = 0;             // 1..kPanelColumns, columns that exist
+  const void* panel = nullptr;  // the first one, as PackedMatrix says
+  int64_t panel_bytes = 0;      // from one to the next
+  int64_t cols = 0;             // columns that exist, of all panels together; at least 1
+  const float* bias = nullptr;  // [cols] or null
+  float* y = nullptr;           // [rows, cols], stride y_stride
+  int64_t y_stride = 0;
+};
+
+// Quantized rows times one q8 weight panel (q8_panel.h): y[r, c] for c < cols.
+struct Q8PanelJob {
+  const int8_t* x = nullptr;      // [rows, num_blocks · 32]
+  const float* scales = nullptr;  // [rows, num_blocks]
+  const int32_t* sums = nullptr;  // [rows, num_blocks]
+  int64_t rows = 0;
+  int64_t num_blocks = 0;
+  const void* panel = nullptr;
+  int64_t cols = 0;             // of this panel that exist, 1..64
   const float* bias = nullptr;  // [cols] or null
   float* y = nullptr;           // [rows, cols], stride y_stride
   int64_t y_stride = 0;
@@ -51,6 +66,10 @@ inline constexpr int kNumActivations = 4;  // In the order of enum Activation.
 struct KernelTable {
   void (*matmul_f32)(const PanelJob& job);
   void (*matmul_bf16)(const PanelJob& job);
+  void (*matmul_q8)(const Q8PanelJob& job);
+  // One row of n elements into whole blocks, as quantize.h says.
+  void (*quantize_f32)(const float* x, int64_t n, int8_t* values, float* scales, int32_t* sums);
+  void (*quantize_bf16)(const uint16_t* x, int64_t n, int8_t* values, float* scales, int32_t* sums);
 
   // One row of n elements each. `bias` may be null.
   void (*layer_norm)(const float* x, int64_t n, const float* weight, const float* bias, float eps,
@@ -79,10 +98,17 @@ const KernelTable& ScalarTable();
 const KernelTable& Avx2Table();
 const KernelTable& Avx512Table();
 const KernelTable& Avx512Bf16Table();
+// The same for a CPU whose VDPBF16PS does as much per cycle as two FMAs, and for one where it does
+// not: there only the few rows that wait for memory use it. The bits are the same.
+const KernelTable& Avx512Bf16TableFor(bool is_dot_fast);
 
 // Whether VDPBF16PS of this CPU adds the odd product first, then the even one, each as a fused
 // multiply-add that flushes denormals. The ISA manuals leave the order of the two additions open to
 // the maker, and the bits of the bf16 GEMM hang on it. Call only on a CPU with AVX-512-BF16.
 bool DotProductKeepsTheOrder();
+
+// Whether VDPBF16PS is worth more than the widening it saves; measured, some 50 us. AMD's Zen 4 and 5
+// issue it like an FMA, Intel's CPUs up to Emerald Rapids at half that rate.
+bool IsDotProductFast();
 
 }  // namespace conclave::kernels

@@ -1,6 +1,7 @@
 #include "conclave/kernels/matmul.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "conclave/base/check.h"
 #include "kernel_table.h"
@@ -11,19 +12,88 @@ namespace {
 
 // Rows of one task are cut in multiples of the tallest tile.
 constexpr int64_t kRowUnit = 6;
+// Rows of a task at most, and at least where there are more: what the kernels keep in L2 beside the
+// weights, and what makes a panel worth fetching.
+constexpr int64_t kTaskRowsMax = 240;
+constexpr int64_t kTaskRowsMin = 96;
+constexpr int64_t kTaskPanelsMax = 16;
+// Rows from which a task takes several panels: fewer wait for memory and gain nothing by it.
+constexpr int64_t kTallRows = 48;
 // Tasks per thread that even out threads of different speed.
 constexpr int64_t kTasksPerThread = 4;
 
-// Rows per task: all of them, unless the panels alone are too few for the threads.
-int64_t RowsPerTask(int64_t rows, int64_t num_panels, int num_threads) {
-  const int64_t wanted = kTasksPerThread * num_threads;
-  if (num_threads == 1 || num_panels >= wanted) {
-    return rows;
+constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// How a product is cut into tasks. It changes no bit. Blocks of rows of the same panels follow each
+// other, so that threads share these in the common cache.
+class Cut {
+ public:
+  Cut(int64_t rows, int64_t num_panels, int num_threads) : rows_(rows), num_panels_(num_panels) {
+    const int64_t wanted = num_threads == 1 ? 1 : kTasksPerThread * num_threads;
+    if (rows < kTallRows) {
+      Set(CeilDiv(rows, CeilDiv(wanted, num_panels)), 1);
+      return;
+    }
+    double best = 0;
+    const int64_t cuts_min = CeilDiv(rows, kTaskRowsMax);
+    const int64_t cuts_max = std::max(cuts_min, rows / kTaskRowsMin);
+    for (int64_t cuts = cuts_min; cuts <= cuts_max; ++cuts) {
+      for (int64_t panels = 1; panels <= std::min(kTaskPanelsMax, num_panels); ++panels) {
+        const double cost = CostOf(CeilDiv(rows, cuts), panels, num_threads);
+        if (best == 0 || cost < best) {
+          best = cost;
+          Set(CeilDiv(rows, cuts), panels);
+        }
+      }
+    }
   }
-  const int64_t cuts = (wanted + num_panels - 1) / num_panels;
-  const int64_t per_task = (rows + cuts - 1) / cuts;
-  return (per_task + kRowUnit - 1) / kRowUnit * kRowUnit;
-}
+
+  int64_t num_tasks() const { return row_tasks_ * CeilDiv(num_panels_, task_panels_); }
+  int64_t task_rows() const { return task_rows_; }
+  int64_t task_panels() const { return task_panels_; }
+
+  struct Task {
+    int64_t row, rows, panel, panels;
+  };
+  Task At(int64_t index) const {
+    const int64_t row = index % row_tasks_ * task_rows_;
+    const int64_t panel = index / row_tasks_ * task_panels_;
+    return {row, std::min(task_rows_, rows_ - row), panel,
+            std::min(task_panels_, num_panels_ - panel)};
+  }
+
+ private:
+  void Set(int64_t rows, int64_t panels) {
+    task_rows_ = std::min(CeilDiv(rows, kRowUnit) * kRowUnit, rows_);
+    row_tasks_ = CeilDiv(rows_, task_rows_);
+    task_panels_ = panels;
+  }
+
+  // Time of tasks of such a size over the time of a product without any loss: what the slowest
+  // thread has to do, what a task spends on fetching its rows for few panels and its panels for few
+  // tiles of rows (as measured, docs/decisions/0032), and what is lost at the end where tasks are
+  // few and threads of different speed.
+  double CostOf(int64_t rows, int64_t panels, int num_threads) const {
+    constexpr double kRowShare = 0.12;
+    constexpr double kPanelShare = 0.35;
+    constexpr double kTail = 0.1;
+    const int64_t task_rows = CeilDiv(rows, kRowUnit) * kRowUnit;
+    const auto tasks =
+        static_cast<double>(CeilDiv(rows_, task_rows) * CeilDiv(num_panels_, panels));
+    const double turns = std::ceil(tasks / num_threads);
+    const double makespan = turns * static_cast<double>(task_rows * panels) * num_threads /
+                            static_cast<double>(rows_ * num_panels_);
+    const double fetches = kRowShare / static_cast<double>(panels) +
+                           kPanelShare * kRowUnit / static_cast<double>(task_rows);
+    return makespan * (1.0 + fetches) + (num_threads > 1 ? kTail * num_threads / tasks : 0.0);
+  }
+
+  int64_t rows_;
+  int64_t num_panels_;
+  int64_t task_rows_ = 0;
+  int64_t row_tasks_ = 0;
+  int64_t task_panels_ = 0;
+};
 
 template <typename X>
 void MatMulImpl(const Context& context, void (*run)(const PanelJob& job), MatView<const X> x,
@@ -35,23 +105,21 @@ void MatMulImpl(const Context& context, void (*run)(const PanelJob& job), MatVie
   if (x.rows == 0 || w.n() == 0) {
     return;
   }
-  const int64_t rows_per_task = RowsPerTask(x.rows, w.num_panels(), context.pool->num_threads());
-  const int64_t row_tasks = (x.rows + rows_per_task - 1) / rows_per_task;
-  const int64_t work = std::min(rows_per_task, x.rows) * w.k() * kPanelColumns;
-  // Row blocks of one panel follow each other, so that threads share it in the common cache.
-  ParallelRuns(*context.pool, w.num_panels() * row_tasks, work, [&](int64_t first, int64_t count) {
-    for (int64_t task = first; task < first + count; ++task) {
-      const int64_t panel = task / row_tasks;
-      const int64_t row = task % row_tasks * rows_per_task;
-      const int64_t col = panel * kPanelColumns;
-      run(PanelJob{.x = x.Row(row),
+  const Cut cut(x.rows, w.num_panels(), context.pool->num_threads());
+  const int64_t work = cut.task_rows() * cut.task_panels() * w.k() * kPanelColumns;
+  ParallelRuns(*context.pool, cut.num_tasks(), work, [&](int64_t first, int64_t count) {
+    for (int64_t i = first; i < first + count; ++i) {
+      const Cut::Task task = cut.At(i);
+      const int64_t col = task.panel * kPanelColumns;
+      run(PanelJob{.x = x.Row(task.row),
                    .x_stride = x.stride,
-                   .rows = std::min(rows_per_task, x.rows - row),
+                   .rows = task.rows,
                    .k = w.k(),
-                   .panel = w.Panel(panel),
-                   .cols = std::min(kPanelColumns, w.n() - col),
+                   .panel = w.Panel(task.panel),
+                   .panel_bytes = w.panel_bytes(),
+                   .cols = std::min(task.panels * kPanelColumns, w.n() - col),
                    .bias = bias.empty() ? nullptr : bias.data() + col,
-                   .y = y.Row(row) + col,
+                   .y = y.Row(task.row) + col,
                    .y_stride = y.stride});
     }
   });
@@ -69,6 +137,34 @@ void MatMul(const Context& context, MatView<const Bf16> x, const PackedMatrix& w
             std::span<const float> bias, MatView<float> y) {
   CONCLAVE_CHECK(w.dtype() == DType::kBf16);
   MatMulImpl(context, context.table->matmul_bf16, x, w, bias, y);
+}
+
+void MatMul(const Context& context, const Q8Rows& x, const PackedMatrix& w,
+            std::span<const float> bias, MatView<float> y) {
+  CONCLAVE_CHECK(w.dtype() == DType::kQ8);
+  CONCLAVE_CHECK(x.cols == w.k());
+  CONCLAVE_CHECK(y.cols == w.n());
+  CONCLAVE_CHECK(x.rows == y.rows);
+  CONCLAVE_CHECK(bias.empty() || static_cast<int64_t>(bias.size()) == w.n());
+  if (x.rows == 0 || w.n() == 0) {
+    return;
+  }
+  const int64_t work = x.rows * w.k() * kPanelColumns;
+  ParallelRuns(*context.pool, w.num_panels(), work, [&](int64_t first, int64_t count) {
+    for (int64_t panel = first; panel < first + count; ++panel) {
+      const int64_t col = panel * kPanelColumns;
+      context.table->matmul_q8(Q8PanelJob{.x = x.values,
+                                          .scales = x.scales,
+                                          .sums = x.sums,
+                                          .rows = x.rows,
+                                          .num_blocks = x.num_blocks(),
+                                          .panel = w.Panel(panel),
+                                          .cols = std::min(kPanelColumns, w.n() - col),
+                                          .bias = bias.empty() ? nullptr : bias.data() + col,
+                                          .y = y.data + col,
+                                          .y_stride = y.stride});
+    }
+  });
 }
 
 }  // namespace conclave::kernels

@@ -86,8 +86,6 @@ struct Decoder::State {
   // `away`: experts that compute meanwhile and are looked after between the parts; may be null.
   void Attend(int32_t layer, const MicroBatch& batch, MatView<const float> normed, KvPool& kv,
               MoeExecutor* away, MatView<float> out);
-  // A dense layer's network, or the residual one, in the numeric mode's dtype.
-  void RunFfn(const FfnWeights& ffn, MatView<const float> input, MatView<float> out);
   // The feed-forward part of a layer in two: StartFfn gates and sends the rows, or computes a dense
   // network at once; FinishFfn completes `out`. In between batch.is_away tells whether experts are
   // under way.
@@ -142,8 +140,7 @@ Decoder::State::State(const checkpoint::ModelDesc& model_desc,
     : desc(model_desc),
       options(decoder_options),
       weights(std::move(loaded)),
-      kv_layout{desc.attention.num_kv_heads, desc.attention.head_dim,
-                options.dtype == DType::kF32 ? DType::kF32 : DType::kBf16},
+      kv_layout{desc.attention.num_kv_heads, desc.attention.head_dim, RowDtypeOf(options.dtype)},
       hidden(options.max_rows, desc.hidden_dim),
       normed(options.max_rows, desc.hidden_dim),
       qkv(options.max_rows, q_dim() + 2 * kv_dim()),
@@ -158,7 +155,7 @@ Decoder::State::State(const checkpoint::ModelDesc& model_desc,
       head_input(options.max_logit_rows, desc.hidden_dim),
       logits(options.max_logit_rows, desc.vocab_rows),
       gemm(options.max_rows, std::max<int64_t>(desc.hidden_dim, q_dim()), options.dtype),
-      ffn_scratch(desc.ffn, options.max_rows, options.dtype),
+      ffn_scratch(desc.ffn, desc.hidden_dim, options.max_rows, options.dtype),
       rope_rows(static_cast<size_t>(options.max_rows)),
       ranges(static_cast<size_t>(options.max_rows)),
       num_rope_tables(NumRopeTables(desc)),
@@ -269,21 +266,13 @@ void Decoder::State::Attend(int32_t layer, const MicroBatch& batch, MatView<cons
   ApplyLinear(compute, w.output, mixed, gemm, out);
 }
 
-void Decoder::State::RunFfn(const FfnWeights& ffn, MatView<const float> input, MatView<float> out) {
-  if (options.dtype == DType::kBf16) {
-    FfnForward(options.compute, ffn, gemm.Round(options.compute, input), ffn_scratch, out);
-  } else {
-    FfnForward(options.compute, ffn, input, ffn_scratch, out);
-  }
-}
-
 void Decoder::State::StartFfn(int32_t layer, MicroBatch& batch, MatView<const float> input,
                               MoeExecutor& experts, StepObserver* observer, MatView<float> out) {
   const kernels::Context& compute = options.compute;
   const LayerWeights& w = weights.layers[static_cast<size_t>(layer)];
   const checkpoint::MoeLayerSpec* moe = desc.FindMoe(layer);
   if (moe == nullptr) {
-    RunFfn(*w.ffn, input, out);
+    FfnForward(compute, *w.ffn, input, ffn_scratch, out);
     return;
   }
   const int64_t num_experts = moe->num_experts;
@@ -318,7 +307,7 @@ absl::Status Decoder::State::FinishFfn(int32_t layer, MicroBatch& batch, MatView
   // While the experts compute.
   const LayerWeights& w = weights.layers[static_cast<size_t>(layer)];
   const MatView<float> beside = residual_out.Rows(input.rows);
-  RunFfn(*w.residual_ffn, input, beside);
+  FfnForward(options.compute, *w.residual_ffn, input, ffn_scratch, beside);
   batch.is_away = false;
   CONCLAVE_RETURN_IF_ERROR(experts.Finish(batch.index));
   MixResidual(w, input, beside, out);
@@ -447,7 +436,7 @@ void Decoder::Embed(int32_t token, bool is_scaled, std::span<float> out) const {
   const int64_t dim = state_->desc.hidden_dim;
   CONCLAVE_CHECK(token >= 0 && token < state_->desc.vocab_rows &&
                  static_cast<int64_t>(out.size()) == dim);
-  if (state_->options.dtype == DType::kBf16) {
+  if (RowDtypeOf(state_->options.dtype) == DType::kBf16) {
     const Bf16* row = state_->weights.embedding.As<Bf16>() + token * dim;
     std::transform(row, row + dim, out.begin(), [](Bf16 value) { return ToFloat(value); });
   } else {

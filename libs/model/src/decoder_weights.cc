@@ -18,13 +18,14 @@ void ConvertRows(int64_t rows, int64_t cols, ThreadPool& pool, const Convert& co
   pool.ParallelFor(rows, [&](int64_t row) { convert(row * cols, cols); });
 }
 
-absl::Status LoadEmbedding(const Checkpoint& checkpoint, DType dtype, ThreadPool& pool,
+absl::Status LoadEmbedding(const Checkpoint& checkpoint, DType mode, ThreadPool& pool,
                            AlignedBuffer& out) {
   const ModelDesc& desc = checkpoint.desc();
   const int64_t shape[] = {desc.vocab_rows, desc.hidden_dim};
   CONCLAVE_ASSIGN_OR_RETURN(const checkpoint::TensorView tensor,
                             checkpoint.Require(desc.names.embed, shape));
   const int64_t count = tensor.num_elements();
+  const DType dtype = RowDtypeOf(mode);
   out = AlignedBuffer(static_cast<size_t>(count) * SizeOf(dtype));
   if (tensor.dtype == dtype) {
     std::memcpy(out.As<std::byte>(), tensor.bytes.data(), tensor.bytes.size());

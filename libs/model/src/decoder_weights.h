@@ -29,7 +29,7 @@ struct LayerWeights {
 };
 
 struct DecoderWeights {
-  AlignedBuffer embedding;  // [vocab_rows, hidden_dim] in the numeric mode's dtype
+  AlignedBuffer embedding;  // [vocab_rows, hidden_dim] in RowDtypeOf the numeric mode
   std::vector<LayerWeights> layers;
   Norm final_norm;
   Linear head;

@@ -1,10 +1,10 @@
 #include "conclave/model/ffn.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "conclave/base/check.h"
 #include "conclave/base/status.h"
-#include "conclave/model/linear.h"
 
 namespace conclave::model {
 namespace {
@@ -14,9 +14,9 @@ int64_t UpRows(const checkpoint::FfnSpec& spec) {
   return spec.is_gated ? 2 * int64_t{spec.inner_dim} : int64_t{spec.inner_dim};
 }
 
-void CheckShapes(const FfnWeights& weights, DType x_dtype, int64_t x_cols, int64_t rows,
-                 const FfnScratch& scratch, MatView<float> y) {
-  CONCLAVE_CHECK(weights.up.dtype() == x_dtype && weights.down.dtype() == x_dtype);
+void CheckShapes(const FfnWeights& weights, int64_t x_cols, int64_t rows, const FfnScratch& scratch,
+                 MatView<float> y) {
+  CONCLAVE_CHECK(weights.up.dtype() == weights.down.dtype());
   CONCLAVE_CHECK(x_cols == weights.up.k() && rows <= scratch.max_rows());
   CONCLAVE_CHECK(y.rows == rows && y.cols == weights.down.n());
 }
@@ -45,7 +45,6 @@ size_t FfnBytes(const checkpoint::FfnSpec& spec, int64_t io_dim, DType dtype) {
 absl::StatusOr<FfnWeights> LoadFfn(const checkpoint::Checkpoint& checkpoint,
                                    const std::string& prefix, int64_t io_dim, DType dtype,
                                    ThreadPool& pool) {
-  CONCLAVE_CHECK(dtype == DType::kF32 || dtype == DType::kBf16);
   const checkpoint::ModelDesc& desc = checkpoint.desc();
   const checkpoint::FfnSpec& spec = desc.ffn;
   std::vector<LinearPart> up_parts;
@@ -72,14 +71,13 @@ absl::StatusOr<FfnWeights> LoadFfn(const checkpoint::Checkpoint& checkpoint,
   return LoadFfn(checkpoint, prefix, checkpoint.desc().hidden_dim, dtype, pool);
 }
 
-FfnScratch::FfnScratch(const checkpoint::FfnSpec& spec, int64_t max_rows, DType dtype)
+FfnScratch::FfnScratch(const checkpoint::FfnSpec& spec, int64_t io_dim, int64_t max_rows,
+                       DType dtype)
     : max_rows_(max_rows),
       inner_(static_cast<size_t>(max_rows * UpRows(spec)) * sizeof(float)),
       activated_(spec.is_gated ? static_cast<size_t>(max_rows * spec.inner_dim) * sizeof(float)
                                : 0),
-      activated_bf16_(dtype == DType::kBf16
-                          ? static_cast<size_t>(max_rows * spec.inner_dim) * sizeof(Bf16)
-                          : 0) {}
+      gemm_(max_rows, std::max<int64_t>(io_dim, spec.inner_dim), dtype) {}
 
 MatView<float> FfnScratch::Activated(const kernels::Context& context, const FfnWeights& weights,
                                      int64_t rows) {
@@ -94,24 +92,25 @@ MatView<float> FfnScratch::Activated(const kernels::Context& context, const FfnW
   return out;
 }
 
+template <typename Element>
+void RunFfn(const kernels::Context& context, const FfnWeights& weights, MatView<const Element> x,
+            FfnScratch& scratch, MatView<float> y) {
+  CheckShapes(weights, x.cols, x.rows, scratch, y);
+  const MatView<float> inner(scratch.inner_.As<float>(), x.rows, weights.up.n());
+  Multiply(context, weights.up, weights.up_bias, x, scratch.gemm_, inner);
+  const MatView<const float> activated = scratch.Activated(context, weights, x.rows);
+  Multiply(context, weights.down, weights.down_bias, activated, scratch.gemm_, y);
+}
+
 void FfnForward(const kernels::Context& context, const FfnWeights& weights, MatView<const float> x,
                 FfnScratch& scratch, MatView<float> y) {
-  CheckShapes(weights, DType::kF32, x.cols, x.rows, scratch, y);
-  const MatView<float> inner(scratch.inner_.As<float>(), x.rows, weights.up.n());
-  kernels::MatMul(context, x, weights.up, weights.up_bias, inner);
-  const MatView<float> activated = scratch.Activated(context, weights, x.rows);
-  kernels::MatMul(context, activated, weights.down, weights.down_bias, y);
+  RunFfn(context, weights, x, scratch, y);
 }
 
 void FfnForward(const kernels::Context& context, const FfnWeights& weights, MatView<const Bf16> x,
                 FfnScratch& scratch, MatView<float> y) {
-  CheckShapes(weights, DType::kBf16, x.cols, x.rows, scratch, y);
-  const MatView<float> inner(scratch.inner_.As<float>(), x.rows, weights.up.n());
-  kernels::MatMul(context, x, weights.up, weights.up_bias, inner);
-  const MatView<float> activated = scratch.Activated(context, weights, x.rows);
-  const MatView<Bf16> rounded(scratch.activated_bf16_.As<Bf16>(), x.rows, activated.cols);
-  kernels::RoundToBf16(context, activated, rounded);
-  kernels::MatMul(context, rounded, weights.down, weights.down_bias, y);
+  CONCLAVE_CHECK(weights.up.dtype() != DType::kF32);
+  RunFfn(context, weights, x, scratch, y);
 }
 
 }  // namespace conclave::model

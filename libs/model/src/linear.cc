@@ -125,24 +125,40 @@ absl::StatusOr<Linear> LoadLinear(const checkpoint::Checkpoint& checkpoint,
 GemmScratch::GemmScratch(int64_t max_rows, int64_t max_k, DType dtype) {
   if (dtype == DType::kBf16) {
     max_elements_ = max_rows * max_k;
-    buffer_ = AlignedBuffer(static_cast<size_t>(max_elements_) * sizeof(Bf16));
+    rounded_ = AlignedBuffer(static_cast<size_t>(max_elements_) * sizeof(Bf16));
+  } else if (dtype == DType::kQ8) {
+    q8_ = kernels::Q8Scratch(max_rows, max_k);
   }
 }
 
-MatView<const Bf16> GemmScratch::Round(const kernels::Context& context, MatView<const float> x) {
-  CONCLAVE_CHECK(x.rows * x.cols <= max_elements_);
-  const MatView<Bf16> rounded(buffer_.As<Bf16>(), x.rows, x.cols, x.cols);
-  kernels::RoundToBf16(context, x, rounded);
-  return rounded;
+void Multiply(const kernels::Context& context, const kernels::PackedMatrix& w,
+              std::span<const float> bias, MatView<const float> x, GemmScratch& scratch,
+              MatView<float> y) {
+  if (w.dtype() == DType::kQ8) {
+    kernels::MatMul(context, scratch.q8_.Quantize(context, x), w, bias, y);
+  } else if (w.dtype() == DType::kBf16) {
+    CONCLAVE_CHECK(x.rows * x.cols <= scratch.max_elements_);
+    const MatView<Bf16> rounded(scratch.rounded_.As<Bf16>(), x.rows, x.cols, x.cols);
+    kernels::RoundToBf16(context, x, rounded);
+    kernels::MatMul(context, rounded, w, bias, y);
+  } else {
+    kernels::MatMul(context, x, w, bias, y);
+  }
+}
+
+void Multiply(const kernels::Context& context, const kernels::PackedMatrix& w,
+              std::span<const float> bias, MatView<const Bf16> x, GemmScratch& scratch,
+              MatView<float> y) {
+  if (w.dtype() == DType::kQ8) {
+    kernels::MatMul(context, scratch.q8_.Quantize(context, x), w, bias, y);
+  } else {
+    kernels::MatMul(context, x, w, bias, y);
+  }
 }
 
 void ApplyLinear(const kernels::Context& context, const Linear& linear, MatView<const float> x,
                  GemmScratch& scratch, MatView<float> y) {
-  if (linear.weight.dtype() == DType::kBf16) {
-    kernels::MatMul(context, scratch.Round(context, x), linear.weight, linear.bias, y);
-  } else {
-    kernels::MatMul(context, x, linear.weight, linear.bias, y);
-  }
+  Multiply(context, linear.weight, linear.bias, x, scratch, y);
 }
 
 }  // namespace conclave::model

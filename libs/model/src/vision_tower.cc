@@ -289,10 +289,11 @@ VisionTower::VisionTower(std::unique_ptr<State> state) : state_(std::move(state)
 VisionTower::~VisionTower() = default;
 
 absl::StatusOr<std::unique_ptr<VisionTower>> VisionTower::Load(
-    const Checkpoint& checkpoint, DType dtype, const kernels::Context& compute,
+    const Checkpoint& checkpoint, DType mode, const kernels::Context& compute,
     const std::function<void(int64_t, int64_t)>& on_progress) {
   const checkpoint::ModelDesc& desc = checkpoint.desc();
   CONCLAVE_CHECK(desc.vision.kind != checkpoint::TowerKind::kNone);
+  const DType dtype = RowDtypeOf(mode);
   TowerWeights weights;
   CONCLAVE_RETURN_IF_ERROR(LoadEmbeddings(checkpoint, dtype, *compute.pool, weights));
   for (int32_t i = 0; i < desc.vision.num_layers_run; ++i) {

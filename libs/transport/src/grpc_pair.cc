@@ -24,8 +24,6 @@ std::optional<uint64_t> ParseSessionText(std::string_view text) {
   return session;
 }
 
-const char* NameOf(WireDtype dtype) { return dtype == WireDtype::kF32 ? "f32" : "bf16"; }
-
 absl::Status CheckRole(const grpc::AuthContext& context, std::string_view role) {
   CONCLAVE_ASSIGN_OR_RETURN(const std::string found, RoleOfPeer(context));
   if (found != role) {

@@ -23,9 +23,6 @@ inline constexpr char kSessionMetadata[] = "conclave-session";
 std::string SessionText(uint64_t session);
 std::optional<uint64_t> ParseSessionText(std::string_view text);
 
-// As NumericMode::dtype has it.
-const char* NameOf(WireDtype dtype);
-
 // kPermissionDenied ("peer_identity") unless the peer's certificate names this role.
 absl::Status CheckRole(const grpc::AuthContext& context, std::string_view role);
 

@@ -15,6 +15,7 @@
 #include "conclave/base/mutex.h"
 #include "conclave/base/status.h"
 #include "conclave/transport/pair_key.h"
+#include "conclave/transport/rows.h"
 #include "expert.grpc.pb.h"
 #include "frame_io.h"
 #include "grpc_pair.h"
@@ -271,6 +272,11 @@ class GrpcExpertServer final : public ExpertServer, private ExpertServiceBase {
 
 absl::Status GrpcExpertServer::Listen() {
   const FrameLimits& limits = options_.limits;
+  if (limits.dtype != WireDtypeOf(options_.mode)) {
+    return InvalidArgument("config_range", "grpc server: expected limits with the rows of " +
+                                               std::string(NameOf(options_.mode)) +
+                                               ", found others");
+  }
   const uint64_t pairs = uint64_t{limits.max_rows} * limits.top_k;
   const bool is_sane = limits.max_rows >= 1 && limits.max_rows <= kMaxRowsPerCall &&
                        limits.row_width >= 1 && limits.top_k >= 1 && pairs <= UINT16_MAX &&
@@ -324,7 +330,7 @@ absl::Status GrpcExpertServer::CheckHello(const v1::HelloRequest& hello) const {
       CheckSame<int64_t>("model.row_width", limits.row_width, hello.model().row_width()));
   CONCLAVE_RETURN_IF_ERROR(CheckSame<int64_t>("model.top_k", limits.top_k, hello.model().top_k()));
   CONCLAVE_RETURN_IF_ERROR(
-      CheckSameText("numeric.dtype", NameOf(limits.dtype), hello.numeric().dtype()));
+      CheckSameText("numeric.dtype", std::string(NameOf(options_.mode)), hello.numeric().dtype()));
   if (!hello.numeric().isa().empty()) {
     CONCLAVE_RETURN_IF_ERROR(CheckSameText("numeric.isa", options_.isa, hello.numeric().isa()));
   }

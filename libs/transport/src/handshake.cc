@@ -7,6 +7,7 @@
 
 #include "conclave/base/check.h"
 #include "conclave/base/status.h"
+#include "conclave/transport/rows.h"
 #include "expert.grpc.pb.h"
 #include "grpc_envelope.h"
 #include "grpc_pair.h"
@@ -25,7 +26,7 @@ v1::HelloRequest HelloOf(const PairTerms& terms, const char* name, const std::st
   hello.mutable_model()->set_manifest_hash(terms.manifest_hash);
   hello.mutable_model()->set_row_width(terms.row_width);
   hello.mutable_model()->set_top_k(terms.top_k);
-  hello.mutable_numeric()->set_dtype(NameOf(terms.dtype));
+  hello.mutable_numeric()->set_dtype(std::string(NameOf(terms.mode)));
   hello.mutable_numeric()->set_isa(terms.isa);
   hello.mutable_numeric()->set_kernel_revision(terms.kernel_revision);
   hello.set_frontend_id(terms.frontend_id);
@@ -58,7 +59,7 @@ absl::StatusOr<ChannelLimits> LimitsOf(const PairTerms& terms, const v1::HelloRe
   limits.max_rows = static_cast<uint16_t>(granted.max_rows());
   limits.max_pairs = static_cast<uint16_t>(granted.max_pairs());
   limits.row_width = terms.row_width;
-  limits.dtype = terms.dtype;
+  limits.dtype = WireDtypeOf(terms.mode);
   return limits;
 }
 
@@ -86,7 +87,7 @@ absl::StatusOr<Handshake> ShakeHands(const std::string& address, const TlsIdenti
   CONCLAVE_CHECK(terms.max_rows <= kMaxRowsPerCall);
   FrameLimits wanted = FrameLimitsOf(
       terms, {.max_rows = terms.max_rows, .max_pairs = UINT16_MAX, .row_width = terms.row_width});
-  wanted.dtype = terms.dtype;
+  wanted.dtype = WireDtypeOf(terms.mode);
   const auto message_bytes = static_cast<int>(std::max(
       MaxFrameBytes(wanted) + kEnvelopeBytesMax, ucx_address.empty() ? 0 : kSideHelloBytesMax));
   Handshake hands;

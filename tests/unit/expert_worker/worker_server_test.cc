@@ -77,7 +77,7 @@ class WorkerServerTest : public ::testing::Test {
     terms.manifest_hash = checkpoint::ManifestHash(*checkpoint_);
     terms.row_width = kWidth;
     terms.top_k = static_cast<uint16_t>(checkpoint_->desc().moe.top_k);
-    terms.dtype = transport::WireDtype::kF32;
+    terms.mode = DType::kF32;
     terms.kernel_revision = kernels::kKernelRevision;
     terms.frontend_id = 9;
     terms.pair_key = transport::PairKey(FakeRouter::kWorkerKey, 9);

@@ -3,6 +3,7 @@
 // bound of a chain of K roundings.
 #include "conclave/kernels/matmul.h"
 
+#include "kernel_table.h"
 #include "kernels_testing.h"
 
 namespace conclave::kernels {
@@ -63,8 +64,20 @@ struct Sizes {
   int64_t m, n, k;
 };
 // Rows around the tile heights, columns around the panel width, K odd, tiny and beyond one block.
-constexpr Sizes kSizes[] = {{1, 1, 1},   {1, 64, 2},   {2, 65, 3},   {3, 63, 17},  {5, 7, 64},
-                            {6, 128, 9}, {7, 130, 31}, {13, 72, 80}, {4, 20, 515}, {2, 33, 1025}};
+constexpr Sizes kSizes[] = {{1, 1, 1},
+                            {1, 64, 2},
+                            {2, 65, 3},
+                            {3, 63, 17},
+                            {5, 7, 64},
+                            {6, 128, 9},
+                            {7, 130, 31},
+                            {13, 72, 80},
+                            {4, 20, 515},
+                            {2, 33, 1025},
+                            // Tall: rows and panels are widened by blocks of 240 and of 256 inputs.
+                            {48, 65, 31},
+                            {64, 70, 259},
+                            {245, 5, 300}};
 
 TEST_P(MatMulTest, Bf16EqualsTheChainBitByBitOnHostileInputs) {
   for (const Sizes& s : kSizes) {
@@ -82,6 +95,26 @@ TEST_P(MatMulTest, F32EqualsTheChainBitByBitOnHostileInputs) {
     const Matrix<float> w = HostileMatrix(random_, s.n, s.k);
     EXPECT_TRUE(SameBytes(Found(context_, x, w, {}).values, Expected(x, w, {}).values))
         << s.m << " " << s.n << " " << s.k;
+  }
+}
+
+// Both ways to use a dot product, whichever of them this CPU has chosen.
+TEST(MatMulDotTest, TheWayThatThisCpuDoesNotTakeGivesTheSameBytes) {
+  if (!IsSupported(Isa::kAvx512Bf16)) {
+    GTEST_SKIP() << "this CPU has no AVX-512-BF16";
+  }
+  ThreadPool pool(2);
+  Random random(7);
+  for (const Sizes& s : kSizes) {
+    const Matrix<Bf16> x = Rounded(HostileMatrix(random, s.m, s.k));
+    const Matrix<Bf16> w = Rounded(HostileMatrix(random, s.n, s.k));
+    const Matrix<float> expected = Expected(x, w, {});
+    for (const bool is_dot_fast : {false, true}) {
+      Context context(Isa::kAvx512Bf16, pool);
+      context.table = &Avx512Bf16TableFor(is_dot_fast);
+      EXPECT_TRUE(SameBytes(Found(context, x, w, {}).values, expected.values))
+          << s.m << " " << s.n << " " << s.k << " fast " << is_dot_fast;
+    }
   }
 }
 

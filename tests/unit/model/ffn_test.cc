@@ -183,7 +183,7 @@ TEST_P(FfnForwardTest, AgreesWithTheReferenceOnEveryIsa) {
   const Net net = RandomNet(kSeed, Spec(), is_bf16);
   const FfnWeights weights = Pack(net, dtype(), pool_);
   const std::vector<float> x = RandomFloats(kSeed + 9, kRows * kWidth, 1.0f, is_bf16);
-  FfnScratch scratch(net.spec, kRows, dtype());
+  FfnScratch scratch(net.spec, kWidth, kRows, dtype());
   double largest = 0;
   for (const kernels::Isa isa : kernels::SupportedIsas()) {
     const std::vector<float> y = Forward(kernels::Context(isa, pool_), weights, x, scratch);
@@ -206,7 +206,7 @@ TEST_P(FfnForwardTest, RowsDoNotDependOnTheirNeighbours) {
   constexpr int64_t kRows = 19;
   const FfnWeights weights = Pack(RandomNet(6, Spec(), false), dtype(), pool_);
   const std::vector<float> x = RandomFloats(8, kRows * kWidth, 1.0f, true);
-  FfnScratch scratch(weights.spec, kRows, dtype());
+  FfnScratch scratch(weights.spec, kWidth, kRows, dtype());
   for (const kernels::Isa isa : kernels::SupportedIsas()) {
     const kernels::Context context(isa, pool_);
     const std::vector<float> batch = Forward(context, weights, x, scratch);
@@ -294,13 +294,13 @@ TEST(FfnForwardDeathTest, WrongUseIsABrokenInvariant) {
   ThreadPool pool(1);
   const FfnWeights weights = Pack(RandomNet(1, spec, true), DType::kBf16, pool);
   const kernels::Context context(kernels::Isa::kScalar, pool);
-  FfnScratch scratch(spec, 2, DType::kBf16);
+  FfnScratch scratch(spec, kWidth, 2, DType::kBf16);
   std::vector<float> y(3 * kWidth);
-  const std::vector<float> x(3 * kWidth, 1.0f);
   const std::vector<Bf16> rounded(3 * kWidth);
-  EXPECT_DEATH(FfnForward(context, weights, MatView<const float>(x.data(), 2, kWidth), scratch,
+  const FfnWeights exact = Pack(RandomNet(1, spec, true), DType::kF32, pool);
+  EXPECT_DEATH(FfnForward(context, exact, MatView<const Bf16>(rounded.data(), 2, kWidth), scratch,
                           MatView<float>(y.data(), 2, kWidth)),
-               "x_dtype");
+               "kF32");
   EXPECT_DEATH(FfnForward(context, weights, MatView<const Bf16>(rounded.data(), 3, kWidth), scratch,
                           MatView<float>(y.data(), 3, kWidth)),
                "max_rows");

@@ -34,7 +34,7 @@ TEST_F(GrpcHandshakeTest, ADifferenceInTheTermsIsNamed) {
   expect_mismatch("manifest_hash", [](PairTerms& t) { t.manifest_hash = "ffff"; });
   expect_mismatch("row_width", [](PairTerms& t) { ++t.row_width; });
   expect_mismatch("top_k", [](PairTerms& t) { ++t.top_k; });
-  expect_mismatch("dtype", [](PairTerms& t) { t.dtype = WireDtype::kF32; });
+  expect_mismatch("dtype", [](PairTerms& t) { t.mode = DType::kF32; });
   expect_mismatch("isa", [](PairTerms& t) { t.isa = "scalar"; });
   expect_mismatch("kernel_revision", [](PairTerms& t) { ++t.kernel_revision; });
   expect_mismatch("worker_incarnation", [](PairTerms& t) { --t.worker_incarnation; });
@@ -45,6 +45,26 @@ TEST_F(GrpcHandshakeTest, ADifferenceInTheTermsIsNamed) {
   any.isa.clear();
   any.cluster_id.clear();
   EXPECT_TRUE(Try(any).ok());
+}
+
+TEST_F(GrpcHandshakeTest, ModesWithTheSameRowsAreNoPair) {
+  for (const auto [of_worker, of_frontend] :
+       {std::pair(DType::kQ8, DType::kBf16), std::pair(DType::kBf16, DType::kQ8)}) {
+    ASSERT_EQ(WireDtypeOf(of_worker), WireDtypeOf(of_frontend));
+    ExpertServerOptions options = TestServerOptions();
+    options.mode = of_worker;
+    StartServer(options);
+    PairTerms terms = TestTerms(options_);
+    ASSERT_TRUE(Try(terms).ok());
+    terms.mode = of_frontend;
+    const absl::Status status = Try(terms);
+    EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+    EXPECT_EQ(ReasonOf(status), "cluster_mismatch");
+    EXPECT_THAT(MessageOf(status), HasSubstr("numeric.dtype"));
+    EXPECT_THAT(MessageOf(status), HasSubstr("expected " + std::string(NameOf(of_worker))));
+    EXPECT_THAT(MessageOf(status), HasSubstr("found " + std::string(NameOf(of_frontend))));
+    server_.reset();
+  }
 }
 
 TEST_F(GrpcHandshakeTest, AWorkerThatIsNotReadySaysSo) {
@@ -179,6 +199,7 @@ TEST_F(GrpcHandshakeTest, LimitsThatCannotWorkAreRefused) {
     return ReasonOf(ExpertServer::Start(options, sink_).status());
   };
   EXPECT_EQ(reason([](ExpertServerOptions& o) { o.num_slots = 0; }), "config_range");
+  EXPECT_EQ(reason([](ExpertServerOptions& o) { o.mode = DType::kF32; }), "config_range");
   EXPECT_EQ(reason([](ExpertServerOptions& o) { o.limits.max_rows = 0; }), "config_range");
   EXPECT_EQ(reason([](ExpertServerOptions& o) { o.num_sessions_max = 101; }), "config_range");
   EXPECT_EQ(reason([](ExpertServerOptions& o) {

@@ -185,6 +185,7 @@ inline ExpertServerOptions TestServerOptions(const FrameLimits& limits = SampleL
   options.kernel_revision = 3;
   options.incarnation = 17;
   options.limits = limits;
+  options.mode = limits.dtype == WireDtype::kF32 ? DType::kF32 : DType::kBf16;
   options.num_slots = 8;
   return options;
 }
@@ -195,7 +196,7 @@ inline PairTerms TestTerms(const ExpertServerOptions& server) {
   terms.manifest_hash = server.manifest_hash;
   terms.row_width = server.limits.row_width;
   terms.top_k = server.limits.top_k;
-  terms.dtype = server.limits.dtype;
+  terms.mode = server.mode;
   terms.isa = server.isa;
   terms.kernel_revision = server.kernel_revision;
   terms.frontend_id = kFrontend;

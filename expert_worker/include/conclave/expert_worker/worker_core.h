@@ -20,7 +20,7 @@
 namespace conclave::expert_worker {
 
 struct WorkerCoreOptions {
-  // kF32 or kBf16: the numeric mode; also the wire dtype it accepts.
+  // The numeric mode: kF32, kBf16 or kQ8. Its RowDtypeOf is the wire dtype that is accepted.
   DType dtype = DType::kBf16;
   kernels::Context compute;
   // Per call; the buffers are sized for them once. max_rows <= transport::kMaxRowsPerCall.

@@ -137,7 +137,7 @@ struct ModelCard {
   bool has_vision = false;
   int64_t created = 0;       // Unix seconds
   std::string fingerprint;   // manifest hash + numeric mode + ISA path; not topology
-  std::string numeric_mode;  // "bf16"
+  std::string numeric_mode;  // "f32", "bf16" or "q8"
   // The inner axes of ChoiceEnd::routed_experts. 0: not known; the reply then holds a flat array.
   int32_t num_moe_layers = 0;
   int32_t moe_top_k = 0;

@@ -1,4 +1,4 @@
-// Row tiles times one weight panel, for every path that computes with plain FMA.
+// Row tiles times weight panels, for every path that computes with plain FMA.
 //
 // A tile keeps rows × vectors accumulators in registers over one block of K and parks them in y
 // between blocks, which costs no bits: an accumulator is an f32 either way. Blocks of K come first,
@@ -13,11 +13,48 @@ namespace {
 // KiB: half of L1.
 inline constexpr int64_t kBlockK = 512;
 inline constexpr int64_t kPanelStep = 64;  // kPanelColumns: weights per k
-// One row streams the weights from memory; asking this far ahead bridges the page borders of the
-// hardware prefetcher.
+// bf16 without a dot product, tall: rows and panels are widened to f32 block by block, once for
+// all tiles that use them. 64 KiB of weights stream through L1 for each tile, 255 KiB of rows wait
+// in L2 (docs/decisions/0032).
+inline constexpr int64_t kWideBlockK = 256;
+inline constexpr int64_t kWideRowsMax = 240;
+// Rows from which that is faster than widening in every tile.
+inline constexpr int64_t kWideRowsMin = 48;
+// A single tile streams the weights from memory; asking this far ahead bridges the page borders of
+// the hardware prefetcher.
 inline constexpr int64_t kPrefetchBytes = 2048;
+inline constexpr int64_t kLineBytes = 64;
 
 CONCLAVE_KERNEL_INLINE int64_t Smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// What a tile asks for while it computes: `num_lines` of the four cache lines that a panel has per
+// step (a k of f32, a pair of bf16), from `line` on, `distance` bytes ahead.
+struct Ahead {
+  int64_t distance = 0;
+  int64_t line = 0;
+  int64_t num_lines = 0;
+};
+
+// Tile `tile` of `num_tiles` over a block of `block_bytes`. A single tile waits for memory itself and
+// asks a little ahead of its reads; several share out the next block, so that memory works as long
+// as they compute.
+CONCLAVE_KERNEL_INLINE Ahead AheadOf(int64_t tile, int64_t num_tiles, int64_t block_bytes) {
+  if (num_tiles == 1) {
+    return {kPrefetchBytes, 0, 4};
+  }
+  if (num_tiles < 4) {
+    return {block_bytes, 2 * tile % 4, 2};
+  }
+  return {block_bytes, tile, tile < 4 ? 1 : 0};
+}
+
+template <int kLines>
+CONCLAVE_KERNEL_INLINE void PrefetchLines(const char* p) {
+#pragma GCC unroll 8
+  for (int l = 0; l < kLines; ++l) {
+    __builtin_prefetch(p + l * kLineBytes);
+  }
+}
 
 // f32 weights, panel[k][64]: acc = fma(x[k], w[k], acc).
 struct F32Weights {
@@ -26,15 +63,11 @@ struct F32Weights {
   using W = float;
   static constexpr bool kWidensX = false;
 
-  template <int R, int C>
+  template <int R, int C, int kAhead>
   static CONCLAVE_KERNEL_INLINE void Steps(const float* x, int64_t x_stride, int64_t k,
-                                           const float* w, Vec (&acc)[R][C]) {
-    for (int64_t i = 0; i < k; ++i, w += kPanelStep) {
-      if constexpr (R == 1) {
-        for (int64_t c = 0; c < C * kVecLanes / 16; ++c) {
-          __builtin_prefetch(reinterpret_cast<const char*>(w + 16 * c) + kPrefetchBytes);
-        }
-      }
+                                           const float* w, const char* ahead, Vec (&acc)[R][C]) {
+    for (int64_t i = 0; i < k; ++i, w += kPanelStep, ahead += kPanelStep * sizeof(float)) {
+      PrefetchLines<kAhead>(ahead);
       Vec weight[C];
 #pragma GCC unroll 8
       for (int64_t c = 0; c < C; ++c) {
@@ -52,8 +85,8 @@ struct F32Weights {
   }
 };
 
-// bf16 weights, panel[k / 2][64][2], with x widened to f32 before: the odd element of a pair, then
-// the even one.
+// bf16 weights, panel[k / 2][64][2], with x widened to f32 before, the elements of a pair swapped: the
+// odd one, then the even one.
 struct WidenedBf16Weights {
   using X = uint16_t;
   using StepX = float;
@@ -71,7 +104,7 @@ struct WidenedBf16Weights {
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const Vec value = VecSet1(x[r * x_stride + (kOdd ? 1 : 0)]);
+      const Vec value = VecSet1(x[r * x_stride + (kOdd ? 0 : 1)]);
 #pragma GCC unroll 8
       for (int64_t c = 0; c < C; ++c) {
         acc[r][c] = VecFma(value, weight[c], acc[r][c]);
@@ -79,15 +112,12 @@ struct WidenedBf16Weights {
     }
   }
 
-  template <int R, int C>
+  template <int R, int C, int kAhead>
   static CONCLAVE_KERNEL_INLINE void Steps(const float* x, int64_t x_stride, int64_t k,
-                                           const uint16_t* w, Vec (&acc)[R][C]) {
+                                           const uint16_t* w, const char* ahead, Vec (&acc)[R][C]) {
     for (int64_t i = 0; i < k; i += 2, w += 2 * kPanelStep) {
-      if constexpr (R == 1) {
-        for (int64_t c = 0; c < C * kVecLanes / 16; ++c) {
-          __builtin_prefetch(reinterpret_cast<const char*>(w + 32 * c) + kPrefetchBytes);
-        }
-      }
+      PrefetchLines<kAhead>(ahead);
+      ahead += 2 * kPanelStep * sizeof(uint16_t);
       HalfStep<true>(x + i, x_stride, w, acc);
       HalfStep<false>(x + i, x_stride, w, acc);
     }
@@ -105,37 +135,75 @@ struct TileBlock {
   int64_t y_stride;
   bool is_first;
   const float* bias;  // at `col`; null unless the block is the last
+  Ahead ahead;        // lines counted from `col`
 };
+
+// Vectors of a row of y, of which `cols` columns exist.
+template <int C>
+CONCLAVE_KERNEL_INLINE void LoadSums(const float* y, int64_t cols, Vec (&acc)[C]) {
+#pragma GCC unroll 8
+  for (int64_t c = 0; c < C; ++c) {
+    acc[c] = cols >= C * kVecLanes ? VecLoad(y + c * kVecLanes)
+                                   : VecLoadN(y + c * kVecLanes, cols - c * kVecLanes);
+  }
+}
+template <int C>
+CONCLAVE_KERNEL_INLINE void StoreSums(float* y, int64_t cols, const Vec (&acc)[C]) {
+#pragma GCC unroll 8
+  for (int64_t c = 0; c < C; ++c) {
+    if (cols >= C * kVecLanes) {
+      VecStore(y + c * kVecLanes, acc[c]);
+    } else {
+      VecStoreN(y + c * kVecLanes, acc[c], cols - c * kVecLanes);
+    }
+  }
+}
 
 template <typename Weights, int R, int C>
 CONCLAVE_KERNEL_INLINE void RunTile(const TileBlock& t) {
   using X = typename Weights::StepX;
+  using W = typename Weights::W;
+  constexpr int64_t kLines = C * kVecLanes * 4 / kLineBytes;
   Vec acc[R][C];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
+    if (t.is_first) {
 #pragma GCC unroll 8
-    for (int64_t c = 0; c < C; ++c) {
-      acc[r][c] = t.is_first
-                      ? VecZero()
-                      : VecLoadN(t.y + r * t.y_stride + c * kVecLanes, t.cols - c * kVecLanes);
+      for (int64_t c = 0; c < C; ++c) {
+        acc[r][c] = VecZero();
+      }
+    } else {
+      LoadSums(t.y + r * t.y_stride, t.cols, acc[r]);
     }
   }
-  Weights::Steps(static_cast<const X*>(t.x), t.x_stride, t.k,
-                 static_cast<const typename Weights::W*>(t.w), acc);
+  const X* x = static_cast<const X*>(t.x);
+  const W* w = static_cast<const W*>(t.w);
+  // Of the lines to ask for, those that lie in these columns.
+  const int64_t first = t.ahead.line > 0 ? t.ahead.line : 0;
+  const int64_t lines = Smaller(t.ahead.line + t.ahead.num_lines, kLines) - first;
+  const char* ahead = static_cast<const char*>(t.w) + t.ahead.distance + first * kLineBytes;
+  if (lines <= 0) {
+    Weights::template Steps<R, C, 0>(x, t.x_stride, t.k, w, ahead, acc);
+  } else if (lines == 1) {
+    Weights::template Steps<R, C, 1>(x, t.x_stride, t.k, w, ahead, acc);
+  } else if (kLines > 1 && lines == 2) {
+    Weights::template Steps < R, C, kLines<2 ? kLines : 2>(x, t.x_stride, t.k, w, ahead, acc);
+  } else {
+    Weights::template Steps<R, C, kLines>(x, t.x_stride, t.k, w, ahead, acc);
+  }
+  if (t.bias != nullptr) {
 #pragma GCC unroll 8
-  for (int64_t c = 0; c < C; ++c) {
-    const int64_t n = t.cols - c * kVecLanes;
-    if (t.bias != nullptr) {
-      const Vec bias = VecLoadN(t.bias + c * kVecLanes, n);
+    for (int64_t c = 0; c < C; ++c) {
+      const Vec bias = VecLoadN(t.bias + c * kVecLanes, t.cols - c * kVecLanes);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         acc[r][c] = VecAdd(acc[r][c], bias);
       }
     }
+  }
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      VecStoreN(t.y + r * t.y_stride + c * kVecLanes, acc[r][c], n);
-    }
+  for (int r = 0; r < R; ++r) {
+    StoreSums(t.y + r * t.y_stride, t.cols, acc[r]);
   }
 }
 
@@ -151,6 +219,7 @@ __attribute__((noinline)) void RunRows(const TileBlock& block) {
     t.w = static_cast<const typename Weights::W*>(t.w) + kCols * kElementsPerCol;
     t.cols -= kCols;
     t.y += kCols;
+    t.ahead.line -= kCols * 4 / kLineBytes;
     if (t.bias != nullptr) {
       t.bias += kCols;
     }
@@ -191,15 +260,40 @@ CONCLAVE_KERNEL_INLINE int64_t FirstRowOfTile(int64_t rows, int64_t num_tiles, i
   return rows * i / num_tiles;
 }
 
-// Widens `rows` rows of k elements to f32, zero up to the next even k.
+// Widens `rows` rows of k elements to f32, zero up to the next even k, the elements of every pair
+// swapped: in that order the chains take them. Whole vectors are written.
 CONCLAVE_KERNEL_INLINE void WidenRows(const uint16_t* x, int64_t x_stride, int64_t rows, int64_t k,
-                                      float* out) {
+                                      float* out, int64_t out_stride) {
   for (int64_t r = 0; r < rows; ++r) {
-    // Whole vectors stay inside the kBlockK floats of a row.
     for (int64_t i = 0; i < k; i += 16) {
-      Store(out + r * kBlockK + i, LoadBf16N(x + r * x_stride + i, Smaller(16, k - i)));
+      Store(out + r * out_stride + i, LoadBf16Swapped(x + r * x_stride + i, Smaller(16, k - i)));
     }
   }
+}
+
+// Widens k / 2 pairs of one panel, whose k is even: out[k][64], the odd element of a pair first.
+CONCLAVE_KERNEL_INLINE void WidenPanel(const uint16_t* w, int64_t k, float* out) {
+  for (int64_t i = 0; i < k; i += 2, w += 2 * kPanelStep, out += 2 * kPanelStep) {
+#pragma GCC unroll 8
+    for (int64_t c = 0; c < kPanelStep; c += kVecLanes) {
+      VecStoreN(out + c, VecOdd(w + 2 * c), kVecLanes);
+      VecStoreN(out + kPanelStep + c, VecEven(w + 2 * c), kVecLanes);
+    }
+  }
+}
+
+// One panel of `job`, as a job of its own.
+CONCLAVE_KERNEL_INLINE PanelJob OnePanel(const PanelJob& job, int64_t panel) {
+  PanelJob one = job;
+  one.panel = static_cast<const char*>(job.panel) + panel * job.panel_bytes;
+  one.cols = Smaller(kPanelStep, job.cols - panel * kPanelStep);
+  one.bias = job.bias == nullptr ? nullptr : job.bias + panel * kPanelStep;
+  one.y = job.y + panel * kPanelStep;
+  return one;
+}
+
+CONCLAVE_KERNEL_INLINE int64_t NumPanels(const PanelJob& job) {
+  return (job.cols + kPanelStep - 1) / kPanelStep;
 }
 
 template <typename Weights>
@@ -225,9 +319,10 @@ void MatMulPanel(const PanelJob& job, int64_t block_k) {
                          job.y + row * job.y_stride,
                          job.y_stride,
                          k0 == 0,
-                         is_last ? job.bias : nullptr};
+                         is_last ? job.bias : nullptr,
+                         AheadOf(tile, num_tiles, k * kPanelStep * int64_t{sizeof(W)})};
       if constexpr (Weights::kWidensX) {
-        WidenRows(x, job.x_stride, rows, k, widened);
+        WidenRows(x, job.x_stride, rows, k, widened, kBlockK);
         block.x = widened;
         block.x_stride = kBlockK;
       }
@@ -237,10 +332,77 @@ void MatMulPanel(const PanelJob& job, int64_t block_k) {
   } while (k0 < job.k);
 }
 
-void MatMulF32(const PanelJob& job) { MatMulPanel<F32Weights>(job, kBlockK); }
+template <typename Weights>
+void MatMulPanels(const PanelJob& job, int64_t block_k) {
+  for (int64_t panel = 0; panel < NumPanels(job); ++panel) {
+    MatMulPanel<Weights>(OnePanel(job, panel), block_k);
+  }
+}
+
+// Asks for the `part`-th of `num_parts` parts of a block of weights.
+CONCLAVE_KERNEL_INLINE void PrefetchPart(const void* block, int64_t bytes, int64_t part,
+                                         int64_t num_parts) {
+  const char* p = static_cast<const char*>(block);
+  for (int64_t i = bytes * part / num_parts / kLineBytes * kLineBytes;
+       i < bytes * (part + 1) / num_parts; i += kLineBytes) {
+    __builtin_prefetch(p + i, 0, 2);
+  }
+}
+
+// At most kWideRowsMax rows of bf16, by blocks of K that are widened before: the rows once for all
+// panels of the job, each panel once for all tiles.
+[[maybe_unused]] __attribute__((noinline)) void MatMulWideRows(const PanelJob& job) {
+  // No power of two between rows, lest they all meet in a few sets of the cache.
+  constexpr int64_t kStride = kWideBlockK + 16;
+  alignas(64) float rows_block[kWideRowsMax * kStride];
+  alignas(64) float panel_block[kWideBlockK * kPanelStep];
+  const int64_t num_tiles = (job.rows + kTileRowsMax - 1) / kTileRowsMax;
+  const int64_t num_panels = NumPanels(job);
+  for (int64_t k0 = 0; k0 < job.k; k0 += kWideBlockK) {
+    const int64_t k = Smaller(kWideBlockK, job.k - k0);
+    const int64_t padded_k = (k + 1) / 2 * 2;
+    WidenRows(static_cast<const uint16_t*>(job.x) + k0, job.x_stride, job.rows, k, rows_block,
+              kStride);
+    for (int64_t panel = 0; panel < num_panels; ++panel) {
+      const PanelJob one = OnePanel(job, panel);
+      WidenPanel(static_cast<const uint16_t*>(one.panel) + k0 * kPanelStep, padded_k, panel_block);
+      // The next block comes from memory while the tiles of this one compute.
+      const bool is_last = panel + 1 == num_panels;
+      const int64_t next_k0 = is_last ? k0 + kWideBlockK : k0;
+      const void* next = static_cast<const char*>(job.panel) +
+                         (is_last ? 0 : panel + 1) * job.panel_bytes +
+                         next_k0 * kPanelStep * int64_t{sizeof(uint16_t)};
+      const int64_t next_bytes = next_k0 < job.k ? Smaller(kWideBlockK, job.k - next_k0) *
+                                                       kPanelStep * int64_t{sizeof(uint16_t)}
+                                                 : 0;
+      for (int64_t tile = 0; tile < num_tiles; ++tile) {
+        PrefetchPart(next, next_bytes, tile, num_tiles);
+        const int64_t row = FirstRowOfTile(job.rows, num_tiles, tile);
+        const int64_t rows = FirstRowOfTile(job.rows, num_tiles, tile + 1) - row;
+        RunAnyRows<F32Weights>(rows, {rows_block + row * kStride, kStride, padded_k, panel_block,
+                                      one.cols, one.y + row * job.y_stride, job.y_stride, k0 == 0,
+                                      k0 + k >= job.k ? one.bias : nullptr, Ahead{}});
+      }
+    }
+  }
+}
+
+void MatMulF32(const PanelJob& job) { MatMulPanels<F32Weights>(job, kBlockK); }
 
 [[maybe_unused]] void MatMulWidenedBf16(const PanelJob& job) {
-  MatMulPanel<WidenedBf16Weights>(job, kBlockK);
+  if (kTileRowsMax == 1 || job.rows < kWideRowsMin || job.k == 0) {
+    MatMulPanels<WidenedBf16Weights>(job, kBlockK);
+    return;
+  }
+  const int64_t num_parts = (job.rows + kWideRowsMax - 1) / kWideRowsMax;
+  for (int64_t part = 0; part < num_parts; ++part) {
+    const int64_t row = FirstRowOfTile(job.rows, num_parts, part);
+    PanelJob rows = job;
+    rows.x = static_cast<const uint16_t*>(job.x) + row * job.x_stride;
+    rows.rows = FirstRowOfTile(job.rows, num_parts, part + 1) - row;
+    rows.y = job.y + row * job.y_stride;
+    MatMulWideRows(rows);
+  }
 }
 
 }  // namespace

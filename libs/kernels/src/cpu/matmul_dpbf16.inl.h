@@ -29,17 +29,14 @@ struct DotBf16Weights {
     }
   }
 
-  template <int R, int C>
+  template <int R, int C, int kAhead>
   static CONCLAVE_KERNEL_INLINE void Steps(const uint16_t* x, int64_t x_stride, int64_t k,
-                                           const uint16_t* w, Vec (&acc)[R][C]) {
+                                           const uint16_t* w, const char* ahead, Vec (&acc)[R][C]) {
     uint32_t pair[R];
     int64_t i = 0;
     for (; i + 1 < k; i += 2, w += 2 * kPanelStep) {
-      if constexpr (R == 1) {
-        for (int64_t c = 0; c < C; ++c) {
-          __builtin_prefetch(reinterpret_cast<const char*>(w + 32 * c) + kPrefetchBytes);
-        }
-      }
+      PrefetchLines<kAhead>(ahead);
+      ahead += 2 * kPanelStep * sizeof(uint16_t);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         // A row of odd stride is aligned to 2 bytes only.
@@ -57,10 +54,63 @@ struct DotBf16Weights {
   }
 };
 
-// As much of a panel as stays in a 1 MiB L2 next to the rows of x: 768 KiB.
+// As much of a panel as stays in a 1 MiB L2 next to the rows of x: 768 KiB. While tiles are few they
+// ask for the next block, and that has to find room beside this one.
 inline constexpr int64_t kDotBlockK = 6144;
+inline constexpr int64_t kDotShortBlockK = 1024;
 
-void MatMulDotBf16(const PanelJob& job) { MatMulPanel<DotBf16Weights>(job, kDotBlockK); }
+void MatMulDotBf16(const PanelJob& job) {
+  const bool is_short = job.rows > kTileRowsMax && job.rows < kWideRowsMin;
+  MatMulPanels<DotBf16Weights>(job, is_short ? kDotShortBlockK : kDotBlockK);
+}
+
+// Where the instruction has half the rate of an FMA: up to this many rows memory is slower still.
+inline constexpr int64_t kDotRowsMax = 2;
+
+void MatMulFewDotBf16(const PanelJob& job) {
+  if (job.rows <= kDotRowsMax) {
+    MatMulDotBf16(job);
+  } else {
+    MatMulWidenedBf16(job);
+  }
+}
+
+// Cycles of the time-stamp counter for `kSteps` times twelve independent operations.
+template <typename Step>
+CONCLAVE_KERNEL_INLINE uint64_t CyclesOf(const Step& step) {
+  constexpr int kSteps = 400;
+  __m512 sums[12];
+#pragma GCC unroll 12
+  for (__m512& sum : sums) {
+    sum = _mm512_setzero_ps();
+  }
+  const uint64_t start = __rdtsc();
+  for (int i = 0; i < kSteps; ++i) {
+#pragma GCC unroll 12
+    for (__m512& sum : sums) {
+      sum = step(sum);
+      // Keeps the compiler from folding the loop.
+      asm volatile("" : "+v"(sum));
+    }
+  }
+  return __rdtsc() - start;
+}
+
+// The best of some tries, as others may have the core meanwhile.
+bool DotProductIsFast() {
+  const __m512 one = _mm512_set1_ps(1.0f);
+  const __m512bh pair = (__m512bh)_mm512_set1_epi32(0x3f803f80);
+  uint64_t dot = ~uint64_t{0};
+  uint64_t fma = ~uint64_t{0};
+  for (int i = 0; i < 8; ++i) {
+    const uint64_t d = CyclesOf([&](__m512 sum) { return _mm512_dpbf16_ps(sum, pair, pair); });
+    const uint64_t f = CyclesOf([&](__m512 sum) { return _mm512_fmadd_ps(one, one, sum); });
+    dot = d < dot ? d : dot;
+    fma = f < fma ? f : fma;
+  }
+  // One dot product does the work of two FMAs, and widening costs some percent on top.
+  return dot < 2 * fma - fma / 4;
+}
 
 // Random bits of a finite number whose exponent lies in [low, low + count).
 CONCLAVE_KERNEL_INLINE uint32_t RandomBits(uint64_t& state, uint32_t low, uint32_t count) {

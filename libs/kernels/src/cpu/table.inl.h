@@ -1,13 +1,18 @@
-// The table of one path, from the ops included before. The including file names its bf16 GEMM.
+// The table of one path, from the ops included before. The including file names its bf16 and q8
+// GEMM.
 #pragma once
 
 namespace conclave::kernels {
 namespace {
 
-constexpr KernelTable MakeTable(void (*matmul_bf16)(const PanelJob& job)) {
+constexpr KernelTable MakeTable(void (*matmul_bf16)(const PanelJob& job),
+                                void (*matmul_q8)(const Q8PanelJob& job)) {
   KernelTable table = {};
   table.matmul_f32 = MatMulF32;
   table.matmul_bf16 = matmul_bf16;
+  table.matmul_q8 = matmul_q8;
+  table.quantize_f32 = QuantizeF32Row;
+  table.quantize_bf16 = QuantizeBf16Row;
   table.layer_norm = LayerNormRow;
   table.rms_norm = RmsNormRow;
   table.softmax = SoftmaxRow;

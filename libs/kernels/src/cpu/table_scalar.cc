@@ -1,21 +1,24 @@
 // The reference path: baseline x86-64, one lane after another.
 #include "kernel_table.h"
+#include "q8_panel.h"
 
 // The order matters: each header uses the ones before it.
 // clang-format off
 #include "cpu/v16_scalar.inl.h"
 #include "cpu/math.inl.h"
 #include "cpu/rows.inl.h"
+#include "cpu/quantize.inl.h"
 #include "cpu/activation.inl.h"
 #include "cpu/attention.inl.h"
 #include "cpu/matmul.inl.h"
+#include "cpu/matmul_q8_scalar.inl.h"
 #include "cpu/table.inl.h"
 // clang-format on
 
 namespace conclave::kernels {
 
 const KernelTable& ScalarTable() {
-  static constexpr KernelTable kTable = MakeTable(MatMulWidenedBf16);
+  static constexpr KernelTable kTable = MakeTable(MatMulWidenedBf16, MatMulQ8Scalar);
   return kTable;
 }
 

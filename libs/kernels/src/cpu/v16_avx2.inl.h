@@ -146,6 +146,24 @@ CONCLAVE_KERNEL_INLINE void StoreBf16N(uint16_t* p, V16 a, int64_t n) {
   }
 }
 
+CONCLAVE_KERNEL_INLINE int32_t StoreRounded(int8_t* p, V16 a) {
+  const __m256i lo = _mm256_cvtps_epi32(a.lo);
+  const __m256i hi = _mm256_cvtps_epi32(a.hi);
+  // Packing works within 128-bit halves: a0-3 b0-3 a4-7 b4-7, set right at the end.
+  const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(lo, hi), 0xd8);
+  const __m128i bytes =
+      _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i_u*>(p), bytes);
+  const __m256i by8 = _mm256_add_epi32(lo, hi);
+  const __m128i by4 = _mm_add_epi32(_mm256_castsi256_si128(by8), _mm256_extracti128_si256(by8, 1));
+  const __m128i by2 = _mm_add_epi32(by4, _mm_shuffle_epi32(by4, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(by2, _mm_shuffle_epi32(by2, 0xb1)));
+}
+CONCLAVE_KERNEL_INLINE V16 LoadBf16Swapped(const uint16_t* p, int64_t n) {
+  const V16 a = LoadBf16N(p, n);
+  return {_mm256_permute_ps(a.lo, 0xb1), _mm256_permute_ps(a.hi, 0xb1)};
+}
+
 CONCLAVE_KERNEL_INLINE float ReduceAdd(V16 a) {
   const __m256 by8 = _mm256_add_ps(a.lo, a.hi);
   const __m128 by4 = _mm_add_ps(_mm256_castps256_ps128(by8), _mm256_extractf128_ps(by8, 1));
@@ -174,6 +192,7 @@ CONCLAVE_KERNEL_INLINE Vec VecLoad(const float* p) { return _mm256_loadu_ps(p); 
 CONCLAVE_KERNEL_INLINE Vec VecLoadN(const float* p, int64_t n) {
   return _mm256_maskload_ps(p, First8(n));
 }
+CONCLAVE_KERNEL_INLINE void VecStore(float* p, Vec a) { _mm256_storeu_ps(p, a); }
 CONCLAVE_KERNEL_INLINE void VecStoreN(float* p, Vec a, int64_t n) {
   _mm256_maskstore_ps(p, First8(n), a);
 }

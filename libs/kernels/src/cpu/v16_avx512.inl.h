@@ -86,6 +86,20 @@ CONCLAVE_KERNEL_INLINE void StoreBf16N(uint16_t* p, V16 a, int64_t n) {
   _mm256_mask_storeu_epi16(p, First16(n), out);
 }
 
+CONCLAVE_KERNEL_INLINE int32_t StoreRounded(int8_t* p, V16 a) {
+  const __m512i ints = _mm512_cvtps_epi32(a.v);
+  _mm_storeu_si128(reinterpret_cast<__m128i_u*>(p), _mm512_cvtepi32_epi8(ints));
+  return _mm512_reduce_add_epi32(ints);
+}
+// One permutation of halves: the upper half of lane l is p[l ^ 1], the lower one zero.
+CONCLAVE_KERNEL_INLINE V16 LoadBf16Swapped(const uint16_t* p, int64_t n) {
+  const __m512i index =
+      _mm512_set_epi32(14 << 16, 15 << 16, 12 << 16, 13 << 16, 10 << 16, 11 << 16, 8 << 16, 9 << 16,
+                       6 << 16, 7 << 16, 4 << 16, 5 << 16, 2 << 16, 3 << 16, 0 << 16, 1 << 16);
+  const __m512i halves = _mm512_castsi256_si512(_mm256_maskz_loadu_epi16(First16(n), p));
+  return {_mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, index, halves))};
+}
+
 CONCLAVE_KERNEL_INLINE float ReduceAdd(V16 a) {
   const __m256 by8 = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
   const __m128 by4 = _mm_add_ps(_mm256_castps256_ps128(by8), _mm256_extractf128_ps(by8, 1));
@@ -114,6 +128,7 @@ CONCLAVE_KERNEL_INLINE Vec VecLoad(const float* p) { return _mm512_loadu_ps(p); 
 CONCLAVE_KERNEL_INLINE Vec VecLoadN(const float* p, int64_t n) {
   return _mm512_maskz_loadu_ps(First16(n), p);
 }
+CONCLAVE_KERNEL_INLINE void VecStore(float* p, Vec a) { _mm512_storeu_ps(p, a); }
 CONCLAVE_KERNEL_INLINE void VecStoreN(float* p, Vec a, int64_t n) {
   _mm512_mask_storeu_ps(p, First16(n), a);
 }

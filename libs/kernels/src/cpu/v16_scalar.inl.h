@@ -133,6 +133,22 @@ CONCLAVE_LANES void StoreBf16N(uint16_t* p, const V16& a, int64_t n) {
   }
 }
 
+// Stores the lanes, each between -127.5 and 127.5, as the nearest integers (ties to even); returns
+// their sum.
+CONCLAVE_LANES int32_t StoreRounded(int8_t* p, const V16& a) {
+  int32_t sum = 0;
+  for (int l = 0; l < 16; ++l) {
+    p[l] = static_cast<int8_t>(__builtin_lrintf(a.v[l]));
+    sum += p[l];
+  }
+  return sum;
+}
+// LoadBf16N with the elements of every pair swapped: lane l is p[l ^ 1].
+CONCLAVE_LANES V16 LoadBf16Swapped(const uint16_t* p, int64_t n) {
+  const V16 a = LoadBf16N(p, n);
+  return EachLane([&](int l) { return a.v[l ^ 1]; });
+}
+
 CONCLAVE_LANES float ReduceAdd(V16 a) {
   for (int half = 8; half > 0; half /= 2) {
     for (int l = 0; l < half; ++l) {
@@ -164,6 +180,7 @@ CONCLAVE_LANES Vec VecZero() { return Zero(); }
 CONCLAVE_LANES Vec VecSet1(float value) { return Set1(value); }
 CONCLAVE_LANES Vec VecLoad(const float* p) { return Load(p); }
 CONCLAVE_LANES Vec VecLoadN(const float* p, int64_t n) { return LoadN(p, n); }
+CONCLAVE_LANES void VecStore(float* p, const Vec& a) { Store(p, a); }
 CONCLAVE_LANES void VecStoreN(float* p, const Vec& a, int64_t n) { StoreN(p, a, n); }
 CONCLAVE_LANES Vec VecAdd(const Vec& a, const Vec& b) { return Add(a, b); }
 CONCLAVE_LANES Vec VecFma(const Vec& a, const Vec& b, const Vec& c) { return Fma(a, b, c); }

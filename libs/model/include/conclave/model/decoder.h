@@ -93,7 +93,7 @@ class StepObserver {
 };
 
 struct DecoderOptions {
-  DType dtype = DType::kBf16;
+  DType dtype = DType::kBf16;  // the numeric mode (linear.h)
   kernels::Context compute;
   int32_t max_rows = 0;        // rows of one step
   int32_t max_logit_rows = 0;  // of those, rows whose logits are wanted

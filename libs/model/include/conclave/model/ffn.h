@@ -11,6 +11,7 @@
 #include "conclave/kernels/context.h"
 #include "conclave/kernels/elementwise.h"
 #include "conclave/kernels/matmul.h"
+#include "conclave/model/linear.h"
 #include "conclave/tensor/aligned_buffer.h"
 #include "conclave/tensor/view.h"
 
@@ -33,8 +34,8 @@ struct FfnWeights {
 size_t FfnBytes(const checkpoint::FfnSpec& spec, int64_t io_dim, DType dtype);
 
 // Packs the tensors `prefix` + names.ffn_gate/ffn_up/ffn_down + ".weight" (and ".bias" where the
-// spec has biases), stored as f32, bf16 or f16, to `dtype` (kF32 or kBf16) and releases their
-// pages. `io_dim` is the width of the rows that the network reads and writes, H below.
+// spec has biases), stored as f32, bf16 or f16, to `dtype` (kF32, kBf16 or kQ8) and releases
+// their pages. `io_dim` is the width of the rows that the network reads and writes, H below.
 // "tensor_missing", "tensor_shape_mismatch", "tensor_dtype", "tensor_nonfinite".
 absl::StatusOr<FfnWeights> LoadFfn(const checkpoint::Checkpoint& checkpoint,
                                    const std::string& prefix, int64_t io_dim, DType dtype,
@@ -44,32 +45,33 @@ absl::StatusOr<FfnWeights> LoadFfn(const checkpoint::Checkpoint& checkpoint,
 absl::StatusOr<FfnWeights> LoadFfn(const checkpoint::Checkpoint& checkpoint,
                                    const std::string& prefix, DType dtype, ThreadPool& pool);
 
-// Buffers of one FfnForward at a time, for up to `max_rows` rows of networks of one spec and dtype.
+// Buffers of one FfnForward at a time, for up to `max_rows` rows of `io_dim` elements and networks
+// of one spec and dtype.
 class FfnScratch {
  public:
-  FfnScratch(const checkpoint::FfnSpec& spec, int64_t max_rows, DType dtype);
+  FfnScratch(const checkpoint::FfnSpec& spec, int64_t io_dim, int64_t max_rows, DType dtype);
 
   int64_t max_rows() const { return max_rows_; }
 
  private:
-  friend void FfnForward(const kernels::Context&, const FfnWeights&, MatView<const float>,
-                         FfnScratch&, MatView<float>);
-  friend void FfnForward(const kernels::Context&, const FfnWeights&, MatView<const Bf16>,
-                         FfnScratch&, MatView<float>);
+  template <typename Element>
+  friend void RunFfn(const kernels::Context&, const FfnWeights&, MatView<const Element>,
+                     FfnScratch&, MatView<float>);
   // The inner rows after the activation, f32: in activated_ for a gated network, else in inner_.
   MatView<float> Activated(const kernels::Context& context, const FfnWeights& weights,
                            int64_t rows);
 
   int64_t max_rows_;
-  AlignedBuffer inner_;           // [max_rows, 2F or F] f32
-  AlignedBuffer activated_;       // [max_rows, F] f32; empty for a plain network
-  AlignedBuffer activated_bf16_;  // [max_rows, F]; empty in f32
+  AlignedBuffer inner_;      // [max_rows, 2F or F] f32
+  AlignedBuffer activated_;  // [max_rows, F] f32; empty for a plain network
+  GemmScratch gemm_;         // of the rows first, then of the activated ones
 };
 
-// y [rows, H] f32 = FFN of x [rows, H] in the weights' dtype, which is a broken invariant
-// otherwise, as are more rows than scratch.max_rows(). With bf16 weights the activated inner rows
-// are rounded to bf16 once; sums, activation and biases are f32. y must not alias x. A row's bits
-// depend on that row and the weights alone. No allocation.
+// y [rows, H] f32 = FFN of x [rows, H]; more rows than scratch.max_rows() are a broken invariant, as
+// are bf16 rows with f32 weights. f32 rows are rounded or quantized as Multiply does. The activated
+// inner rows are f32, and with bf16 weights rounded to bf16 once, with q8 weights quantized; sums,
+// activation and biases are f32. y must not alias x. A row's bits depend on that row and the weights
+// alone. No allocation.
 void FfnForward(const kernels::Context& context, const FfnWeights& weights, MatView<const float> x,
                 FfnScratch& scratch, MatView<float> y);
 void FfnForward(const kernels::Context& context, const FfnWeights& weights, MatView<const Bf16> x,

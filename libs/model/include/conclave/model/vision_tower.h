@@ -32,9 +32,11 @@ class VisionObserver {
 class VisionTower {
  public:
   // Loads the layers that are run and the projector from the checkpoint, which holds its tower
-  // (spec 2.6).
+  // (spec 2.6). `mode` is the decoder's numeric mode; the tower computes in RowDtypeOf(mode):
+  // its pictures are encoded once per conversation, and int8 costs them more than it saves
+  // (docs/decisions/0034-what-q8-quantizes.md).
   static absl::StatusOr<std::unique_ptr<VisionTower>> Load(
-      const checkpoint::Checkpoint& checkpoint, DType dtype, const kernels::Context& compute,
+      const checkpoint::Checkpoint& checkpoint, DType mode, const kernels::Context& compute,
       const std::function<void(int64_t, int64_t)>& on_progress);
   ~VisionTower();
 

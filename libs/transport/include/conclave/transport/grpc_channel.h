@@ -36,7 +36,9 @@ struct PairTerms {
   std::string manifest_hash;  // of the model, lower-case hex
   uint16_t row_width = 0;
   uint16_t top_k = 2;
-  WireDtype dtype = WireDtype::kBf16;
+  // Numeric mode of the model here; the worker must have the same, also where another mode has the
+  // same rows. Rows travel as WireDtypeOf(mode).
+  DType mode = DType::kBf16;
   // Path of kernels that the worker must have (NumericMode::isa); empty: any.
   std::string isa;
   uint32_t kernel_revision = 0;

@@ -36,12 +36,13 @@ struct ExpertServerOptions {
   // What a handshake is compared with. An empty cluster id: any.
   std::string cluster_id;
   std::string manifest_hash;
+  DType mode = DType::kBf16;  // numeric mode (PairTerms::mode)
   std::string isa;
   uint32_t kernel_revision = 0;
   uint64_t incarnation = 0;
 
   // Bounds of all calls; max_rows is what a session is granted at most, max_pairs follows from it
-  // and top_k. row_width, top_k and dtype are compared in the handshake.
+  // and top_k. row_width and top_k are compared in the handshake; dtype is WireDtypeOf(mode).
   FrameLimits limits;
   // Call slots that a session is granted at most.
   uint16_t num_slots = 4;
@@ -79,7 +80,7 @@ class ExpertServer {
  public:
   // Listens. `sink` outlives the server and every call that it took. kUnavailable ("bind") when the
   // address cannot be had; kInvalidArgument ("config_range") when a frame of `limits` would not fit
-  // what may wait for a peer.
+  // what may wait for a peer, or has rows of another mode.
   static absl::StatusOr<std::unique_ptr<ExpertServer>> Start(const ExpertServerOptions& options,
                                                              CallSink& sink);
 

@@ -5,9 +5,16 @@
 #include <cstdint>
 #include <span>
 
+#include "conclave/tensor/dtype.h"
 #include "conclave/transport/expert_channel.h"
 
 namespace conclave::transport {
+
+// Type of the rows that a numeric mode sends. Several modes may have the same: those that may be
+// paired are told apart at the handshake (PairTerms::mode), not by their frames.
+constexpr WireDtype WireDtypeOf(DType mode) {
+  return RowDtypeOf(mode) == DType::kF32 ? WireDtype::kF32 : WireDtype::kBf16;
+}
 
 // Bytes of one element.
 constexpr size_t SizeOf(WireDtype dtype) { return dtype == WireDtype::kF32 ? 4 : 2; }
