@@ -207,7 +207,7 @@ int Run(const Options& options) {
   const double bandwidth = PrintMachine(options.threads);
   ThreadPool pool(options.threads);
   const auto start = std::chrono::steady_clock::now();
-  auto model = cli::Assembly::Open(options.folder, "");
+  auto model = cli::Assembly::Open(options.folder);
   if (!model.ok()) {
     std::fprintf(stderr, "error: %s\n", std::string(model.status().message()).c_str());
     return 4;

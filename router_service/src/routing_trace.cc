@@ -6,8 +6,8 @@
 #include <set>
 #include <span>
 
-#include "conclave/base/status.h"
 #include "conclave/base/crc32c.h"
+#include "conclave/base/status.h"
 
 namespace conclave::router_service {
 namespace {

@@ -13,9 +13,9 @@
 #include <system_error>
 #include <utility>
 
+#include "conclave/base/crc32c.h"
 #include "conclave/base/status.h"
 #include "conclave/router_service/router_state.h"
-#include "conclave/base/crc32c.h"
 
 namespace conclave::router_service {
 namespace {

@@ -194,7 +194,7 @@ struct Checkpoint::State {
   std::vector<WeightFile> files;
   std::vector<WeightFile> tower_files;  // of OpenOptions::vision_tower
   std::set<std::string, std::less<>>
-      new_names;  // of the tower's tensors, as the checkpoint would call them
+      new_names;                       // of the tower's tensors, as the checkpoint would call them
   std::unique_ptr<PackedFile> packed;  // null: weights as stored, in `files`
   std::vector<TensorView> tensors;
   std::unique_ptr<Manifest> manifest;  // null: none to compare with
@@ -209,10 +209,10 @@ struct Checkpoint::State {
 
 // After config.json and manifest.
 absl::Status Checkpoint::State::OpenPacked(const ModelFolder& opened, const OpenOptions& options) {
-  CONCLAVE_ASSIGN_OR_RETURN(
-      packed, PackedFile::Open(opened, {.verifies = options.verify_weights,
-                                        .compares_hashes = manifest != nullptr,
-                                        .copies = options.copy_weights}));
+  CONCLAVE_ASSIGN_OR_RETURN(packed,
+                            PackedFile::Open(opened, {.verifies = options.verify_weights,
+                                                      .compares_hashes = manifest != nullptr,
+                                                      .copies = options.copy_weights}));
   if (HashOf(config_text) != packed->index().config_hash) {
     return InvalidArgument("packed_config",
                            "config.json: not the one that " + std::string(kPackedFile) +

@@ -21,7 +21,8 @@ namespace conclave::checkpoint {
 namespace {
 
 // What one thread brings in at a time.
-constexpr int64_t kSliceBytes = 4 << 20;
+constexpr int64_t kSliceBytes = 16 << 20;
+constexpr int64_t kHugePage = 2 << 20;
 
 std::string Where(const PackedEntry& entry) {
   return std::string(kPackedFile) + ": entry " + entry.name + ": ";
@@ -30,28 +31,58 @@ std::string Where(const PackedEntry& entry) {
 // A part of a file, mapped for one user.
 class Mapping {
  public:
-  explicit Mapping(std::span<const std::byte> bytes) : bytes_(bytes) {}
-  ~Mapping() { ::munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size()); }
+  // Takes over the pages of `mapped`; `bytes` lie in them.
+  Mapping(std::span<std::byte> mapped, std::span<const std::byte> bytes)
+      : mapped_(mapped), bytes_(bytes) {}
+  ~Mapping() { ::munmap(mapped_.data(), mapped_.size()); }
   Mapping(const Mapping&) = delete;
   Mapping& operator=(const Mapping&) = delete;
   std::span<const std::byte> bytes() const { return bytes_; }
 
  private:
+  const std::span<std::byte> mapped_;
   const std::span<const std::byte> bytes_;
 };
 
+// Maps the huge pages of the file that the entry lies in, at an address of the same place within a
+// huge page: where the page cache holds them as such, they are mapped as such.
 absl::StatusOr<std::shared_ptr<const Mapping>> Map(const OpenedFile& file,
                                                    const PackedEntry& entry) {
-  const auto size = static_cast<size_t>(entry.size_bytes);
-  void* start = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file.fd.get(), entry.offset);
+  const int64_t first = entry.offset / kHugePage * kHugePage;
+  const int64_t last =
+      std::min((entry.offset + entry.size_bytes + kHugePage - 1) / kHugePage * kHugePage,
+               file.stamp.size_bytes);
+  const auto size = static_cast<size_t>(last - first);
+  const size_t room = size + kHugePage;
+  void* start =
+      ::mmap(nullptr, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (start != MAP_FAILED) {
+    auto* begin = static_cast<std::byte*>(start);
+    const size_t skipped = (kHugePage - reinterpret_cast<uintptr_t>(begin) % kHugePage) % kHugePage;
+    std::byte* aligned = begin + skipped;
+    // The rest of the room goes back, from the page behind the file's last on.
+    std::byte* behind = aligned + (size + kPackedPage - 1) / kPackedPage * kPackedPage;
+    start = ::mmap(aligned, size, PROT_READ, MAP_PRIVATE | MAP_FIXED, file.fd.get(), first);
+    const int error = errno;
+    if (skipped > 0) {
+      ::munmap(begin, skipped);
+    }
+    ::munmap(behind, static_cast<size_t>(begin + room - behind));
+    if (start == MAP_FAILED) {
+      ::munmap(aligned, size);
+    }
+    errno = error;
+  }
   if (start == MAP_FAILED) {
     return Error(absl::StatusCode::kResourceExhausted, "model_read_error",
                  Where(entry) + "cannot be mapped: " + std::generic_category().message(errno));
   }
-  // Entries are brought in from their first to their last byte: the kernel may read ahead.
-  ::madvise(start, size, MADV_SEQUENTIAL);
-  return std::make_shared<const Mapping>(
-      std::span<const std::byte>(static_cast<const std::byte*>(start), size));
+  const std::span<std::byte> mapped(static_cast<std::byte*>(start), size);
+  // Also lets a first read from disk come in huge pages. Advice: all works without it.
+  ::madvise(mapped.data(), size, MADV_HUGEPAGE);
+  return std::make_shared<const Mapping>(mapped,
+                                         mapped.subspan(static_cast<size_t>(entry.offset - first),
+                                                        static_cast<size_t>(entry.size_bytes)));
 }
 
 // Calls bring_in(first, size) for all slices of `size` bytes until one fails.
@@ -105,9 +136,9 @@ absl::Status PackedFile::State::BringIn(const PackedEntry& entry, std::span<cons
         return absl::OkStatus();
       case Populated::kFailed:
         CONCLAVE_RETURN_IF_ERROR(CheckUnchanged(Where(entry)));
-        return Error(absl::StatusCode::kDataLoss, "model_read_error",
-                     Where(entry) + "cannot be read at byte " +
-                         std::to_string(entry.offset + first));
+        return Error(
+            absl::StatusCode::kDataLoss, "model_read_error",
+            Where(entry) + "cannot be read at byte " + std::to_string(entry.offset + first));
       case Populated::kUnknown:
         break;
     }
@@ -165,11 +196,11 @@ const std::string& PackedFile::index_hash() const { return state_->parts.index_h
 const PackedEntry* PackedFile::Find(PackedKind kind, std::string_view name) const {
   const std::vector<PackedEntry>& entries = index().entries;
   const auto key = std::tie(kind, name);
-  const auto found = std::lower_bound(
-      entries.begin(), entries.end(), key, [](const PackedEntry& entry, const auto& wanted) {
-        return std::pair(entry.kind, std::string_view(entry.name)) <
-               std::pair(std::get<0>(wanted), std::get<1>(wanted));
-      });
+  const auto found = std::lower_bound(entries.begin(), entries.end(), key,
+                                      [](const PackedEntry& entry, const auto& wanted) {
+                                        return std::pair(entry.kind, std::string_view(entry.name)) <
+                                               std::pair(std::get<0>(wanted), std::get<1>(wanted));
+                                      });
   return found != entries.end() && found->kind == kind && found->name == name ? &*found : nullptr;
 }
 
@@ -181,9 +212,9 @@ absl::StatusOr<WeightHash> PackedFile::HashOf(int32_t layer, int32_t expert) con
                          return std::pair(item.layer, item.expert) < wanted;
                        });
   if (found == experts.end() || found->layer != layer || found->expert != expert) {
-    return NotFound("placement_unknown_unit",
-                    std::string(kPackedFile) + ": has no hash of layer " + std::to_string(layer) +
-                        " expert " + std::to_string(expert));
+    return NotFound("placement_unknown_unit", std::string(kPackedFile) + ": has no hash of layer " +
+                                                  std::to_string(layer) + " expert " +
+                                                  std::to_string(expert));
   }
   return found->hash;
 }
@@ -211,10 +242,11 @@ absl::StatusOr<std::vector<float>> PackedFile::Floats(const PackedEntry& entry) 
   CONCLAVE_CHECK(entry.kind == PackedKind::kFloats);
   std::vector<float> values(static_cast<size_t>(entry.n * entry.k));
   const auto bytes = std::as_writable_bytes(std::span(values));
-  CONCLAVE_RETURN_IF_ERROR(ReadExactly(
-      state_->file, entry.offset, {reinterpret_cast<char*>(bytes.data()), bytes.size()}));
+  CONCLAVE_RETURN_IF_ERROR(ReadExactly(state_->file, entry.offset,
+                                       {reinterpret_cast<char*>(bytes.data()), bytes.size()}));
   CONCLAVE_RETURN_IF_ERROR(state_->Compare(entry, bytes, state_->options));
-  if (!std::all_of(values.begin(), values.end(), [](float value) { return std::isfinite(value); })) {
+  if (!std::all_of(values.begin(), values.end(),
+                   [](float value) { return std::isfinite(value); })) {
     return InvalidArgument("tensor_nonfinite",
                            Where(entry) + "holds NaN or infinity; expected finite weights");
   }

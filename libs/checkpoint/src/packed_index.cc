@@ -50,9 +50,9 @@ absl::Status BadHeader(const std::string& why) {
 
 std::string Cut(std::string_view name) { return std::string(name.substr(0, 128)); }
 
-constexpr DType kDtypes[] = {DType::kF32, DType::kBf16, DType::kF16, DType::kF64, DType::kI8,
-                             DType::kU8,  DType::kI16,  DType::kI32, DType::kI64, DType::kBool,
-                             DType::kQ8};
+constexpr DType kDtypes[] = {DType::kF32, DType::kBf16, DType::kF16, DType::kF64,
+                             DType::kI8,  DType::kU8,   DType::kI16, DType::kI32,
+                             DType::kI64, DType::kBool, DType::kQ8};
 
 const DType* DtypeOfWord(std::string_view word) {
   const auto* found = std::find_if(std::begin(kDtypes), std::end(kDtypes),
@@ -96,9 +96,8 @@ class Members {
   // 64 lower-case hex digits.
   std::string Hash(std::string_view key) {
     const std::string_view text = Text(key);
-    if (status_.ok() &&
-        (text.size() != 64 ||
-         text.find_first_not_of("0123456789abcdef") != std::string_view::npos)) {
+    if (status_.ok() && (text.size() != 64 ||
+                         text.find_first_not_of("0123456789abcdef") != std::string_view::npos)) {
       Fail(key, "64 hex digits", Find(key));
     }
     return std::string(text);
@@ -355,9 +354,8 @@ std::string IndexText(const PackedIndex& index) {
   }
   boost::json::array experts;
   for (const PackedExpert& expert : index.experts) {
-    experts.push_back({{"layer", expert.layer},
-                       {"expert", expert.expert},
-                       {"sha256", Word(HexOf(expert.hash))}});
+    experts.push_back(
+        {{"layer", expert.layer}, {"expert", expert.expert}, {"sha256", Word(HexOf(expert.hash))}});
   }
   boost::json::array entries;
   for (const PackedEntry& entry : index.entries) {

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <filesystem>
 #include <tuple>
 #include <utility>
@@ -15,6 +16,7 @@
 #include "conclave/base/status.h"
 #include "conclave/checkpoint/manifest.h"
 #include "conclave/checkpoint/model_summary.h"
+#include "conclave/tensor/aligned_buffer.h"
 #include "file.h"
 #include "file_output.h"
 #include "manifest_file.h"
@@ -26,6 +28,10 @@ namespace conclave::checkpoint {
 namespace {
 
 namespace fs = std::filesystem;
+
+// What is written at once: whole huge pages in place, so that the page cache has them as such and a
+// start maps them with one fault each.
+constexpr size_t kBlockBytes = size_t{8} << 20;
 
 // No reader takes a larger config or tokenizer file.
 constexpr int64_t kSmallBytesMax = 64 << 20;
@@ -81,9 +87,46 @@ struct PackedWriter::State {
   std::string path;  // of the weights
   UniqueFd fd;
   PackedIndex index;
-  int64_t end = kPackedPage;  // of what is written
+  int64_t end = 0;  // of what was appended
   int64_t bytes_expected = 0;
+  // What of that is not in the file yet: [end / kBlockBytes · kBlockBytes, end).
+  AlignedBuffer block{kBlockBytes};
+
+  absl::Status Append(std::span<const std::byte> bytes);
+  absl::Status AppendZeros(int64_t until);
+  absl::Status Flush();
 };
+
+absl::Status PackedWriter::State::Append(std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    const auto used = static_cast<size_t>(end) % kBlockBytes;
+    const size_t count = std::min(bytes.size(), kBlockBytes - used);
+    std::memcpy(block.As<std::byte>() + used, bytes.data(), count);
+    end += static_cast<int64_t>(count);
+    bytes = bytes.subspan(count);
+    if (used + count == kBlockBytes) {
+      CONCLAVE_RETURN_IF_ERROR(Flush());
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status PackedWriter::State::AppendZeros(int64_t until) {
+  static constexpr std::byte kZeros[kPackedPage] = {};
+  CONCLAVE_CHECK(until - end <= kPackedPage);
+  return Append(std::span(kZeros).first(static_cast<size_t>(until - end)));
+}
+
+// Writes the block that `end` stands in or has just filled.
+absl::Status PackedWriter::State::Flush() {
+  const int64_t first = (end - 1) / static_cast<int64_t>(kBlockBytes) * kBlockBytes;
+  const int64_t size = end - first;
+  CONCLAVE_RETURN_IF_ERROR(
+      PwriteAll(fd.get(), path, first, {block.As<std::byte>(), static_cast<size_t>(size)}));
+  // The disk writes while the next matrix is packed.
+  ::sync_file_range(fd.get(), first, size, SYNC_FILE_RANGE_WRITE);
+  return absl::OkStatus();
+}
 
 PackedWriter::PackedWriter(std::unique_ptr<State> state) : state_(std::move(state)) {}
 PackedWriter::~PackedWriter() = default;
@@ -93,9 +136,9 @@ PackedWriter& PackedWriter::operator=(PackedWriter&& other) noexcept = default;
 absl::StatusOr<PackedWriter> PackedWriter::Create(const Checkpoint& source,
                                                   PackedWriterOptions options) {
   if (source.packed() != nullptr) {
-    return InvalidArgument("packed_already",
-                           source.folder() +
-                               ": a packed folder; expected the checkpoint it was made from");
+    return InvalidArgument(
+        "packed_already",
+        source.folder() + ": a packed folder; expected the checkpoint it was made from");
   }
   CONCLAVE_ASSIGN_OR_RETURN(const ModelFolder from, ModelFolder::Open(source.folder()));
   CONCLAVE_ASSIGN_OR_RETURN(OutputFolder folder, OutputFolder::Create(options.folder));
@@ -113,7 +156,8 @@ absl::StatusOr<PackedWriter> PackedWriter::Create(const Checkpoint& source,
     CONCLAVE_RETURN_IF_ERROR(CopyTowerConfigs(desc.vision.folder, target / kPackedTowerFolder));
   }
   state->path = (target / kPackedFile).string();
-  CONCLAVE_ASSIGN_OR_RETURN(state->fd, CreateFile(state->path, kPackedPage));
+  CONCLAVE_ASSIGN_OR_RETURN(state->fd, CreateFile(state->path, 0));
+  CONCLAVE_RETURN_IF_ERROR(state->AppendZeros(kPackedPage));  // The header, once it is known.
   state->index.dtype = state->options.dtype;
   state->index.config_hash = HashOf(source.config_text());
   state->index.manifest_hash = ManifestHash(source);
@@ -140,13 +184,12 @@ absl::Status PackedWriter::Add(PackedKind kind, const std::string& name, DType d
   Sha256 hash;
   hash.Add(bytes.data(), bytes.size());
   entry.sha256 = hash.Hex();
-  CONCLAVE_RETURN_IF_ERROR(PwriteAll(s.fd.get(), s.path, entry.offset, bytes));
-  // The disk writes while the next matrix is packed.
-  ::sync_file_range(s.fd.get(), entry.offset, entry.size_bytes, SYNC_FILE_RANGE_WRITE);
-  s.end = entry.offset + entry.size_bytes;
+  CONCLAVE_RETURN_IF_ERROR(s.AppendZeros(entry.offset));
+  CONCLAVE_RETURN_IF_ERROR(s.Append(bytes));
   s.index.entries.push_back(std::move(entry));
-  return s.options.progress == nullptr ? absl::OkStatus()
-                                       : s.options.progress(s.end, std::max(s.end, s.bytes_expected));
+  return s.options.progress == nullptr
+             ? absl::OkStatus()
+             : s.options.progress(s.end, std::max(s.end, s.bytes_expected));
 }
 
 absl::Status PackedWriter::AddExpert(int32_t layer, int32_t expert) {
@@ -176,10 +219,11 @@ absl::Status PackedWriter::Finish() {
                             .index_bytes = static_cast<int64_t>(text.size()),
                             .file_bytes = offset + static_cast<int64_t>(text.size()),
                             .index_crc = Crc32c(std::as_bytes(std::span(text)))};
-  CONCLAVE_RETURN_IF_ERROR(
-      PwriteAll(s.fd.get(), s.path, offset, std::as_bytes(std::span(text))));
-  CONCLAVE_RETURN_IF_ERROR(
-      PwriteAll(s.fd.get(), s.path, 0, std::as_bytes(std::span(HeaderText(header)))));
+  CONCLAVE_RETURN_IF_ERROR(s.AppendZeros(offset));
+  CONCLAVE_RETURN_IF_ERROR(s.Append(std::as_bytes(std::span(text))));
+  CONCLAVE_RETURN_IF_ERROR(s.Flush());
+  const std::string head = HeaderText(header);
+  CONCLAVE_RETURN_IF_ERROR(PwriteAll(s.fd.get(), s.path, 0, std::as_bytes(std::span(head))));
   CONCLAVE_RETURN_IF_ERROR(SyncAndClose(s.fd, s.path));
   CONCLAVE_ASSIGN_OR_RETURN(const ModelFolder from, ModelFolder::Open(s.source.folder()));
   if (from.Has(kManifestFile)) {

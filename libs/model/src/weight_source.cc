@@ -127,10 +127,12 @@ absl::StatusOr<const PackedEntry*> FindEntry(const PackedFile& file, PackedKind 
                                              int64_t k) {
   const std::string where = std::string(checkpoint::kPackedFile) + ": ";
   if (kind == PackedKind::kMatrix && file.panel_revision() != kernels::kPanelRevision) {
-    return InvalidArgument("packed_version", where + "written by another conclave; expected panels "
-                                                     "of revision " +
+    return InvalidArgument("packed_version", where +
+                                                 "written by another conclave; expected panels "
+                                                 "of revision " +
                                                  std::to_string(kernels::kPanelRevision) +
-                                                 ", found " + std::to_string(file.panel_revision()) +
+                                                 ", found " +
+                                                 std::to_string(file.panel_revision()) +
                                                  "; pack the checkpoint again");
   }
   const PackedEntry* entry = file.Find(kind, name);
@@ -142,9 +144,8 @@ absl::StatusOr<const PackedEntry*> FindEntry(const PackedFile& file, PackedKind 
                                                std::string(NameOf(dtype)) + ", found " +
                                                std::string(NameOf(entry->dtype)));
   }
-  const bool has_size =
-      kind != PackedKind::kMatrix ||
-      static_cast<size_t>(entry->size_bytes) == PackedMatrix::BytesOf(n, k, dtype);
+  const bool has_size = kind != PackedKind::kMatrix || static_cast<size_t>(entry->size_bytes) ==
+                                                           PackedMatrix::BytesOf(n, k, dtype);
   if (entry->n != n || entry->k != k || !has_size) {
     return InvalidArgument("packed_entry", where + "entry " + name + ": expected [" +
                                                std::to_string(n) + ", " + std::to_string(k) +
@@ -181,9 +182,8 @@ absl::StatusOr<PackedMatrix> WeightSource::Matrix(std::span<const MatrixPart> pa
     n += part.shape[0];
   }
   if (const PackedFile* file = checkpoint_->packed(); file != nullptr) {
-    CONCLAVE_ASSIGN_OR_RETURN(
-        const PackedEntry* entry,
-        FindEntry(*file, PackedKind::kMatrix, EntryName(parts), dtype, n, k));
+    CONCLAVE_ASSIGN_OR_RETURN(const PackedEntry* entry,
+                              FindEntry(*file, PackedKind::kMatrix, EntryName(parts), dtype, n, k));
     CONCLAVE_ASSIGN_OR_RETURN(SharedBytes panels, file->Take(*entry, pool));
     return PackedMatrix::Borrow(n, k, dtype, std::move(panels));
   }
@@ -222,9 +222,8 @@ absl::StatusOr<SharedBytes> WeightSource::Rows(const std::string& name, int64_t 
 absl::StatusOr<std::vector<float>> WeightSource::Floats(const std::string& name,
                                                         std::span<const int64_t> shape) const {
   if (const PackedFile* file = checkpoint_->packed(); file != nullptr) {
-    CONCLAVE_ASSIGN_OR_RETURN(
-        const PackedEntry* entry,
-        FindEntry(*file, PackedKind::kFloats, name, DType::kF32, Product(shape), 1));
+    CONCLAVE_ASSIGN_OR_RETURN(const PackedEntry* entry, FindEntry(*file, PackedKind::kFloats, name,
+                                                                  DType::kF32, Product(shape), 1));
     return file->Floats(*entry);
   }
   CONCLAVE_ASSIGN_OR_RETURN(const TensorView tensor, checkpoint_->Require(name, shape));

@@ -20,8 +20,8 @@
 #include "conclave/base/status.h"
 #include "conclave/checkpoint/checkpoint.h"
 #include "conclave/checkpoint/model_summary.h"
-#include "small_model.h"
 #include "output_folder.h"
+#include "small_model.h"
 #include "synth_parts.h"
 
 namespace conclave::checkpoint {

@@ -6,8 +6,8 @@
 
 #include <span>
 
-#include "conclave/base/status.h"
 #include "conclave/base/crc32c.h"
+#include "conclave/base/status.h"
 #include "core_driver.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"

@@ -60,9 +60,7 @@ class PackedMatrix {
   int64_t num_panels() const { return (n_ + kPanelColumns - 1) / kPanelColumns; }
   // Bytes of one panel; panels lie one after another, 64-byte aligned.
   int64_t panel_bytes() const;
-  const std::byte* Panel(int64_t panel) const {
-    return bytes().data() + panel * panel_bytes();
-  }
+  const std::byte* Panel(int64_t panel) const { return bytes().data() + panel * panel_bytes(); }
   // All panels.
   std::span<const std::byte> bytes() const {
     return borrowed_.size_bytes() > 0
