@@ -52,10 +52,9 @@ size_t FfnBytes(const checkpoint::FfnSpec& spec, int64_t io_dim, DType dtype) {
          kernels::PackedMatrix::BytesOf(io_dim, spec.inner_dim, dtype);
 }
 
-absl::StatusOr<FfnWeights> LoadFfn(const checkpoint::Checkpoint& checkpoint,
-                                   const std::string& prefix, int64_t io_dim, DType dtype,
-                                   ThreadPool& pool) {
-  const checkpoint::ModelDesc& desc = checkpoint.desc();
+absl::StatusOr<FfnWeights> LoadFfn(const WeightSource& source, const std::string& prefix,
+                                   int64_t io_dim, DType dtype, ThreadPool& pool) {
+  const checkpoint::ModelDesc& desc = source.desc();
   const checkpoint::FfnSpec& spec = desc.ffn;
   std::vector<LinearPart> up_parts;
   if (spec.is_gated) {
@@ -64,9 +63,9 @@ absl::StatusOr<FfnWeights> LoadFfn(const checkpoint::Checkpoint& checkpoint,
   up_parts.push_back({prefix + desc.names.ffn_up, spec.inner_dim});
   const LinearPart down_part[] = {{prefix + desc.names.ffn_down, io_dim}};
   CONCLAVE_ASSIGN_OR_RETURN(Linear up,
-                            LoadLinear(checkpoint, up_parts, io_dim, spec.has_bias, dtype, pool));
+                            LoadLinear(source, up_parts, io_dim, spec.has_bias, dtype, pool));
   CONCLAVE_ASSIGN_OR_RETURN(
-      Linear down, LoadLinear(checkpoint, down_part, spec.inner_dim, spec.has_bias, dtype, pool));
+      Linear down, LoadLinear(source, down_part, spec.inner_dim, spec.has_bias, dtype, pool));
   FfnWeights weights;
   weights.spec = spec;
   weights.up = std::move(up.weight);
@@ -76,9 +75,9 @@ absl::StatusOr<FfnWeights> LoadFfn(const checkpoint::Checkpoint& checkpoint,
   return weights;
 }
 
-absl::StatusOr<FfnWeights> LoadFfn(const checkpoint::Checkpoint& checkpoint,
-                                   const std::string& prefix, DType dtype, ThreadPool& pool) {
-  return LoadFfn(checkpoint, prefix, checkpoint.desc().hidden_dim, dtype, pool);
+absl::StatusOr<FfnWeights> LoadFfn(const WeightSource& source, const std::string& prefix,
+                                   DType dtype, ThreadPool& pool) {
+  return LoadFfn(source, prefix, source.desc().hidden_dim, dtype, pool);
 }
 
 FfnScratch::FfnScratch(const checkpoint::FfnSpec& spec, int64_t io_dim, int64_t max_rows,

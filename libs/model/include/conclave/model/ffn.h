@@ -8,11 +8,12 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "conclave/checkpoint/checkpoint.h"
+#include "conclave/checkpoint/model_desc.h"
 #include "conclave/kernels/context.h"
 #include "conclave/kernels/elementwise.h"
 #include "conclave/kernels/matmul.h"
 #include "conclave/model/linear.h"
+#include "conclave/model/weight_source.h"
 #include "conclave/tensor/aligned_buffer.h"
 #include "conclave/tensor/view.h"
 
@@ -38,13 +39,12 @@ size_t FfnBytes(const checkpoint::FfnSpec& spec, int64_t io_dim, DType dtype);
 // spec has biases), stored as f32, bf16 or f16, to `dtype` (kF32, kBf16 or kQ8) and releases
 // their pages. `io_dim` is the width of the rows that the network reads and writes, H below.
 // "tensor_missing", "tensor_shape_mismatch", "tensor_dtype", "tensor_nonfinite".
-absl::StatusOr<FfnWeights> LoadFfn(const checkpoint::Checkpoint& checkpoint,
-                                   const std::string& prefix, int64_t io_dim, DType dtype,
-                                   ThreadPool& pool);
+absl::StatusOr<FfnWeights> LoadFfn(const WeightSource& source, const std::string& prefix,
+                                   int64_t io_dim, DType dtype, ThreadPool& pool);
 
 // The same with the model's hidden_dim as width: a dense layer's network.
-absl::StatusOr<FfnWeights> LoadFfn(const checkpoint::Checkpoint& checkpoint,
-                                   const std::string& prefix, DType dtype, ThreadPool& pool);
+absl::StatusOr<FfnWeights> LoadFfn(const WeightSource& source, const std::string& prefix,
+                                   DType dtype, ThreadPool& pool);
 
 // Rows for one network: y [rows, H] f32 = FFN of x [rows, H]. Does not own. Element is float or Bf16.
 template <typename Element>
