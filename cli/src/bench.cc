@@ -137,8 +137,7 @@ absl::StatusOr<BenchOptions> ToOptions(BenchKind kind, const service::OptionSet&
   CONCLAVE_ASSIGN_OR_RETURN(options.isa, ResolveIsaFlag(settings));
   CONCLAVE_ASSIGN_OR_RETURN(options.rows, RowsOf(settings.rows));
   CONCLAVE_ASSIGN_OR_RETURN(options.model_dir, ModelFolder(settings, invocation));
-  options.vision_tower = settings.vision_tower;
-  options.require_manifest = settings.require_manifest;
+  options.open = OpenOptionsOf(settings);
   options.dtype = DtypeOf(settings);
   options.threads = settings.threads;
   options.repeat = settings.repeat;
@@ -170,13 +169,15 @@ int RunKind(const Kind& kind, const Invocation& invocation) {
     return PrintResult(parsed->output);
   }
   Apply(settings.log);
+  if (const absl::Status status = SettleDtype(settings, settings); !status.ok()) {
+    return service::Fail(status, ExitCode::kModel);
+  }
   const auto options = ToOptions(kind.kind, set, settings, invocation);
   if (!options.ok()) {
     return service::Fail(options.status(), ExitCode::kModel);
   }
   if (parsed->action == service::OptionSet::Action::kCheckConfig) {
-    const auto opened =
-        Assembly::Open(options->model_dir, options->vision_tower, options->require_manifest);
+    const auto opened = Assembly::Open(options->model_dir, options->open);
     return opened.ok() ? PrintResult("ok\n") : service::Fail(opened.status(), ExitCode::kConfig);
   }
   service::Progress progress(

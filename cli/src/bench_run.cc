@@ -280,7 +280,7 @@ class Bench {
   absl::StatusOr<std::unique_ptr<Assembly>> Open() {
     CONCLAVE_ASSIGN_OR_RETURN(
         std::unique_ptr<Assembly> model,
-        Assembly::Open(options_.model_dir, options_.vision_tower, options_.require_manifest));
+        Assembly::Open(options_.model_dir, options_.open));
     const checkpoint::ModelDesc& desc = model->desc();
     report_.model = desc.served_name;
     report_.model_type = desc.model_type;

@@ -17,8 +17,7 @@ enum class BenchKind : uint8_t { kDecode, kPrefill, kStep, kImage, kLoad };
 struct BenchOptions {
   BenchKind kind = BenchKind::kDecode;
   std::string model_dir;
-  std::string vision_tower;  // as --vision-tower, may be empty
-  bool require_manifest = false;
+  checkpoint::OpenOptions open;
   DType dtype = DType::kBf16;
   kernels::Isa isa = kernels::Isa::kScalar;
   int threads = 1;

@@ -42,7 +42,7 @@ struct Q8PanelJob {
   int64_t y_stride = 0;
 };
 
-inline constexpr int kAttendItemsMax = 4;
+inline constexpr int kAttendItemsMax = 8;
 
 // Up to kAttendItemsMax queries (a row and a head each) that read the same KV head through the same
 // block table.

@@ -18,7 +18,7 @@ constexpr int32_t kMaxRows = 512;
 absl::StatusOr<std::unique_ptr<Forward>> Forward::Load(const std::string& folder, DType dtype,
                                                        const kernels::Context& compute) {
   auto forward = std::make_unique<Forward>();
-  CONCLAVE_ASSIGN_OR_RETURN(forward->model_, cli::Assembly::Open(folder, ""));
+  CONCLAVE_ASSIGN_OR_RETURN(forward->model_, cli::Assembly::Open(folder));
   cli::AssemblyOptions load;
   load.dtype = dtype;
   load.compute = compute;

@@ -116,7 +116,7 @@ TEST(BenchCostTest, ClipLargeIsKnownToTake372GigaOperations) {
 // The counted bytes are those of the weights that were loaded, to the byte.
 TEST(BenchCostTest, TheDemosBytesAreThoseOfItsLoadedWeights) {
   ThreadPool pool(2);
-  auto model = Assembly::Open(CONCLAVE_SOURCE_DIR "/models/demo", "");
+  auto model = Assembly::Open(CONCLAVE_SOURCE_DIR "/models/demo");
   ASSERT_TRUE(model.ok()) << model.status();
   AssemblyOptions load;
   load.compute = kernels::Context(kernels::SupportedIsas().back(), pool);

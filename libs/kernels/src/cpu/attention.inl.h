@@ -40,7 +40,7 @@ CONCLAVE_KERNEL_INLINE void AddValues(Query* const (&queries)[R], const float (&
                                       const float (&alpha)[R], const Kv* v, int64_t value_stride,
                                       int64_t lo, int64_t hi, int64_t d, int64_t head_dim) {
   V16 acc[R][C];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
     for (int64_t c = 0; c < C; ++c) {
@@ -57,7 +57,7 @@ CONCLAVE_KERNEL_INLINE void AddValues(Query* const (&queries)[R], const float (&
     for (int64_t c = 0; c < C; ++c) {
       value[c] = LoadKv(v + j * value_stride + d + 16 * c);
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const V16 weight = Set1(p[r][j]);
 #pragma GCC unroll 8
@@ -66,7 +66,7 @@ CONCLAVE_KERNEL_INLINE void AddValues(Query* const (&queries)[R], const float (&
       }
     }
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
     for (int64_t c = 0; c < C; ++c) {
@@ -120,14 +120,16 @@ CONCLAVE_KERNEL_INLINE void SoftmaxStep(Query& query, V16 low, V16 high, int64_t
   query.max = max;
 }
 
-// One block for R queries that all see its positions [lo, hi).
+// One block for R queries of which query r sees the positions [lo, hi[r]), at least one. Rows of a
+// prompt that follow each other end one after another in their last block.
 template <int R, typename Kv>
 __attribute__((noinline)) void AttendBlock(const AttendTile& tile, Query* const (&queries)[R],
-                                           const Kv* k, const Kv* next_k, int64_t lo, int64_t hi) {
+                                           const Kv* k, const Kv* next_k, int64_t lo,
+                                           const int64_t (&hi)[R]) {
   const Kv* v = k + tile.head_dim * kBlockTokens;
   V16 low[R];
   V16 high[R];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
     low[r] = Zero();
     high[r] = Zero();
@@ -136,7 +138,7 @@ __attribute__((noinline)) void AttendBlock(const AttendTile& tile, Query* const 
     const V16 k_low = LoadKv(k + d * kBlockTokens);
     const V16 k_high = LoadKv(k + d * kBlockTokens + 16);
     Prefetch32(v + d * kBlockTokens);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const V16 q = Set1(queries[r]->q[d]);
       low[r] = Fma(q, k_low, low[r]);
@@ -146,20 +148,38 @@ __attribute__((noinline)) void AttendBlock(const AttendTile& tile, Query* const 
   alignas(64) float p[R][kBlockTokens];
   float alpha[R];
   const V16 scale = Set1(tile.scale);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    SoftmaxStep(*queries[r], Mul(low[r], scale), Mul(high[r], scale), lo, hi, p[r], alpha[r]);
+    SoftmaxStep(*queries[r], Mul(low[r], scale), Mul(high[r], scale), lo, hi[r], p[r], alpha[r]);
   }
   for (int64_t d = 0; d < tile.head_dim; ++d) {
     Prefetch32(next_k + d * kBlockTokens);
   }
   constexpr int64_t kVecs = kAttendAccumulators / R < 8 ? kAttendAccumulators / R : 8;
-  for (int64_t d = 0; d < tile.head_dim; d += 16 * kVecs) {
-    AddValuesUpTo<R, kVecs>(queries, p, alpha, v, tile.value_stride, lo, hi, d, tile.head_dim);
+  int64_t common = hi[0];
+  for (int r = 1; r < R; ++r) {
+    common = hi[r] < common ? hi[r] : common;
   }
-#pragma GCC unroll 4
+  for (int64_t d = 0; d < tile.head_dim; d += 16 * kVecs) {
+    AddValuesUpTo<R, kVecs>(queries, p, alpha, v, tile.value_stride, lo, common, d, tile.head_dim);
+  }
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
     queries[r]->has_started = true;
+  }
+  // What a query sees beyond the others goes on its chain alone; a factor of 1 changes no bit.
+  for (int r = 0; R > 1 && r < R; ++r) {
+    if (hi[r] > common) {
+      constexpr int64_t kOneVecs = kAttendAccumulators < 8 ? kAttendAccumulators : 8;
+      Query* const one[1] = {queries[r]};
+      float weights[1][kBlockTokens];
+      __builtin_memcpy(weights[0], p[r], sizeof weights[0]);
+      const float kept[1] = {1.0f};
+      for (int64_t d = 0; d < tile.head_dim; d += 16 * kOneVecs) {
+        AddValuesUpTo<1, kOneVecs>(one, weights, kept, v, tile.value_stride, common, hi[r], d,
+                                   tile.head_dim);
+      }
+    }
   }
 }
 
@@ -187,21 +207,22 @@ __attribute__((noinline)) void AttendItems(const AttendTile& tile, int from) {
     const Kv* next_k = start + kBlockTokens < last ? BlockKeys<Kv>(tile, block + 1) : k;
     int64_t lo[R];
     int64_t hi[R];
-    bool is_same = true;
+    bool is_together = true;
     for (int r = 0; r < R; ++r) {
       lo[r] = tile.first[from + r] > start ? tile.first[from + r] - start : 0;
       hi[r] =
           tile.last[from + r] < start + kBlockTokens ? tile.last[from + r] - start : kBlockTokens;
-      is_same = is_same && lo[r] == lo[0] && hi[r] == hi[0];
+      is_together = is_together && lo[r] == lo[0] && hi[r] > lo[r];
     }
-    if (is_same) {
-      AttendBlock<R>(tile, all, k, next_k, lo[0], hi[0]);
+    if (is_together) {
+      AttendBlock<R>(tile, all, k, next_k, lo[0], hi);
       continue;
     }
     for (int r = 0; r < R; ++r) {
       if (lo[r] < hi[r]) {
         Query* const one[1] = {&state[r]};
-        AttendBlock<1>(tile, one, k, next_k, lo[r], hi[r]);
+        const int64_t end[1] = {hi[r]};
+        AttendBlock<1>(tile, one, k, next_k, lo[r], end);
       }
     }
   }
@@ -219,6 +240,13 @@ CONCLAVE_KERNEL_INLINE void AttendAll(const AttendTile& tile) {
   int from = 0;
   while (from < tile.num_items) {
     const int left = tile.num_items - from;
+    if constexpr (kAttendItems >= 8) {
+      if (left >= 8) {
+        AttendItems<8, Kv>(tile, from);
+        from += 8;
+        continue;
+      }
+    }
     if constexpr (kAttendItems >= 4) {
       if (left >= 4) {
         AttendItems<4, Kv>(tile, from);

@@ -119,8 +119,8 @@ using Vec = __m512;
 inline constexpr int64_t kVecLanes = 16;
 inline constexpr int kTileRowsMax = 6;
 constexpr int TileVecs(int /*rows*/) { return 4; }
-inline constexpr int kAttendItems = 4;
-inline constexpr int kAttendAccumulators = 16;
+inline constexpr int kAttendItems = 8;
+inline constexpr int kAttendAccumulators = 24;
 
 CONCLAVE_KERNEL_INLINE Vec VecZero() { return _mm512_setzero_ps(); }
 CONCLAVE_KERNEL_INLINE Vec VecSet1(float value) { return _mm512_set1_ps(value); }
