@@ -296,9 +296,9 @@ absl::Status WorkerCore::State::ComputeAs(std::span<MergedCall> calls, const Hel
         break;
       }
       const MatView<const Wire> x = RowsOf<Wire>(calls, group, first_row);
-      experts[num_experts++] = {&set.expert_of[group[0].unit]->weights, x,
-                                MatView<float>(outputs.As<float>() + first_row * width, x.rows,
-                                               width)};
+      experts[num_experts++] = {
+          &set.expert_of[group[0].unit]->weights, x,
+          MatView<float>(outputs.As<float>() + first_row * width, x.rows, width)};
       first_row += x.rows;
       end += group.size();
     }
@@ -312,17 +312,17 @@ absl::Status WorkerCore::State::ComputeAs(std::span<MergedCall> calls, const Hel
         const CallView& call = *calls[target[i].call].call;
         const uint16_t row = call.pair_row[target[i].pair];
         const size_t at = row_at[target[i].call] + row;
-        float* sum =
-            kIsF32 ? reinterpret_cast<float*>(calls[target[i].call].reply->rows.data()) + row * width
-                   : sums.As<float>() + static_cast<int64_t>(at) * width;
+        float* sum = kIsF32 ? reinterpret_cast<float*>(calls[target[i].call].reply->rows.data()) +
+                                  row * width
+                            : sums.As<float>() + static_cast<int64_t>(at) * width;
         kernels::AddTerm(options.compute, y.RowSpan(i), call.pair_weight[target[i].pair],
                          is_open[at] == 0, !kIsF32, {sum, static_cast<size_t>(width)});
         is_open[at] = 1;
       });
       target += y.rows;
-      const FailpointHit hit = CONCLAVE_FAILPOINT(
-          "w.mid_compute",
-          {.layer = calls[0].call->layer.value(), .phase = transport::NameOf(calls[0].call->phase)});
+      const FailpointHit hit =
+          CONCLAVE_FAILPOINT("w.mid_compute", {.layer = calls[0].call->layer.value(),
+                                               .phase = transport::NameOf(calls[0].call->phase)});
       CONCLAVE_RETURN_IF_ERROR(hit.status());
     }
     begin = end;

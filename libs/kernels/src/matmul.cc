@@ -147,8 +147,7 @@ void RunActivated(const Context& context, Activation activation, bool is_gated,
   const auto activate = table.activate[static_cast<int>(activation)];
   const auto gated_activate = table.gated_activate[static_cast<int>(activation)];
   RunTasks(
-      context, products,
-      [&](size_t i) { return products[i].w->num_panels() / (is_gated ? 2 : 1); },
+      context, products, [&](size_t i) { return products[i].w->num_panels() / (is_gated ? 2 : 1); },
       [&](size_t i, const Cut::Task& task) {
         const Product<X>& product = products[i];
         const int64_t half = is_gated ? product.w->n() / 2 : 0;

@@ -19,8 +19,7 @@ int64_t UpRows(const checkpoint::FfnSpec& spec) {
 // Activated rows of a gated network are kept in f32 where they are the result, and where gate and up
 // are no whole panels, so that the activation needs a loop of its own.
 bool NeedsActivatedF32(const checkpoint::FfnSpec& spec, DType dtype) {
-  return spec.is_gated &&
-         (dtype == DType::kF32 || spec.inner_dim % kernels::kPanelColumns != 0);
+  return spec.is_gated && (dtype == DType::kF32 || spec.inner_dim % kernels::kPanelColumns != 0);
 }
 
 // `rows` of one call, `total` with those before it.
@@ -131,11 +130,11 @@ class FfnRun {
                   call.y);
       const MatView<float> inner(scratch_.inner_.As<float>() + first * w.up.n(), rows, w.up.n());
       activated[i] = scratch_.activated_.Rows(first, rows, w.down.k());
-      activated[i].f32 = scratch_.activated_f32_.size_bytes() == 0
-                             ? inner
-                             : MatView<float>(scratch_.activated_f32_.As<float>() +
-                                                  first * w.down.k(),
-                                              rows, w.down.k());
+      activated[i].f32 =
+          scratch_.activated_f32_.size_bytes() == 0
+              ? inner
+              : MatView<float>(scratch_.activated_f32_.As<float>() + first * w.down.k(), rows,
+                               w.down.k());
       up[i] = {Input<X>(call.x, first), &w.up, w.up_bias, inner};
       down[i] = {Form<X>(activated[i]), &w.down, w.down_bias, call.y};
       first += rows;
@@ -143,9 +142,9 @@ class FfnRun {
     const std::span<const kernels::Product<X>> ups(up.data(), calls.size());
     const kernels::Activation activation = ToKernel(spec.activation);
     if (!spec.is_gated || kernels::CanActivateGated(calls[0].weights->up)) {
-      kernels::MatMulActivated(context_, activation, spec.is_gated, ups,
-                               std::span<const kernels::ActivatedRows>(activated.data(),
-                                                                       calls.size()));
+      kernels::MatMulActivated(
+          context_, activation, spec.is_gated, ups,
+          std::span<const kernels::ActivatedRows>(activated.data(), calls.size()));
     } else {
       kernels::MatMulAll(context_, ups);
       for (size_t i = 0; i < calls.size(); ++i) {

@@ -216,8 +216,8 @@ TEST_P(ElementwiseTest, AddTermRoundsTheTermAndNotTheSum) {
     for (size_t c = 0; c < sum.size(); ++c) {
       const float first = 0.7f * y.values[c];
       const float second = 0.31f * y.values[c];
-      EXPECT_EQ(sum[c], is_rounded ? ToFloat(ToBf16(first)) + ToFloat(ToBf16(second))
-                                   : first + second)
+      EXPECT_EQ(sum[c],
+                is_rounded ? ToFloat(ToBf16(first)) + ToFloat(ToBf16(second)) : first + second)
           << c;
     }
   }

@@ -69,6 +69,9 @@ TEST_P(IsaEqualityTest, MatMul) {
       Matrix<float> y(m, n);
       if (dtype == DType::kF32) {
         MatMul(context, x.View(), packed, bias.values, y.View());
+      } else if (dtype == DType::kQ8) {
+        Q8Scratch scratch(m, k);
+        MatMul(context, scratch.Quantize(context, x.View()), packed, bias.values, y.View());
       } else {
         const Matrix<Bf16> rounded = Rounded(x);
         MatMul(context, rounded.View(), packed, bias.values, y.View());
@@ -79,6 +82,8 @@ TEST_P(IsaEqualityTest, MatMul) {
         << "bf16 " << m << " " << n << " " << k;
     EXPECT_TRUE(SameOnAllPaths([&](const Context& c) { return run(c, DType::kF32); }))
         << "f32 " << m << " " << n << " " << k;
+    EXPECT_TRUE(SameOnAllPaths([&](const Context& c) { return run(c, DType::kQ8); }))
+        << "q8 " << m << " " << n << " " << k;
   }
 }
 

@@ -3,7 +3,9 @@
 // rest on it.
 // Method: every row computed alone by one thread is the reference.
 #include "conclave/kernels/matmul.h"
+#include "kernel_table.h"
 #include "kernels_testing.h"
+#include "q8_kernels.h"
 
 namespace conclave::kernels {
 namespace {
@@ -12,11 +14,17 @@ constexpr int64_t kRowsMax = 70;
 constexpr int64_t kInputs = 131;   // Odd, and more than one widened vector.
 constexpr int64_t kOutputs = 150;  // Two full panels and a part of one.
 
+// T is the type of the rows, f32 too where they are quantized for weights of kQ8. `q8` replaces the
+// path's q8 GEMM.
 template <typename T>
 class Fixture {
  public:
-  explicit Fixture(Isa isa)
-      : isa_(isa), w_(kOutputs, kInputs, kIsF32 ? DType::kF32 : DType::kBf16) {
+  explicit Fixture(Isa isa, DType dtype = kIsF32 ? DType::kF32 : DType::kBf16,
+                   Q8Kernel q8 = nullptr)
+      : isa_(isa), table_(TableFor(isa)), w_(kOutputs, kInputs, dtype) {
+    if (q8 != nullptr) {
+      table_.matmul_q8 = q8;
+    }
     ThreadPool pool(1);
     Random random(77);
     w_.PackRows(0, HostileMatrix(random, kOutputs, kInputs).View(), pool);
@@ -58,11 +66,19 @@ class Fixture {
 
   std::vector<float> Run(ThreadPool& pool, MatView<const T> x, int64_t y_stride) {
     Matrix<float> y(x.rows, kOutputs, y_stride);
-    MatMul(Context(isa_, pool), x, w_, bias_, y.View());
+    Context context(isa_, pool);
+    context.table = &table_;
+    if (w_.dtype() == DType::kQ8) {
+      Q8Scratch scratch(x.rows, kInputs);
+      MatMul(context, scratch.Quantize(context, x), w_, bias_, y.View());
+    } else {
+      MatMul(context, x, w_, bias_, y.View());
+    }
     return y.values;
   }
 
   Isa isa_;
+  KernelTable table_;
   PackedMatrix w_;
   Matrix<T> rows_{0, 0};
   std::vector<float> bias_;
@@ -84,6 +100,24 @@ TEST_P(RowIndependenceTest, F32RowsKeepTheirBitsForEveryNumberOfRows) {
   Fixture<float> fixture(GetParam());
   for (int64_t count = 1; count <= kRowsMax; ++count) {
     fixture.ExpectRows(0, count, 1, 0, 0);
+  }
+}
+
+TEST_P(RowIndependenceTest, Q8RowsKeepTheirBitsForEveryNumberOfRowsAndThreadsOnBothGemms) {
+  for (const Q8Kernel kernel : Q8KernelsFor(GetParam())) {
+    Fixture<float> fixture(GetParam(), DType::kQ8, kernel);
+    for (int64_t count = 1; count <= kRowsMax; ++count) {
+      fixture.ExpectRows(0, count, 1, 0, 0);
+    }
+    for (const int threads : {2, 3}) {
+      for (const int64_t count : {1, 5, 12, 13, 64, 70}) {
+        fixture.ExpectRows(0, count, threads, 1, 3);
+      }
+    }
+    Fixture<Bf16> bf16(GetParam(), DType::kQ8, kernel);
+    for (const int64_t first : {1, 2, 3, 10, 29}) {
+      bf16.ExpectRows(first, 41 - first, 2, 7, 1);
+    }
   }
 }
 

@@ -66,10 +66,10 @@ class FfnScratch {
   friend class FfnRun;
 
   int64_t max_rows_;
-  AlignedBuffer inner_;           // [max_rows, 2F or F] f32
-  AlignedBuffer activated_f32_;   // [max_rows, F]; empty where nothing needs them
-  GemmScratch input_;             // x as its products read it
-  GemmScratch activated_;         // likewise the activated rows
+  AlignedBuffer inner_;          // [max_rows, 2F or F] f32
+  AlignedBuffer activated_f32_;  // [max_rows, F]; empty where nothing needs them
+  GemmScratch input_;            // x as its products read it
+  GemmScratch activated_;        // likewise the activated rows
 };
 
 // Networks of one spec and dtype, each for its rows, all in two loops over the threads: the rows that
