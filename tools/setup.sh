@@ -33,7 +33,7 @@ test_packages=(
 case "${1:-run}" in
   run) packages=("${run_packages[@]}") ;;
   test) packages=("${run_packages[@]}" "${test_packages[@]}") ;;
-  bench) packages=("${run_packages[@]}" libbenchmark-dev) ;;
+  bench) packages=("${run_packages[@]}" libbenchmark-dev libdnnl-dev python3-venv) ;;
   -h | --help)
     sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
     exit 0

@@ -188,9 +188,9 @@ absl::Status CheckTogether(const service::OptionSet& set, const AskSettings& set
   if (settings.url.empty()) {
     return absl::OkStatus();
   }
-  for (const char* name :
-       {"model", "vision-tower", "workers", "threads", "dtype", "isa", "kv-memory", "max-num-seqs",
-        "max-model-len", "prefill-chunk", "micro-batches", "inproc-frames"}) {
+  for (const char* name : {"model", "vision-tower", "verify-weights", "packed-weights", "workers",
+                           "threads", "dtype", "isa", "kv-memory", "max-num-seqs", "max-model-len",
+                           "prefill-chunk", "micro-batches", "inproc-frames"}) {
     if (set.OriginOf(name) == service::Origin::kFlag) {
       return InvalidArgument("usage", "--url and --" + std::string(name) +
                                           " contradict: the server has its own engine");
@@ -226,8 +226,13 @@ int RunAsk(const Invocation& invocation) {
   if (parsed->action == service::OptionSet::Action::kCheckConfig) {
     return PrintResult("ok\n");
   }
-  return settings.url.empty() ? AskEmbedded(settings, *std::move(start), invocation)
-                              : AskServer(settings, *std::move(start));
+  if (!settings.url.empty()) {
+    return AskServer(settings, *std::move(start));
+  }
+  if (const absl::Status status = SettleDtype(settings.engine, settings.engine); !status.ok()) {
+    return service::Fail(status, ExitCode::kModel);
+  }
+  return AskEmbedded(settings, *std::move(start), invocation);
 }
 
 }  // namespace conclave::cli

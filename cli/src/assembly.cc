@@ -61,13 +61,9 @@ transport::InprocOptions ChannelOptions(const ModelDesc& desc, const AssemblyOpt
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Assembly>> Assembly::Open(const std::string& model_dir,
-                                                         const std::string& vision_tower,
-                                                         bool require_manifest) {
+                                                         const checkpoint::OpenOptions& options) {
   auto assembly = std::make_unique<Assembly>();
-  CONCLAVE_ASSIGN_OR_RETURN(
-      assembly->checkpoint,
-      checkpoint::Checkpoint::Open(
-          model_dir, {.vision_tower = vision_tower, .require_manifest = require_manifest}));
+  CONCLAVE_ASSIGN_OR_RETURN(assembly->checkpoint, checkpoint::Checkpoint::Open(model_dir, options));
   const ModelDesc& desc = assembly->desc();
   CONCLAVE_ASSIGN_OR_RETURN(
       assembly->tokenizer,

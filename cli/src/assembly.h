@@ -54,11 +54,9 @@ struct Assembly {
 
   const checkpoint::ModelDesc& desc() const { return checkpoint->desc(); }
 
-  // Checks and maps the folder and reads its tokenizer; no weights yet. `vision_tower`: as
-  // --vision-tower, may be empty.
-  static absl::StatusOr<std::unique_ptr<Assembly>> Open(const std::string& model_dir,
-                                                        const std::string& vision_tower,
-                                                        bool require_manifest = false);
+  // Checks and maps the folder and reads its tokenizer; no weights yet.
+  static absl::StatusOr<std::unique_ptr<Assembly>> Open(
+      const std::string& model_dir, const checkpoint::OpenOptions& options = {});
 
   // Loads everything else. `progress` may be null. Call once.
   absl::Status Load(const AssemblyOptions& options, const Progress& progress);

@@ -32,8 +32,10 @@ int RunCluster(const Invocation& invocation);
 int RunTop(const Invocation& invocation);
 int RunPlan(const Invocation& invocation);
 int RunAsk(const Invocation& invocation);
+int RunPack(const Invocation& invocation);
 int RunInspect(const Invocation& invocation);
 int RunSynth(const Invocation& invocation);
+int RunBench(const Invocation& invocation);
 int RunDoctor(const Invocation& invocation);
 int RunVersion(const Invocation& invocation);
 

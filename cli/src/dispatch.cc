@@ -19,7 +19,9 @@ constexpr Command kCommands[] = {
     {"plan", "replay recorded routing through the router's planner: what if?", &RunPlan},
     {"ask", "ask one question, with or without images, or chat", &RunAsk},
     {"inspect", "say what is in a checkpoint folder", &RunInspect},
+    {"pack", "write a model folder whose weights need no work at start", &RunPack},
     {"synth", "write a checkpoint with random weights in a known model's shape", &RunSynth},
+    {"bench", "measure how fast a model is here, beside the machine's bounds", &RunBench},
     {"doctor", "say what this machine can do and which defaults follow", &RunDoctor},
     {"version", "print the version", &RunVersion},
 };

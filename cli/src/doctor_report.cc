@@ -8,10 +8,10 @@
 #include <array>
 #include <boost/json.hpp>
 
-#include "bandwidth.h"
 #include "conclave/base/status.h"
 #include "conclave/base/thread_pool.h"
 #include "conclave/kernels/isa.h"
+#include "conclave/kernels/peak.h"
 #include "conclave/service/units.h"
 #include "conclave/transport/channel_choice.h"
 #include "conclave/transport/ucx_channel.h"
@@ -55,6 +55,15 @@ std::string Joined(const std::vector<std::string>& words) {
     out += (out.empty() ? "" : ", ") + word;
   }
   return out;
+}
+
+// Of products, in the words of their numeric mode.
+std::string PeaksText(const kernels::ArithmeticPeaks& peaks) {
+  const auto text = [](const std::optional<double>& peak) {
+    return peak.has_value() ? Fixed(*peak * 1e-9, 0) : std::string("unknown");
+  };
+  return "f32 " + text(peaks.f32_fma) + ", bf16 " + text(peaks.bf16_gemm()) + ", int8 " +
+         text(peaks.int8_dot) + " Gop/s";
 }
 
 std::string LimitText(int64_t limit) { return limit < 0 ? "unlimited" : std::to_string(limit); }
@@ -166,9 +175,11 @@ DoctorReport Examine(int threads) {
   report.threads = threads > 0 ? threads : service::DefaultThreads(report.machine);
   report.dtype = "bf16";
   ThreadPool pool(report.threads);
-  // A quarter GiB is beyond most caches; a small machine keeps most of its memory.
-  const int64_t bytes = std::min<int64_t>(256 * kMiB, report.machine.memory_available_bytes / 8);
-  report.read_bandwidth = MeasureReadBandwidth(pool, bytes, std::chrono::milliseconds(300));
+  const kernels::ReadProbe probe(
+      kernels::ReadProbe::BytesFor(report.machine.memory_available_bytes), pool);
+  report.read_bandwidth = probe.MeasureBest(pool);
+  report.peaks =
+      kernels::MeasurePeaks(kernels::SupportedIsas().back(), pool, std::chrono::milliseconds(10));
   report.warnings = WarningsOf(report);
   return report;
 }
@@ -222,6 +233,7 @@ std::string ToText(const DoctorReport& report) {
                           : ", no cgroup limit"));
   line("read bandwidth", Fixed(report.read_bandwidth * 1e-9, 1) + " GB/s with " +
                              std::to_string(report.threads) + " threads");
+  line("arithmetic", PeaksText(report.peaks));
   line("huge pages", machine.huge_pages.empty() ? "unknown" : machine.huge_pages);
   line("limits", "open files " + LimitText(report.limits.open_files) + ", locked memory " +
                      LimitText(report.limits.locked_bytes) + ", core " +
@@ -266,6 +278,11 @@ std::string ToJson(const DoctorReport& report) {
                               {"limit_bytes", Optional(machine.memory_limit_bytes)},
                               {"read_bytes_per_second", report.read_bandwidth},
                               {"huge_pages", machine.huge_pages}}},
+      {"arithmetic",
+       json::object{{"f32_fma_operations_per_second", Optional(report.peaks.f32_fma)},
+                    {"bf16_dot_operations_per_second", Optional(report.peaks.bf16_dot)},
+                    {"bf16_gemm_operations_per_second", Optional(report.peaks.bf16_gemm())},
+                    {"int8_dot_operations_per_second", Optional(report.peaks.int8_dot)}}},
       {"limits", json::object{{"open_files", LimitValue(report.limits.open_files)},
                               {"locked_bytes", LimitValue(report.limits.locked_bytes)},
                               {"core_bytes", LimitValue(report.limits.core_bytes)}}},

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "conclave/kernels/peak.h"
 #include "conclave/service/machine.h"
 
 namespace conclave::cli {
@@ -45,9 +46,10 @@ struct DoctorReport {
   Limits limits;
   CudaFindings cuda;
   ChannelFindings channels;
-  std::string grpc_version;       // of the library: the API of --grpc-listen, and the cluster
-  std::vector<std::string> isas;  // that run here, slowest first
-  double read_bandwidth = 0;      // bytes per second with `threads`
+  std::string grpc_version;        // of the library: the API of --grpc-listen, and the cluster
+  std::vector<std::string> isas;   // that run here, slowest first
+  double read_bandwidth = 0;       // bytes per second with `threads`
+  kernels::ArithmeticPeaks peaks;  // of the chosen path with `threads`
   // The defaults that follow.
   int threads = 1;
   std::string isa;
@@ -63,7 +65,8 @@ CudaFindings ProbeCuda();
 // Opens UCX; some milliseconds.
 ChannelFindings ProbeChannels();
 
-// Everything; takes about a third of a second. `threads`: 0 for the default.
+// Everything; takes about a second, most of it for the bandwidth of the memory. `threads`: 0 for
+// the default.
 DoctorReport Examine(int threads);
 
 // What in a report deserves attention. Pure.

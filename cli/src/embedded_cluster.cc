@@ -388,8 +388,7 @@ EmbeddedCluster::~EmbeddedCluster() = default;
 absl::StatusOr<std::unique_ptr<EmbeddedCluster>> EmbeddedCluster::Start(
     const EmbeddedOptions& options, const Progress& on_progress) {
   auto state = std::make_unique<State>(options);
-  CONCLAVE_ASSIGN_OR_RETURN(state->assembly, Assembly::Open(options.model_dir, options.vision_tower,
-                                                            options.require_manifest));
+  CONCLAVE_ASSIGN_OR_RETURN(state->assembly, Assembly::Open(options.model_dir, options.open));
   CONCLAVE_RETURN_IF_ERROR(state->Plan());
   AssemblyOptions load;
   load.dtype = options.dtype;

@@ -25,8 +25,7 @@ namespace conclave::cli {
 
 struct EmbeddedOptions {
   std::string model_dir;
-  bool require_manifest = false;  // as checkpoint::OpenOptions
-  std::string vision_tower;       // folder of the tower's weights; empty: as the model says
+  checkpoint::OpenOptions open;
   std::string served_model_name;  // empty: the folder's name
   std::string name = "serve";     // of this frontend, in metrics
   int num_workers = 1;

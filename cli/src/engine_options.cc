@@ -1,6 +1,9 @@
 #include "engine_options.h"
 
+#include <optional>
+
 #include "conclave/base/status.h"
+#include "conclave/checkpoint/packed_file.h"
 #include "conclave/observability/log.h"
 #include "find_model.h"
 
@@ -50,6 +53,17 @@ void AddModelOptions(service::OptionSet& set, ModelSettings& settings) {
            .help = "refuse a checkpoint that conclave-manifest.json does not vouch for",
            .group = "Model"},
           &settings.require_manifest);
+  set.Add(
+      {.name = "verify-weights",
+       .help = "compare the checksums of a packed folder while it is loaded, which reads it once "
+               "more",
+       .group = "Model"},
+      &settings.verify_weights);
+  set.AddChoice({.name = "packed-weights",
+                 .help = "map: compute from the packed file's pages; copy: read it into memory of "
+                         "this process, which the file's fate then cannot touch",
+                 .group = "Model"},
+                &settings.packed_weights, {"map", "copy"});
 }
 
 void AddComputeOptions(service::OptionSet& set, ComputeSettings& settings) {
@@ -59,7 +73,8 @@ void AddComputeOptions(service::OptionSet& set, ComputeSettings& settings) {
           &settings.threads, {1, 1024});
   set.AddChoice({.name = "dtype",
                  .help = "numeric mode; q8: weights in blocks of int8, half the memory of bf16",
-                 .group = "Compute"},
+                 .group = "Compute",
+                 .unset_means = "bf16, or what a packed folder holds"},
                 &settings.dtype, {"f32", "bf16", "q8"});
   set.AddChoice({.name = "isa",
                  .help = "instruction set; auto takes the best of this CPU",
@@ -123,6 +138,30 @@ absl::StatusOr<kernels::Isa> ResolveIsaFlag(const ComputeSettings& settings) {
   return isa;
 }
 
+checkpoint::OpenOptions OpenOptionsOf(const ModelSettings& settings) {
+  return {.vision_tower = settings.vision_tower,
+          .require_manifest = settings.require_manifest,
+          .verify_weights = settings.verify_weights,
+          .copy_weights = settings.packed_weights == "copy"};
+}
+
+absl::Status SettleDtype(const ModelSettings& model, ComputeSettings& compute) {
+  const absl::StatusOr<std::optional<DType>> packed =
+      model.model.empty() ? std::optional<DType>() : checkpoint::PackedMode(model.model);
+  if (!packed.ok() || !packed->has_value()) {
+    compute.dtype = compute.dtype.empty() ? "bf16" : compute.dtype;
+    return absl::OkStatus();
+  }
+  const std::string held(NameOf(**packed));
+  if (!compute.dtype.empty() && compute.dtype != held) {
+    return InvalidArgument("packed_dtype", model.model + ": packed for another numeric mode; " +
+                                               "expected --dtype " + held + " or none, found " +
+                                               "--dtype " + compute.dtype);
+  }
+  compute.dtype = held;
+  return absl::OkStatus();
+}
+
 DType DtypeOf(const ComputeSettings& settings) {
   return settings.dtype == "f32" ? DType::kF32 : settings.dtype == "q8" ? DType::kQ8 : DType::kBf16;
 }
@@ -144,8 +183,7 @@ absl::StatusOr<EmbeddedOptions> ToEmbedded(const EngineSettings& settings,
   EmbeddedOptions options;
   CONCLAVE_ASSIGN_OR_RETURN(options.isa, ResolveIsaFlag(settings));
   CONCLAVE_ASSIGN_OR_RETURN(options.model_dir, ModelFolder(settings, invocation));
-  options.vision_tower = settings.vision_tower;
-  options.require_manifest = settings.require_manifest;
+  options.open = OpenOptionsOf(settings);
   options.num_workers = settings.workers;
   options.num_threads = settings.threads;
   options.dtype = DtypeOf(settings);

@@ -26,19 +26,26 @@ struct ModelSettings {
   std::string model;  // empty: the demo
   std::string vision_tower;
   bool require_manifest = false;
+  bool verify_weights = false;
+  std::string packed_weights = "map";
 };
+checkpoint::OpenOptions OpenOptionsOf(const ModelSettings& settings);
 void AddModelOptions(service::OptionSet& set, ModelSettings& settings);
 
 // Of everything that computes.
 struct ComputeSettings {
   int32_t threads = 1;  // set to DefaultThreads before AddComputeOptions
-  std::string dtype = "bf16";
+  std::string dtype;    // empty: what a packed folder holds, else bf16
   std::string isa = "auto";
 };
 void AddComputeOptions(service::OptionSet& set, ComputeSettings& settings);
 // "usage", naming --isa, for a path that this CPU lacks.
 absl::StatusOr<kernels::Isa> ResolveIsaFlag(const ComputeSettings& settings);
 DType DtypeOf(const ComputeSettings& settings);
+// Settles what an empty dtype means for this model; "packed_dtype" where a packed folder holds
+// another than the one that was asked for. Whatever else is wrong with the folder is for those to
+// say who open it.
+absl::Status SettleDtype(const ModelSettings& model, ComputeSettings& compute);
 
 struct EngineSettings : ModelSettings, ComputeSettings {
   int32_t workers = 1;

@@ -89,7 +89,12 @@ int RunFrontend(const Invocation& invocation) {
   if (!tls.ok()) {
     return service::Fail(tls.status(), ExitCode::kConfig);
   }
-  if (parsed->action == service::OptionSet::Action::kCheckConfig) {
+  const bool is_check = parsed->action == service::OptionSet::Action::kCheckConfig;
+  if (const absl::Status status = SettleDtype(settings.api.engine, settings.api.engine);
+      !status.ok()) {
+    return service::Fail(status, is_check ? ExitCode::kConfig : ExitCode::kModel);
+  }
+  if (is_check) {
     const absl::StatusOr<std::string> folder = ModelFolder(settings.api.engine, invocation);
     const absl::Status status =
         folder.ok() ? checkpoint::Checkpoint::Open(*folder, {}).status() : folder.status();

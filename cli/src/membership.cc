@@ -33,9 +33,7 @@ Membership::~Membership() { Report(nullptr); }
 absl::Status Membership::Join(EmbeddedOptions& options, observability::Metrics& metrics) {
   // Mapped and hashed here, and once more by the engine: a few milliseconds.
   CONCLAVE_ASSIGN_OR_RETURN(const std::unique_ptr<checkpoint::Checkpoint> checkpoint,
-                            checkpoint::Checkpoint::Open(
-                                options.model_dir, {.vision_tower = options.vision_tower,
-                                                    .require_manifest = options.require_manifest}));
+                            checkpoint::Checkpoint::Open(options.model_dir, options.open));
   const checkpoint::ModelDesc& desc = checkpoint->desc();
   if (desc.moe.layers.empty()) {
     return InvalidArgument("model_dense", options.model_dir +

@@ -42,10 +42,7 @@ void Declare(service::OptionSet& set, ServeSettings& settings) {
 absl::Status CheckConfig(const ApiServerSettings& settings, const Invocation& invocation) {
   CONCLAVE_RETURN_IF_ERROR(AdminKey(settings.admin_key_file).Load());
   CONCLAVE_ASSIGN_OR_RETURN(const EmbeddedOptions options, ToEmbedded(settings.engine, invocation));
-  return checkpoint::Checkpoint::Open(
-             options.model_dir,
-             {.vision_tower = options.vision_tower, .require_manifest = options.require_manifest})
-      .status();
+  return checkpoint::Checkpoint::Open(options.model_dir, options.open).status();
 }
 
 }  // namespace
@@ -80,7 +77,12 @@ int RunServe(const Invocation& invocation) {
   if (!tls.ok()) {
     return service::Fail(tls.status(), ExitCode::kConfig);
   }
-  if (parsed->action == service::OptionSet::Action::kCheckConfig) {
+  const bool is_check = parsed->action == service::OptionSet::Action::kCheckConfig;
+  if (const absl::Status status = SettleDtype(settings.api.engine, settings.api.engine);
+      !status.ok()) {
+    return service::Fail(status, is_check ? ExitCode::kConfig : ExitCode::kModel);
+  }
+  if (is_check) {
     const absl::Status status = CheckConfig(settings.api, invocation);
     return status.ok() ? PrintResult("ok\n") : service::Fail(status, ExitCode::kConfig);
   }

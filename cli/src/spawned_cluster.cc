@@ -273,7 +273,12 @@ absl::StatusOr<std::unique_ptr<SpawnedCluster>> SpawnedCluster::Start(
                    "--dtype",
                    engine.dtype,
                    "--isa",
-                   engine.isa};
+                   engine.isa,
+                   "--packed-weights",
+                   engine.packed_weights};
+    if (engine.verify_weights) {
+      worker.args.emplace_back("--verify-weights");
+    }
     worker.args.insert(worker.args.end(), logging.begin(), logging.end());
     state->children.push_back(std::move(worker));
     CONCLAVE_RETURN_IF_ERROR(StartChild(state->binary, state->children.back()));

@@ -171,10 +171,8 @@ absl::Status CheckTogether(WorkerSettings& settings) {
 absl::StatusOr<std::unique_ptr<checkpoint::Checkpoint>> OpenModel(const WorkerSettings& settings,
                                                                   const Invocation& invocation) {
   CONCLAVE_ASSIGN_OR_RETURN(const std::string folder, ModelFolder(settings.model, invocation));
-  CONCLAVE_ASSIGN_OR_RETURN(
-      std::unique_ptr<checkpoint::Checkpoint> opened,
-      checkpoint::Checkpoint::Open(folder, {.vision_tower = settings.model.vision_tower,
-                                            .require_manifest = settings.model.require_manifest}));
+  CONCLAVE_ASSIGN_OR_RETURN(std::unique_ptr<checkpoint::Checkpoint> opened,
+                            checkpoint::Checkpoint::Open(folder, OpenOptionsOf(settings.model)));
   if (opened->desc().moe.layers.empty()) {
     return InvalidArgument("config_moe", folder + ": a dense model; expected one with experts");
   }
@@ -348,7 +346,11 @@ int RunWorker(const Invocation& invocation) {
     return service::Fail(isa.status(), ExitCode::kUsage);
   }
   Apply(settings.log);
-  if (parsed->action == service::OptionSet::Action::kCheckConfig) {
+  const bool is_check = parsed->action == service::OptionSet::Action::kCheckConfig;
+  if (const absl::Status status = SettleDtype(settings.model, settings.compute); !status.ok()) {
+    return service::Fail(status, is_check ? ExitCode::kConfig : ExitCode::kModel);
+  }
+  if (is_check) {
     const absl::Status status = OpenModel(settings, invocation).status();
     return status.ok() ? PrintResult("ok\n") : service::Fail(status, ExitCode::kConfig);
   }

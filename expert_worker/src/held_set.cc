@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "conclave/base/check.h"
-#include "conclave/transport/crc32c.h"
+#include "conclave/base/crc32c.h"
 
 namespace conclave::expert_worker {
 namespace {
@@ -84,7 +84,7 @@ uint32_t Canary::Checksum(const model::FfnWeights& weights) {
     std::transform(y.data, y.data + width_, rounded_.begin(), [](float v) { return ToBf16(v); });
     answer = std::as_bytes(std::span(rounded_));
   }
-  return transport::Crc32c(answer);
+  return Crc32c(answer);
 }
 
 }  // namespace conclave::expert_worker

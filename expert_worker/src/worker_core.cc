@@ -1,6 +1,7 @@
 #include "conclave/expert_worker/worker_core.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstring>
 #include <optional>
@@ -15,6 +16,7 @@
 #include "conclave/base/thread_pool.h"
 #include "conclave/checkpoint/expert_hash.h"
 #include "conclave/checkpoint/tensor_list.h"
+#include "conclave/kernels/elementwise.h"
 #include "conclave/model/ffn.h"
 #include "conclave/tensor/aligned_buffer.h"
 #include "conclave/transport/call_server.h"
@@ -28,6 +30,9 @@ using placement::ExpertUnit;
 using transport::CallView;
 using transport::ReplyView;
 using transport::WireDtype;
+
+// Experts whose networks run together.
+constexpr size_t kExpertsPerLoop = 64;
 
 // Rows per task of the loops over rows. Few enough that two threads share a prefill call evenly,
 // many enough that a task outweighs its hand-over.
@@ -89,23 +94,6 @@ void ForEachRow(ThreadPool& pool, int64_t num_rows, const Fn& fn) {
   });
 }
 
-inline float RoundToWire(float value, float /*wire*/) { return value; }
-inline float RoundToWire(float value, Bf16 /*wire*/) { return ToFloat(ToBf16(value)); }
-
-// sum = or += wire(weight · y), in f32.
-template <typename Wire>
-void AddTerm(const float* y, float weight, bool is_first, int64_t width, float* sum) {
-  if (is_first) {
-    for (int64_t c = 0; c < width; ++c) {
-      sum[c] = RoundToWire(weight * y[c], Wire{});
-    }
-  } else {
-    for (int64_t c = 0; c < width; ++c) {
-      sum[c] += RoundToWire(weight * y[c], Wire{});
-    }
-  }
-}
-
 }  // namespace
 
 struct WorkerCore::State {
@@ -155,8 +143,10 @@ struct WorkerCore::State {
   absl::Status Compute(std::span<MergedCall> calls, const HeldSet& set);
   template <typename Wire>
   absl::Status ComputeAs(std::span<MergedCall> calls, const HeldSet& set);
+  std::span<const Piece> GroupAt(size_t begin) const;
   template <typename Wire>
-  MatView<const Wire> RowsOf(std::span<const MergedCall> calls, std::span<const Piece> group);
+  MatView<const Wire> RowsOf(std::span<const MergedCall> calls, std::span<const Piece> group,
+                             int64_t first);
   void Count(const CallView& call, uint16_t index);
 };
 
@@ -234,33 +224,40 @@ absl::Status WorkerCore::State::Check(const CallView& call, uint16_t index, cons
   return status;
 }
 
+// The pieces of the expert that the piece `begin` is of.
+std::span<const Piece> WorkerCore::State::GroupAt(size_t begin) const {
+  size_t end = begin + 1;
+  while (end < pieces.size() && pieces[end].unit == pieces[begin].unit) {
+    ++end;
+  }
+  return std::span(pieces).subspan(begin, end - begin);
+}
+
 // One expert's rows over all calls: where they lie when they already lie one after another (one
-// call's only row, or all of them), else gathered. Fills targets.
+// call's only row, or all of them), else gathered from row `first` on. Fills targets from there on.
 template <typename Wire>
 MatView<const Wire> WorkerCore::State::RowsOf(std::span<const MergedCall> calls,
-                                              std::span<const Piece> group) {
+                                              std::span<const Piece> group, int64_t first) {
   const int64_t width = limits.row_width;
+  Target* const target = targets.data() + first;
   int64_t num_rows = 0;
   for (const Piece& piece : group) {
     for (uint16_t p = 0; p < piece.count; ++p) {
-      targets[static_cast<size_t>(num_rows++)] = {piece.call,
-                                                  static_cast<uint16_t>(piece.first + p)};
+      target[num_rows++] = {piece.call, static_cast<uint16_t>(piece.first + p)};
     }
   }
-  const auto row_of = [&](const Target& target) {
-    const CallView& call = *calls[target.call].call;
-    return reinterpret_cast<const Wire*>(call.rows.data()) + call.pair_row[target.pair] * width;
+  const auto row_of = [&](const Target& t) {
+    const CallView& call = *calls[t.call].call;
+    return reinterpret_cast<const Wire*>(call.rows.data()) + call.pair_row[t.pair] * width;
   };
   // A call's rows ascend strictly within an expert, so the ends say whether there is a gap.
-  const Wire* first = row_of(targets[0]);
-  if (group.size() == 1 &&
-      row_of(targets[static_cast<size_t>(num_rows) - 1]) == first + (num_rows - 1) * width) {
-    return {first, num_rows, width};
+  const Wire* start = row_of(target[0]);
+  if (group.size() == 1 && row_of(target[num_rows - 1]) == start + (num_rows - 1) * width) {
+    return {start, num_rows, width};
   }
-  Wire* gathered_rows = gathered.As<Wire>();
+  Wire* gathered_rows = gathered.As<Wire>() + first * width;
   ForEachRow(*options.compute.pool, num_rows, [&](int64_t i) {
-    std::memcpy(gathered_rows + i * width, row_of(targets[static_cast<size_t>(i)]),
-                width * sizeof(Wire));
+    std::memcpy(gathered_rows + i * width, row_of(target[i]), width * sizeof(Wire));
   });
   return {gathered_rows, num_rows, width};
 }
@@ -283,42 +280,60 @@ absl::Status WorkerCore::State::ComputeAs(std::span<MergedCall> calls, const Hel
   std::sort(pieces.begin(), pieces.end(), [](const Piece& a, const Piece& b) {
     return a.unit != b.unit ? a.unit < b.unit : a.call < b.call;
   });
+  // As many experts together as the scratch has rows for.
+  std::array<model::FfnCall<Wire>, kExpertsPerLoop> experts;
   for (size_t begin = 0; begin < pieces.size();) {
-    size_t end = begin + 1;
-    while (end < pieces.size() && pieces[end].unit == pieces[begin].unit) {
-      ++end;
+    size_t num_experts = 0;
+    int64_t first_row = 0;
+    size_t end = begin;
+    while (end < pieces.size() && num_experts < kExpertsPerLoop) {
+      const std::span<const Piece> group = GroupAt(end);
+      int64_t rows_of_group = 0;
+      for (const Piece& piece : group) {
+        rows_of_group += piece.count;
+      }
+      if (first_row + rows_of_group > ffn_scratch->max_rows()) {
+        break;
+      }
+      const MatView<const Wire> x = RowsOf<Wire>(calls, group, first_row);
+      experts[num_experts++] = {&set.expert_of[group[0].unit]->weights, x,
+                                MatView<float>(outputs.As<float>() + first_row * width, x.rows,
+                                               width)};
+      first_row += x.rows;
+      end += group.size();
     }
-    const MatView<const Wire> x =
-        RowsOf<Wire>(calls, std::span<const Piece>(pieces).subspan(begin, end - begin));
-    const MatView<float> y(outputs.As<float>(), x.rows, width);
-    model::FfnForward(options.compute, set.expert_of[pieces[begin].unit]->weights, x, *ffn_scratch,
-                      y);
-    ForEachRow(pool, x.rows, [&](int64_t i) {
-      const Target target = targets[static_cast<size_t>(i)];
-      const CallView& call = *calls[target.call].call;
-      const uint16_t row = call.pair_row[target.pair];
-      const size_t at = row_at[target.call] + row;
-      float* sum =
-          kIsF32 ? reinterpret_cast<float*>(calls[target.call].reply->rows.data()) + row * width
-                 : sums.As<float>() + static_cast<int64_t>(at) * width;
-      AddTerm<Wire>(y.Row(i), call.pair_weight[target.pair], is_open[at] == 0, width, sum);
-      is_open[at] = 1;
-    });
-    const FailpointHit hit = CONCLAVE_FAILPOINT(
-        "w.mid_compute",
-        {.layer = calls[0].call->layer.value(), .phase = transport::NameOf(calls[0].call->phase)});
-    CONCLAVE_RETURN_IF_ERROR(hit.status());
+    model::FfnForwardAll(options.compute,
+                         std::span<const model::FfnCall<Wire>>(experts.data(), num_experts),
+                         *ffn_scratch);
+    const Target* target = targets.data();
+    for (size_t e = 0; e < num_experts; ++e) {
+      const MatView<const float> y = experts[e].y;
+      ForEachRow(pool, y.rows, [&](int64_t i) {
+        const CallView& call = *calls[target[i].call].call;
+        const uint16_t row = call.pair_row[target[i].pair];
+        const size_t at = row_at[target[i].call] + row;
+        float* sum =
+            kIsF32 ? reinterpret_cast<float*>(calls[target[i].call].reply->rows.data()) + row * width
+                   : sums.As<float>() + static_cast<int64_t>(at) * width;
+        kernels::AddTerm(options.compute, y.RowSpan(i), call.pair_weight[target[i].pair],
+                         is_open[at] == 0, !kIsF32, {sum, static_cast<size_t>(width)});
+        is_open[at] = 1;
+      });
+      target += y.rows;
+      const FailpointHit hit = CONCLAVE_FAILPOINT(
+          "w.mid_compute",
+          {.layer = calls[0].call->layer.value(), .phase = transport::NameOf(calls[0].call->phase)});
+      CONCLAVE_RETURN_IF_ERROR(hit.status());
+    }
     begin = end;
   }
   for (size_t i = 0; !kIsF32 && i < calls.size(); ++i) {
-    const float* sum = sums.As<float>() + int64_t{row_at[i]} * width;
-    Bf16* out = reinterpret_cast<Bf16*>(calls[i].reply->rows.data());
     // Of a refused call nothing may be written.
-    ForEachRow(pool, calls[i].status.ok() ? calls[i].call->num_rows : 0, [&](int64_t row) {
-      for (int64_t c = row * width; c < (row + 1) * width; ++c) {
-        out[c] = ToBf16(sum[c]);
-      }
-    });
+    const int64_t rows = calls[i].status.ok() ? calls[i].call->num_rows : 0;
+    kernels::RoundToBf16(
+        options.compute,
+        MatView<const float>(sums.As<float>() + int64_t{row_at[i]} * width, rows, width),
+        MatView<Bf16>(reinterpret_cast<Bf16*>(calls[i].reply->rows.data()), rows, width));
   }
   return absl::OkStatus();
 }

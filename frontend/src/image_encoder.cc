@@ -8,43 +8,10 @@
 #include "conclave/base/check.h"
 #include "conclave/base/failpoint.h"
 #include "conclave/base/status.h"
+#include "conclave/frontend/image_spec.h"
 
 namespace conclave::frontend {
 namespace {
-
-image::Fit FitOf(checkpoint::ImageFit fit) {
-  switch (fit) {
-    case checkpoint::ImageFit::kPad:
-      return image::Fit::kPad;
-    case checkpoint::ImageFit::kCrop:
-      return image::Fit::kCrop;
-    case checkpoint::ImageFit::kStretch:
-      return image::Fit::kStretch;
-  }
-  CONCLAVE_CHECK(false);
-}
-
-image::PreprocessSpec SpecFor(const checkpoint::VisionSpec& vision, ImageMode mode) {
-  image::PreprocessSpec spec;
-  spec.size = vision.image_size;
-  switch (mode) {
-    case ImageMode::kModelDefault:
-      spec.fit = FitOf(vision.fit);
-      break;
-    case ImageMode::kPad:
-      spec.fit = image::Fit::kPad;
-      break;
-    case ImageMode::kCrop:
-      spec.fit = image::Fit::kCrop;
-      break;
-    case ImageMode::kStretch:
-      spec.fit = image::Fit::kStretch;
-      break;
-  }
-  std::copy_n(vision.mean, 3, spec.mean);
-  std::copy_n(vision.std, 3, spec.std);
-  return spec;
-}
 
 // SHA-256 over (width, height, fit, pixels), as 32 raw bytes.
 std::string CacheKey(const image::RgbImage& picture, image::Fit fit) {
@@ -71,7 +38,7 @@ ImageEncoder::ImageEncoder(model::VisionTower& tower, const checkpoint::VisionSp
 absl::StatusOr<ImageEncoder::Result> ImageEncoder::Encode(std::span<const std::byte> encoded,
                                                           ImageMode mode) {
   const auto start = std::chrono::steady_clock::now();
-  const image::PreprocessSpec spec = SpecFor(spec_, mode);
+  const image::PreprocessSpec spec = PreprocessSpecFor(spec_, mode);
   CONCLAVE_ASSIGN_OR_RETURN(const image::RgbImage picture, image::Decode(encoded, limits_));
   CONCLAVE_RETURN_IF_ERROR(CONCLAVE_FAILPOINT("f.image_decode", {}).status());
   Result result;

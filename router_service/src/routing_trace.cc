@@ -6,8 +6,8 @@
 #include <set>
 #include <span>
 
+#include "conclave/base/crc32c.h"
 #include "conclave/base/status.h"
-#include "conclave/transport/crc32c.h"
 
 namespace conclave::router_service {
 namespace {
@@ -34,7 +34,7 @@ constexpr double kSpeedMax = 1e9;
 enum FrameType : uint8_t { kHead = 1, kWindow, kWorkers, kPlacement, kEnd };
 
 uint32_t Checksum(std::string_view bytes) {
-  return transport::Crc32c(std::as_bytes(std::span(bytes.data(), bytes.size())));
+  return Crc32c(std::as_bytes(std::span(bytes.data(), bytes.size())));
 }
 
 class Writer {

@@ -13,9 +13,9 @@
 #include <system_error>
 #include <utility>
 
+#include "conclave/base/crc32c.h"
 #include "conclave/base/status.h"
 #include "conclave/router_service/router_state.h"
-#include "conclave/transport/crc32c.h"
 
 namespace conclave::router_service {
 namespace {
@@ -65,7 +65,7 @@ T ReadLittle(std::string_view bytes, size_t at) {
 }
 
 uint32_t Checksum(std::string_view text) {
-  return transport::Crc32c(std::as_bytes(std::span(text.data(), text.size())));
+  return Crc32c(std::as_bytes(std::span(text.data(), text.size())));
 }
 
 std::string NameOf(uint64_t generation) {

@@ -84,7 +84,7 @@ class FaultyExperts : public model::MoeExecutor {
 class EngineTest : public ::testing::Test {
  protected:
   void Start(EngineOptions options) {
-    model_ = *cli::Assembly::Open(testing::DemoFolder(), "");
+    model_ = *cli::Assembly::Open(testing::DemoFolder());
     if (options.max_model_len == 0) {
       options.max_model_len = model_->desc().max_positions;
     }

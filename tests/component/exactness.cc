@@ -140,7 +140,7 @@ std::vector<Config> CoveringConfigs() {
 Served Serve(const ServeOptions& options, const RequestsOf& requests_of) {
   const Config& config = options.config;
   ThreadPool pool(kThreads[config[1]]);
-  auto model = cli::Assembly::Open(options.folder, "");
+  auto model = cli::Assembly::Open(options.folder);
   EXPECT_TRUE(model.ok()) << model.status();
   if (!model.ok()) {
     return {};

@@ -63,7 +63,7 @@ std::string NotesOf(const std::string& like, bool has_residual,
   options.variant.use_residual = has_residual;
   options.folder = temp.path() + "/model";
   EXPECT_TRUE(checkpoint::Synthesize(options, pool).ok());
-  auto model = cli::Assembly::Open(options.folder, "");
+  auto model = cli::Assembly::Open(options.folder);
   EXPECT_TRUE(model.ok()) << model.status();
   frontend::EngineOptions engine_options;
   engine_options.max_num_seqs = 1;

@@ -18,7 +18,7 @@ IMAGE = str(conclave.SAMPLES / "four-large.jpg")
 QUESTION = "What is in the image?"
 ANSWER = ("I see an orange star at the top left, a red square at the left, a yellow circle at the center and a blue "
           "circle at the bottom right.")
-COMMANDS = ("serve", "router", "cluster", "top", "plan", "ask", "inspect", "doctor", "synth")
+COMMANDS = ("serve", "router", "cluster", "top", "plan", "ask", "inspect", "bench", "doctor", "synth")
 
 
 class AskTest(conclave.TestCase):

@@ -12,10 +12,10 @@
 #include <string_view>
 
 #include "conclave/base/check.h"
+#include "conclave/base/crc32c.h"
 #include "conclave/base/status.h"
 #include "conclave/router_service/routing_trace.h"
 #include "conclave/router_service/what_if.h"
-#include "conclave/transport/crc32c.h"
 
 namespace conclave::router_service {
 namespace {
@@ -34,8 +34,7 @@ void PutChecksumsRight(std::string& file) {
     if (length > file.size() - at - 9) {
       return;
     }
-    const uint32_t crc =
-        transport::Crc32c(std::as_bytes(std::span(file.data() + at + 4, length + 1)));
+    const uint32_t crc = Crc32c(std::as_bytes(std::span(file.data() + at + 4, length + 1)));
     for (size_t i = 0; i < 4; ++i) {
       file[at + 5 + length + i] = static_cast<char>(crc >> (8 * i) & 0xff);
     }

@@ -12,8 +12,8 @@
 #include <span>
 
 #include "conclave/base/check.h"
+#include "conclave/base/crc32c.h"
 #include "conclave/base/status.h"
-#include "conclave/transport/crc32c.h"
 #include "conclave/transport/frame.h"
 
 namespace conclave::transport {

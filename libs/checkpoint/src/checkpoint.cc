@@ -3,12 +3,12 @@
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <charconv>
 #include <set>
 #include <utility>
 
 #include "conclave/base/status.h"
+#include "conclave/checkpoint/packed_file.h"
 #include "conclave/checkpoint/tensor_list.h"
 #include "manifest_file.h"
 #include "model_config.h"
@@ -42,19 +42,7 @@ bool BringIn(std::span<const std::byte> bytes) {
         bytes.subspan(begin, std::min(kReadAheadBytes, bytes.size() - begin));
     ::madvise(const_cast<std::byte*>(part.data()), part.size(), MADV_WILLNEED);
   }
-#ifdef MADV_POPULATE_READ
-  for (int i = 0; i < kReadTries; ++i) {
-    const bool is_done =
-        ::madvise(const_cast<std::byte*>(bytes.data()), bytes.size(), MADV_POPULATE_READ) == 0;
-    // Anything else, such as the EINVAL of kernels before 5.14, says nothing about the file.
-    if (is_done || (errno != EFAULT && errno != EIO && errno != EHWPOISON && errno != EINTR)) {
-      return true;
-    }
-  }
-  return false;
-#else
-  return true;
-#endif
+  return Populate(bytes) != Populated::kFailed;
 }
 
 std::string ShapeText(std::span<const int64_t> shape) {
@@ -206,10 +194,12 @@ struct Checkpoint::State {
   std::vector<WeightFile> files;
   std::vector<WeightFile> tower_files;  // of OpenOptions::vision_tower
   std::set<std::string, std::less<>>
-      new_names;  // of the tower's tensors, as the checkpoint would call them
+      new_names;                       // of the tower's tensors, as the checkpoint would call them
+  std::unique_ptr<PackedFile> packed;  // null: weights as stored, in `files`
   std::vector<TensorView> tensors;
   std::unique_ptr<Manifest> manifest;  // null: none to compare with
 
+  absl::Status OpenPacked(const ModelFolder& opened, const OpenOptions& options);
   void Collect();
   absl::Status OpenTower(bool is_explicit);
   void CollectTower();
@@ -217,7 +207,32 @@ struct Checkpoint::State {
   absl::Status Verify(const TensorView& tensor) const;
 };
 
+// After config.json and manifest.
+absl::Status Checkpoint::State::OpenPacked(const ModelFolder& opened, const OpenOptions& options) {
+  CONCLAVE_ASSIGN_OR_RETURN(packed,
+                            PackedFile::Open(opened, {.verifies = options.verify_weights,
+                                                      .compares_hashes = manifest != nullptr,
+                                                      .copies = options.copy_weights}));
+  if (HashOf(config_text) != packed->index().config_hash) {
+    return InvalidArgument("packed_config",
+                           "config.json: not the one that " + std::string(kPackedFile) +
+                               " was made with; expected SHA-256 " + packed->index().config_hash +
+                               ", found " + HashOf(config_text));
+  }
+  return manifest != nullptr ? CheckPacked(*manifest, packed->index_hash()) : absl::OkStatus();
+}
+
 void Checkpoint::State::Collect() {
+  if (packed != nullptr) {
+    for (const PackedTensor& tensor : packed->index().tensors) {
+      tensors.push_back({.name = tensor.name,
+                         .file = kPackedFile,
+                         .dtype = tensor.dtype,
+                         .shape = tensor.shape,
+                         .bytes = {}});
+    }
+    return;
+  }
   for (const WeightFile& file : files) {
     for (size_t i = 0; i < file.tensors.size(); ++i) {
       tensors.push_back(ViewOf(file, i, file.tensors[i].name));
@@ -300,8 +315,23 @@ absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& 
   if (state->manifest != nullptr) {
     CONCLAVE_RETURN_IF_ERROR(CheckConfig(*state->manifest, state->config_text));
   }
+  if (opened.Has(kPackedFile)) {
+    if (!options.vision_tower.empty()) {
+      return InvalidArgument("packed_vision_tower",
+                             "--vision-tower " + options.vision_tower + ": " +
+                                 std::string(kPackedFile) +
+                                 " has its tower in it; give the tower to conclave pack");
+    }
+    CONCLAVE_RETURN_IF_ERROR(state->OpenPacked(opened, options));
+  }
   CONCLAVE_ASSIGN_OR_RETURN(state->desc,
                             ReadDesc(opened, state->config_text, options.vision_tower));
+  if (state->packed != nullptr) {
+    state->Collect();
+    UseStoredHead(state->tensors, state->desc);
+    CONCLAVE_RETURN_IF_ERROR(CheckAgainstConfig(state->tensors, state->desc));
+    return std::unique_ptr<Checkpoint>(new Checkpoint(std::move(state)));
+  }
   CONCLAVE_ASSIGN_OR_RETURN(const WeightsKind kind, FindWeights(opened));
   if (kind == WeightsKind::kNone) {
     return NotFound("model_file_missing",
@@ -320,6 +350,7 @@ absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& 
 const std::string& Checkpoint::folder() const { return state_->folder; }
 const std::string& Checkpoint::config_text() const { return state_->config_text; }
 const ModelDesc& Checkpoint::desc() const { return state_->desc; }
+const PackedFile* Checkpoint::packed() const { return state_->packed.get(); }
 std::span<const TensorView> Checkpoint::tensors() const { return state_->tensors; }
 const TensorView* Checkpoint::Find(std::string_view name) const {
   return FindIn(state_->tensors, name);
@@ -334,6 +365,12 @@ absl::StatusOr<TensorView> Checkpoint::Require(std::string_view name,
                         state_->desc.served_name + "; expected shape " + ShapeText(shape));
   }
   CONCLAVE_RETURN_IF_ERROR(CheckShape(*tensor, shape));
+  if (state_->packed != nullptr) {
+    return InvalidArgument("packed_form", "tensor " + std::string(name) + ": " +
+                                              std::string(kPackedFile) +
+                                              " has its values in another form alone; expected "
+                                              "the checkpoint that was packed");
+  }
   const WeightFile* file = state_->FileOf(*tensor);
   if (file == nullptr) {  // No bytes, or a copy in memory.
     CONCLAVE_RETURN_IF_ERROR(state_->Verify(*tensor));
@@ -371,6 +408,9 @@ void Checkpoint::Release(const TensorView& tensor) const {
 }
 
 absl::Status Checkpoint::VerifyUnchanged() const {
+  if (state_->packed != nullptr) {
+    return state_->packed->VerifyUnchanged();
+  }
   for (const std::vector<WeightFile>* group : {&state_->files, &state_->tower_files}) {
     for (const WeightFile& file : *group) {
       if (const std::string what = WhatChanged(file.file); !what.empty()) {

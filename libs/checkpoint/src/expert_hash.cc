@@ -4,6 +4,7 @@
 #include <string>
 
 #include "conclave/base/status.h"
+#include "conclave/checkpoint/packed_file.h"
 #include "conclave/checkpoint/tensor_list.h"
 #include "sha256.h"
 
@@ -15,6 +16,9 @@ absl::StatusOr<WeightHash> HashExpert(const Checkpoint& checkpoint, int32_t laye
     return NotFound("placement_unknown_unit", "expected an expert of the model, found layer " +
                                                   std::to_string(layer) + " expert " +
                                                   std::to_string(expert));
+  }
+  if (checkpoint.packed() != nullptr) {
+    return checkpoint.packed()->HashOf(layer, expert);
   }
   const std::string prefix = ExpertPrefix(checkpoint.desc().names, layer, expert);
   const std::span<const TensorView> tensors = checkpoint.tensors();

@@ -137,6 +137,23 @@ absl::StatusOr<MappedFile> MappedFile::Map(const OpenedFile& file) {
   return mapped;
 }
 
+Populated Populate(std::span<const std::byte> bytes) {
+#ifdef MADV_POPULATE_READ
+  for (int i = 0; i < kReadTries; ++i) {
+    if (::madvise(const_cast<std::byte*>(bytes.data()), bytes.size(), MADV_POPULATE_READ) == 0) {
+      return Populated::kDone;
+    }
+    // Anything else, such as the EINVAL of kernels before 5.14, says nothing about the file.
+    if (errno != EFAULT && errno != EIO && errno != EHWPOISON && errno != EINTR) {
+      return Populated::kUnknown;
+    }
+  }
+  return Populated::kFailed;
+#else
+  return Populated::kUnknown;
+#endif
+}
+
 absl::Status ReadExactly(const OpenedFile& file, int64_t offset, std::span<char> out,
                          PreadFn pread) {
   int tries = 0;

@@ -70,6 +70,17 @@ class MappedFile {
   std::span<const std::byte> bytes_;
 };
 
+// What became of pages of a mapped file that were to be brought in.
+enum class Populated : uint8_t {
+  kDone,
+  kFailed,   // a page cannot be read: touching it would be a SIGBUS
+  kUnknown,  // this kernel cannot tell
+};
+
+// Brings the pages of `bytes`, which begin on one, in and into the page tables, three times in all
+// where that fails.
+Populated Populate(std::span<const std::byte> bytes);
+
 using PreadFn = ssize_t (*)(int fd, void* buffer, size_t size, off_t offset);
 
 // Fills `out` from `offset`. A read error is tried three times in all, then "model_read_error" with

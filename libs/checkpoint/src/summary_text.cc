@@ -156,6 +156,14 @@ std::string ImageLine(const ModelDesc& desc) {
          " tokens per image, projector " + ProjectorWord(desc.projector);
 }
 
+// Null for a checkpoint as published.
+boost::json::value PackedValue(const ModelSummary& summary) {
+  if (!summary.packed_dtype.has_value()) {
+    return nullptr;
+  }
+  return {{"dtype", Word(NameOf(*summary.packed_dtype))}, {"bytes", summary.packed_bytes}};
+}
+
 }  // namespace
 
 std::string ToJson(const ModelSummary& summary) {
@@ -175,6 +183,7 @@ std::string ToJson(const ModelSummary& summary) {
       {"model_type", Word(desc.model_type)},
       {"name", Word(desc.served_name)},
       {"weights", summary.has_weights ? "present" : "absent"},
+      {"packed", PackedValue(summary)},
       {"tensors", summary.num_tensors},
       {"parameters",
        {{"total", p.total},
@@ -216,6 +225,10 @@ std::string ToText(const ModelSummary& summary) {
                   ? Size(b.total) + " in " + std::to_string(summary.num_tensors) + " tensors"
                   : "absent; " + Size(b.total) + " in " + std::to_string(summary.num_tensors) +
                         " tensors by the config");
+  if (summary.packed_dtype.has_value()) {
+    out += line("packed", std::string(NameOf(*summary.packed_dtype)) + ", " +
+                              Size(summary.packed_bytes) + "; the sizes here are the source's");
+  }
   out += line("parameters", Grouped(p.total) + " in all; language " + Grouped(p.language) +
                                 ", of which a token uses " + Grouped(p.activated) + "; vision " +
                                 Grouped(p.vision) + "; projector " + Grouped(p.projector));

@@ -103,7 +103,4 @@ std::vector<std::vector<size_t>> CutShards(const std::vector<ExpectedTensor>& li
 
 DType SynthDType(const ExpectedTensor& tensor, const SynthModel& model);
 
-// "disk_full" when the file system of the folder `path` has less than `bytes` free.
-absl::Status CheckFreeSpace(const std::string& path, int64_t bytes);
-
 }  // namespace conclave::checkpoint

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "conclave/base/status.h"
+#include "conclave/checkpoint/packed_file.h"
 #include "model_config.h"
 #include "weight_files.h"
 
@@ -102,6 +103,9 @@ absl::StatusOr<std::optional<TowerFiles>> FindTowerFiles(const ModelFolder& fold
   namespace fs = std::filesystem;
   if (!vision_tower.empty()) {
     return ReadTowerFolder(vision_tower);
+  }
+  if (folder.Has(kPackedFile) && folder.Has(kPackedTowerFolder)) {
+    return ReadTowerFolder(folder.path() + "/" + kPackedTowerFolder);
   }
   if (const boost::json::value* vision_config = config.if_contains("vision_config");
       vision_config != nullptr && !vision_config->is_null()) {

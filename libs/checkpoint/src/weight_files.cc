@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "conclave/base/status.h"
+#include "conclave/checkpoint/packed_file.h"
 #include "shard_index.h"
 #include "torch_zip.h"
 
@@ -150,7 +151,7 @@ absl::Status NotAModel(const std::string& name, const std::string& why) {
 }  // namespace
 
 bool HasWeights(const ModelFolder& folder) {
-  for (const char* name : {kSingleFile, kIndexFile, kTorchFile, kTorchIndexFile}) {
+  for (const char* name : {kPackedFile, kSingleFile, kIndexFile, kTorchFile, kTorchIndexFile}) {
     if (folder.Has(name)) {
       return true;
     }
@@ -189,6 +190,9 @@ absl::Status CheckFolderKind(const ModelFolder& folder) {
 }
 
 absl::StatusOr<WeightsKind> FindWeights(const ModelFolder& folder) {
+  if (folder.Has(kPackedFile)) {
+    return WeightsKind::kPacked;
+  }
   if (folder.Has(kSingleFile)) {
     return WeightsKind::kSingle;
   }

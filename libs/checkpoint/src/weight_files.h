@@ -25,8 +25,8 @@ struct WeightFile {
   std::span<const std::byte> BytesOf(size_t index) const;
 };
 
-// model.safetensors, its shards, pytorch_model.bin, its shards.
-enum class WeightsKind { kNone, kSingle, kSharded, kTorchSingle, kTorchSharded };
+// A packed file, model.safetensors, its shards, pytorch_model.bin, its shards.
+enum class WeightsKind { kNone, kPacked, kSingle, kSharded, kTorchSingle, kTorchSharded };
 
 // Whether the folder has one of the files that FindWeights starts from. Looks at names alone.
 bool HasWeights(const ModelFolder& folder);
@@ -35,13 +35,13 @@ bool HasWeights(const ModelFolder& folder);
 // adapters, a projector alone, DeepSpeed's own training state (spec 2.4, 2.7).
 absl::Status CheckFolderKind(const ModelFolder& folder);
 
-// safetensors before torch.save's archives when both are there. kNone when the folder holds no
+// A packed file before safetensors and these before torch.save's archives when both are there. kNone when the folder holds no
 // weight file at all; "pickle_refused" or "model_format_unsupported" when it holds only such as are
 // not read, "model_file_missing" for shards without their index.
 absl::StatusOr<WeightsKind> FindWeights(const ModelFolder& folder);
 
 // Opens, checks and maps them; no tensor stands in two files. "shard_index" for everything in which
-// index and shards disagree. `folder` has weights.
+// index and shards disagree. `folder` has weights that are not packed.
 absl::StatusOr<std::vector<WeightFile>> OpenWeights(const ModelFolder& folder, WeightsKind kind);
 
 }  // namespace conclave::checkpoint

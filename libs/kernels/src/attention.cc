@@ -14,15 +14,21 @@ namespace {
 // values stay in L2.
 constexpr int64_t kRowsPerTask = 16;
 
-template <typename T, typename Convert>
-void StoreHead(const KvLayout& layout, const float* key, const float* value, int64_t slot, T* head,
-               const Convert& convert) {
+// Dims of a head that are rounded at a time.
+constexpr int64_t kStoreDims = 64;
+
+template <typename T>
+void StoreHead(const KvLayout& layout, const T* key, const T* value, int64_t first, int64_t count,
+               int64_t slot, T* head) {
   T* values = head + kKvBlockTokens * layout.head_dim + slot * layout.value_stride();
-  for (int64_t d = 0; d < layout.head_dim; ++d) {
-    head[d * kKvBlockTokens + slot] = convert(key[d]);
-    values[d] = convert(value[d]);
+  std::copy_n(value, count, values + first);
+  T* keys = head + first * kKvBlockTokens + slot;
+  for (int64_t d = 0; d < count; ++d) {
+    keys[d * kKvBlockTokens] = key[d];
   }
-  std::fill(values + layout.head_dim, values + layout.value_stride(), T{});
+  if (first + count == layout.head_dim) {
+    std::fill(values + layout.head_dim, values + layout.value_stride(), T{});
+  }
 }
 
 bool ShareTable(const KvRange& a, const KvRange& b) {
@@ -87,7 +93,7 @@ void AttendTask(const Job& job, int64_t first_row, int64_t end_row, int64_t kv_h
 
 }  // namespace
 
-void StoreKv(const Context& /*context*/, const KvLayout& layout, std::span<const float> key,
+void StoreKv(const Context& context, const KvLayout& layout, std::span<const float> key,
              std::span<const float> value, int64_t slot, std::byte* block) {
   const int64_t width = layout.num_kv_heads * layout.head_dim;
   CONCLAVE_CHECK(static_cast<int64_t>(key.size()) == width);
@@ -97,12 +103,19 @@ void StoreKv(const Context& /*context*/, const KvLayout& layout, std::span<const
   for (int64_t h = 0; h < layout.num_kv_heads; ++h) {
     const float* k = key.data() + h * layout.head_dim;
     const float* v = value.data() + h * layout.head_dim;
-    if (layout.dtype == DType::kBf16) {
-      StoreHead(layout, k, v, slot, reinterpret_cast<Bf16*>(block) + h * layout.head_elements(),
-                ToBf16);
-    } else {
-      StoreHead(layout, k, v, slot, reinterpret_cast<float*>(block) + h * layout.head_elements(),
-                [](float x) { return x; });
+    if (layout.dtype == DType::kF32) {
+      StoreHead(layout, k, v, 0, layout.head_dim, slot,
+                reinterpret_cast<float*>(block) + h * layout.head_elements());
+      continue;
+    }
+    uint16_t* head = reinterpret_cast<uint16_t*>(block) + h * layout.head_elements();
+    for (int64_t d = 0; d < layout.head_dim; d += kStoreDims) {
+      const int64_t count = std::min(kStoreDims, layout.head_dim - d);
+      uint16_t rounded_key[kStoreDims];
+      uint16_t rounded_value[kStoreDims];
+      context.table->round_to_bf16(k + d, count, rounded_key);
+      context.table->round_to_bf16(v + d, count, rounded_value);
+      StoreHead(layout, rounded_key, rounded_value, d, count, slot, head);
     }
   }
 }

@@ -71,6 +71,13 @@ void AddScaled(const Context& context, MatView<const float> x, float scale, MatV
           [&](int64_t r) { context.table->add_scaled(x.Row(r), x.cols, scale, y.Row(r)); });
 }
 
+void AddTerm(const Context& context, std::span<const float> y, float weight, bool is_first,
+             bool is_rounded, std::span<float> sum) {
+  CONCLAVE_CHECK(y.size() == sum.size());
+  context.table->add_term(y.data(), static_cast<int64_t>(y.size()), weight, is_first, is_rounded,
+                          sum.data());
+}
+
 void Activate(const Context& context, Activation activation, MatView<float> x) {
   const auto run = context.table->activate[static_cast<int>(activation)];
   ForRows(context, x.rows, kExpWork * x.cols, [&](int64_t r) { run(x.Row(r), x.cols); });

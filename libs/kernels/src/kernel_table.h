@@ -79,6 +79,8 @@ struct KernelTable {
   void (*round_to_bf16)(const float* x, int64_t n, uint16_t* y);
   void (*widen_bf16)(const uint16_t* x, int64_t n, float* y);
   void (*add_scaled)(const float* x, int64_t n, float scale, float* y);
+  void (*add_term)(const float* y, int64_t n, float weight, bool is_first, bool is_rounded,
+                   float* sum);
   void (*activate[kNumActivations])(float* x, int64_t n);
   void (*gated_activate[kNumActivations])(const float* gate, const float* up, int64_t n,
                                           float* out);

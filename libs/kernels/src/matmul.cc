@@ -1,171 +1,225 @@
 #include "conclave/kernels/matmul.h"
 
 #include <algorithm>
-#include <cmath>
+#include <array>
+#include <type_traits>
 
 #include "conclave/base/check.h"
+#include "cut.h"
 #include "kernel_table.h"
 #include "parallel.h"
 
 namespace conclave::kernels {
 namespace {
 
-// Rows of one task are cut in multiples of the tallest tile.
-constexpr int64_t kRowUnit = 6;
-// Rows of a task at most, and at least where there are more: what the kernels keep in L2 beside the
-// weights, and what makes a panel worth fetching.
-constexpr int64_t kTaskRowsMax = 240;
-constexpr int64_t kTaskRowsMin = 96;
-constexpr int64_t kTaskPanelsMax = 16;
-// Rows from which a task takes several panels: fewer wait for memory and gain nothing by it.
-constexpr int64_t kTallRows = 48;
-// Tasks per thread that even out threads of different speed.
-constexpr int64_t kTasksPerThread = 4;
+int64_t RowsOf(const MatView<const float>& x) { return x.rows; }
+int64_t RowsOf(const MatView<const Bf16>& x) { return x.rows; }
+int64_t RowsOf(const Q8Rows& x) { return x.rows; }
 
-constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr DType WeightsOf(const MatView<const float>& /*x*/) { return DType::kF32; }
+constexpr DType WeightsOf(const MatView<const Bf16>& /*x*/) { return DType::kBf16; }
+constexpr DType WeightsOf(const Q8Rows& /*x*/) { return DType::kQ8; }
 
-// How a product is cut into tasks. It changes no bit. Blocks of rows of the same panels follow each
-// other, so that threads share these in the common cache.
-class Cut {
- public:
-  Cut(int64_t rows, int64_t num_panels, int num_threads) : rows_(rows), num_panels_(num_panels) {
-    const int64_t wanted = num_threads == 1 ? 1 : kTasksPerThread * num_threads;
-    if (rows < kTallRows) {
-      Set(CeilDiv(rows, CeilDiv(wanted, num_panels)), 1);
-      return;
-    }
-    double best = 0;
-    const int64_t cuts_min = CeilDiv(rows, kTaskRowsMax);
-    const int64_t cuts_max = std::max(cuts_min, rows / kTaskRowsMin);
-    for (int64_t cuts = cuts_min; cuts <= cuts_max; ++cuts) {
-      for (int64_t panels = 1; panels <= std::min(kTaskPanelsMax, num_panels); ++panels) {
-        const double cost = CostOf(CeilDiv(rows, cuts), panels, num_threads);
-        if (best == 0 || cost < best) {
-          best = cost;
-          Set(CeilDiv(rows, cuts), panels);
-        }
+template <typename X>
+void Check(const Product<X>& product) {
+  const PackedMatrix& w = *product.w;
+  CONCLAVE_CHECK(w.dtype() == WeightsOf(product.x));
+  CONCLAVE_CHECK(product.x.cols == w.k());
+  CONCLAVE_CHECK(product.y.cols == w.n());
+  CONCLAVE_CHECK(RowsOf(product.x) == product.y.rows);
+  CONCLAVE_CHECK(product.bias.empty() || static_cast<int64_t>(product.bias.size()) == w.n());
+}
+
+// Panels [panel, panel + panels) of a product for the rows [row, row + rows).
+template <typename T>
+void RunPanels(const KernelTable& table, const Product<MatView<const T>>& product, int64_t row,
+               int64_t rows, int64_t panel, int64_t panels) {
+  const PackedMatrix& w = *product.w;
+  const int64_t col = panel * kPanelColumns;
+  const PanelJob job{.x = product.x.Row(row),
+                     .x_stride = product.x.stride,
+                     .rows = rows,
+                     .k = w.k(),
+                     .panel = w.Panel(panel),
+                     .panel_bytes = w.panel_bytes(),
+                     .cols = std::min(panels * kPanelColumns, w.n() - col),
+                     .bias = product.bias.empty() ? nullptr : product.bias.data() + col,
+                     .y = product.y.Row(row) + col,
+                     .y_stride = product.y.stride};
+  if constexpr (std::is_same_v<T, float>) {
+    table.matmul_f32(job);
+  } else {
+    table.matmul_bf16(job);
+  }
+}
+
+void RunPanels(const KernelTable& table, const Product<Q8Rows>& product, int64_t row, int64_t rows,
+               int64_t panel, int64_t panels) {
+  const PackedMatrix& w = *product.w;
+  const int64_t block = row * product.x.num_blocks();
+  for (int64_t p = panel; p < panel + panels; ++p) {
+    const int64_t col = p * kPanelColumns;
+    table.matmul_q8(Q8PanelJob{.x = product.x.values + block * kQ8Block,
+                               .scales = product.x.scales + block,
+                               .sums = product.x.sums + block,
+                               .rows = rows,
+                               .num_blocks = product.x.num_blocks(),
+                               .panel = w.Panel(p),
+                               .cols = std::min(kPanelColumns, w.n() - col),
+                               .bias = product.bias.empty() ? nullptr : product.bias.data() + col,
+                               .y = product.y.Row(row) + col,
+                               .y_stride = product.y.stride});
+  }
+}
+
+// Products of one loop over the threads: more are several loops.
+constexpr size_t kProductsPerLoop = 64;
+
+// Calls run(i, task) for every task of every product i, which has PanelsOf(i) panels to be cut.
+template <typename X, typename PanelsOf, typename Run>
+void RunTasks(const Context& context, std::span<const Product<X>> products,
+              const PanelsOf& panels_of, const Run& run) {
+  // On the stack, as decode steps come here.
+  std::array<Cut, kProductsPerLoop> cuts;
+  std::array<int64_t, kProductsPerLoop> ends;  // of the tasks of each product
+  for (size_t first = 0; first < products.size(); first += kProductsPerLoop) {
+    const size_t count = std::min(kProductsPerLoop, products.size() - first);
+    int64_t num_tasks = 0;
+    int64_t work = 0;
+    for (size_t i = 0; i < count; ++i) {
+      const Product<X>& product = products[first + i];
+      const int64_t panels = panels_of(first + i);
+      if (RowsOf(product.x) > 0 && panels > 0) {
+        cuts[i] = Cut(RowsOf(product.x), panels, context.pool->num_threads());
+        num_tasks += cuts[i].num_tasks();
+        work += RowsOf(product.x) * product.w->k() * product.w->n();
       }
+      ends[i] = num_tasks;
     }
+    ParallelRuns(*context.pool, num_tasks, work / std::max<int64_t>(num_tasks, 1),
+                 [&](int64_t first_task, int64_t num) {
+                   for (int64_t t = first_task; t < first_task + num; ++t) {
+                     size_t i = 0;
+                     while (t >= ends[i]) {
+                       ++i;
+                     }
+                     run(first + i, cuts[i].At(t - (i == 0 ? 0 : ends[i - 1])));
+                   }
+                 });
   }
-
-  int64_t num_tasks() const { return row_tasks_ * CeilDiv(num_panels_, task_panels_); }
-  int64_t task_rows() const { return task_rows_; }
-  int64_t task_panels() const { return task_panels_; }
-
-  struct Task {
-    int64_t row, rows, panel, panels;
-  };
-  Task At(int64_t index) const {
-    const int64_t row = index % row_tasks_ * task_rows_;
-    const int64_t panel = index / row_tasks_ * task_panels_;
-    return {row, std::min(task_rows_, rows_ - row), panel,
-            std::min(task_panels_, num_panels_ - panel)};
-  }
-
- private:
-  void Set(int64_t rows, int64_t panels) {
-    task_rows_ = std::min(CeilDiv(rows, kRowUnit) * kRowUnit, rows_);
-    row_tasks_ = CeilDiv(rows_, task_rows_);
-    task_panels_ = panels;
-  }
-
-  // Time of tasks of such a size over the time of a product without any loss: what the slowest
-  // thread has to do, what a task spends on fetching its rows for few panels and its panels for few
-  // tiles of rows (as measured, docs/decisions/0032), and what is lost at the end where tasks are
-  // few and threads of different speed.
-  double CostOf(int64_t rows, int64_t panels, int num_threads) const {
-    constexpr double kRowShare = 0.12;
-    constexpr double kPanelShare = 0.35;
-    constexpr double kTail = 0.1;
-    const int64_t task_rows = CeilDiv(rows, kRowUnit) * kRowUnit;
-    const auto tasks =
-        static_cast<double>(CeilDiv(rows_, task_rows) * CeilDiv(num_panels_, panels));
-    const double turns = std::ceil(tasks / num_threads);
-    const double makespan = turns * static_cast<double>(task_rows * panels) * num_threads /
-                            static_cast<double>(rows_ * num_panels_);
-    const double fetches = kRowShare / static_cast<double>(panels) +
-                           kPanelShare * kRowUnit / static_cast<double>(task_rows);
-    return makespan * (1.0 + fetches) + (num_threads > 1 ? kTail * num_threads / tasks : 0.0);
-  }
-
-  int64_t rows_;
-  int64_t num_panels_;
-  int64_t task_rows_ = 0;
-  int64_t row_tasks_ = 0;
-  int64_t task_panels_ = 0;
-};
-
-// Runs run(task) for all tasks of x · Wᵀ. X is a view of rows or Q8Rows.
-template <typename X, typename Run>
-void RunTasks(const Context& context, const X& x, const PackedMatrix& w,
-              std::span<const float> bias, MatView<float> y, const Run& run) {
-  CONCLAVE_CHECK(x.cols == w.k());
-  CONCLAVE_CHECK(y.cols == w.n());
-  CONCLAVE_CHECK(x.rows == y.rows);
-  CONCLAVE_CHECK(bias.empty() || static_cast<int64_t>(bias.size()) == w.n());
-  if (x.rows == 0 || w.n() == 0) {
-    return;
-  }
-  const Cut cut(x.rows, w.num_panels(), context.pool->num_threads());
-  const int64_t work = cut.task_rows() * cut.task_panels() * w.k() * kPanelColumns;
-  ParallelRuns(*context.pool, cut.num_tasks(), work, [&](int64_t first, int64_t count) {
-    for (int64_t i = first; i < first + count; ++i) {
-      run(cut.At(i));
-    }
-  });
 }
 
 template <typename X>
-void MatMulImpl(const Context& context, void (*matmul)(const PanelJob& job), MatView<const X> x,
-                const PackedMatrix& w, std::span<const float> bias, MatView<float> y) {
-  RunTasks(context, x, w, bias, y, [&](const Cut::Task& task) {
-    const int64_t col = task.panel * kPanelColumns;
-    matmul(PanelJob{.x = x.Row(task.row),
-                    .x_stride = x.stride,
-                    .rows = task.rows,
-                    .k = w.k(),
-                    .panel = w.Panel(task.panel),
-                    .panel_bytes = w.panel_bytes(),
-                    .cols = std::min(task.panels * kPanelColumns, w.n() - col),
-                    .bias = bias.empty() ? nullptr : bias.data() + col,
-                    .y = y.Row(task.row) + col,
-                    .y_stride = y.stride});
-  });
+void RunAll(const Context& context, std::span<const Product<X>> products) {
+  for (const Product<X>& product : products) {
+    Check(product);
+  }
+  RunTasks(
+      context, products, [&](size_t i) { return products[i].w->num_panels(); },
+      [&](size_t i, const Cut::Task& task) {
+        RunPanels(*context.table, products[i], task.row, task.rows, task.panel, task.panels);
+      });
+}
+
+// Columns [col, col + cols) of an activated row, in the form that the next product reads.
+void Deliver(const KernelTable& table, const ActivatedRows& out, int64_t row, int64_t col,
+             int64_t cols, float* activated) {
+  if (out.bf16.data != nullptr) {
+    table.round_to_bf16(activated, cols, reinterpret_cast<uint16_t*>(out.bf16.Row(row) + col));
+  } else if (out.q8.values != nullptr) {
+    const int64_t block = row * out.q8.num_blocks() + col / kQ8Block;
+    table.quantize_f32(activated, cols, out.q8.values + block * kQ8Block, out.q8.scales + block,
+                       out.q8.sums + block);
+  } else if (activated != out.f32.Row(row) + col) {
+    std::copy_n(activated, cols, out.f32.Row(row) + col);
+  }
+}
+
+template <typename X>
+void RunActivated(const Context& context, Activation activation, bool is_gated,
+                  std::span<const Product<X>> products, std::span<const ActivatedRows> outs) {
+  CONCLAVE_CHECK(products.size() == outs.size());
+  for (size_t i = 0; i < products.size(); ++i) {
+    Check(products[i]);
+    CONCLAVE_CHECK(!is_gated || products[i].w->n() % (2 * kPanelColumns) == 0);
+  }
+  const KernelTable& table = *context.table;
+  const auto activate = table.activate[static_cast<int>(activation)];
+  const auto gated_activate = table.gated_activate[static_cast<int>(activation)];
+  RunTasks(
+      context, products,
+      [&](size_t i) { return products[i].w->num_panels() / (is_gated ? 2 : 1); },
+      [&](size_t i, const Cut::Task& task) {
+        const Product<X>& product = products[i];
+        const int64_t half = is_gated ? product.w->n() / 2 : 0;
+        const int64_t col = task.panel * kPanelColumns;
+        const int64_t width = is_gated ? half : product.w->n();
+        const int64_t cols = std::min(task.panels * kPanelColumns, width - col);
+        RunPanels(table, product, task.row, task.rows, task.panel, task.panels);
+        if (is_gated) {
+          RunPanels(table, product, task.row, task.rows, task.panel + half / kPanelColumns,
+                    task.panels);
+        }
+        for (int64_t row = task.row; row < task.row + task.rows; ++row) {
+          float* y = product.y.Row(row) + col;
+          if (is_gated) {
+            gated_activate(y, y + half, cols, y);
+          } else {
+            activate(y, cols);
+          }
+          Deliver(table, outs[i], row, col, cols, y);
+        }
+      });
 }
 
 }  // namespace
 
+bool CanActivateGated(const PackedMatrix& gate_up) {
+  return gate_up.n() % (2 * kPanelColumns) == 0;
+}
+
 void MatMul(const Context& context, MatView<const float> x, const PackedMatrix& w,
             std::span<const float> bias, MatView<float> y) {
-  CONCLAVE_CHECK(w.dtype() == DType::kF32);
-  MatMulImpl(context, context.table->matmul_f32, x, w, bias, y);
+  const Product<MatView<const float>> product{x, &w, bias, y};
+  RunAll(context, std::span(&product, 1));
 }
 
 void MatMul(const Context& context, MatView<const Bf16> x, const PackedMatrix& w,
             std::span<const float> bias, MatView<float> y) {
-  CONCLAVE_CHECK(w.dtype() == DType::kBf16);
-  MatMulImpl(context, context.table->matmul_bf16, x, w, bias, y);
+  const Product<MatView<const Bf16>> product{x, &w, bias, y};
+  RunAll(context, std::span(&product, 1));
 }
 
 void MatMul(const Context& context, const Q8Rows& x, const PackedMatrix& w,
             std::span<const float> bias, MatView<float> y) {
-  CONCLAVE_CHECK(w.dtype() == DType::kQ8);
-  RunTasks(context, x, w, bias, y, [&](const Cut::Task& task) {
-    const int64_t block = task.row * x.num_blocks();
-    for (int64_t panel = task.panel; panel < task.panel + task.panels; ++panel) {
-      const int64_t col = panel * kPanelColumns;
-      context.table->matmul_q8(Q8PanelJob{.x = x.values + block * kQ8Block,
-                                          .scales = x.scales + block,
-                                          .sums = x.sums + block,
-                                          .rows = task.rows,
-                                          .num_blocks = x.num_blocks(),
-                                          .panel = w.Panel(panel),
-                                          .cols = std::min(kPanelColumns, w.n() - col),
-                                          .bias = bias.empty() ? nullptr : bias.data() + col,
-                                          .y = y.Row(task.row) + col,
-                                          .y_stride = y.stride});
-    }
-  });
+  const Product<Q8Rows> product{x, &w, bias, y};
+  RunAll(context, std::span(&product, 1));
+}
+
+void MatMulAll(const Context& context, std::span<const Product<MatView<const float>>> products) {
+  RunAll(context, products);
+}
+void MatMulAll(const Context& context, std::span<const Product<MatView<const Bf16>>> products) {
+  RunAll(context, products);
+}
+void MatMulAll(const Context& context, std::span<const Product<Q8Rows>> products) {
+  RunAll(context, products);
+}
+
+void MatMulActivated(const Context& context, Activation activation, bool is_gated,
+                     std::span<const Product<MatView<const float>>> products,
+                     std::span<const ActivatedRows> outs) {
+  RunActivated(context, activation, is_gated, products, outs);
+}
+void MatMulActivated(const Context& context, Activation activation, bool is_gated,
+                     std::span<const Product<MatView<const Bf16>>> products,
+                     std::span<const ActivatedRows> outs) {
+  RunActivated(context, activation, is_gated, products, outs);
+}
+void MatMulActivated(const Context& context, Activation activation, bool is_gated,
+                     std::span<const Product<Q8Rows>> products,
+                     std::span<const ActivatedRows> outs) {
+  RunActivated(context, activation, is_gated, products, outs);
 }
 
 }  // namespace conclave::kernels

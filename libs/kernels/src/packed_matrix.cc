@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "conclave/base/check.h"
 #include "conclave/kernels/matmul.h"
@@ -66,7 +67,7 @@ void PackPanelRows(MatView<const typename Source::Element> rows, int64_t first_r
   }
 }
 
-static_assert(kQ8BlockSize == kQ8Block && kQ8PanelStep == 4 * kPanelColumns);
+static_assert(kQ8BlockSize == kQ8Block && kQ8PanelColumns == kPanelColumns);
 
 // The smallest bf16 that is not below `value`, which is positive, finite and normal.
 Bf16 RoundedUp(float value) {
@@ -121,6 +122,7 @@ template <typename Source>
 void PackRowsOf(const PackedMatrix& matrix, int64_t first_row,
                 MatView<const typename Source::Element> source, std::byte* panels,
                 ThreadPool& pool) {
+  CONCLAVE_CHECK(panels != nullptr || matrix.size_bytes() == 0);  // not a borrowed one
   CONCLAVE_CHECK(source.cols == matrix.k());
   CONCLAVE_CHECK(first_row >= 0 && source.rows >= 0);
   CONCLAVE_CHECK(first_row + source.rows <= matrix.n());
@@ -172,6 +174,17 @@ PackedMatrix::PackedMatrix(int64_t n, int64_t k, DType dtype) : n_(n), k_(k), dt
     ClearQ8Columns(n % kPanelColumns, k,
                    buffer_.As<std::byte>() + (num_panels() - 1) * panel_bytes());
   }
+}
+
+PackedMatrix PackedMatrix::Borrow(int64_t n, int64_t k, DType dtype, SharedBytes panels) {
+  CONCLAVE_CHECK(panels.size_bytes() == BytesOf(n, k, dtype));
+  CONCLAVE_CHECK(reinterpret_cast<uintptr_t>(panels.As<std::byte>()) % 64 == 0);
+  PackedMatrix matrix;
+  matrix.n_ = n;
+  matrix.k_ = k;
+  matrix.dtype_ = dtype;
+  matrix.borrowed_ = std::move(panels);
+  return matrix;
 }
 
 int64_t PackedMatrix::panel_bytes() const { return PanelBytes(k_, dtype_); }

@@ -10,10 +10,11 @@
 
 namespace conclave::kernels {
 
-inline constexpr int64_t kQ8BlockSize = 32;      // kQ8Block of quantize.h
-inline constexpr int64_t kQ8PanelStep = 4 * 64;  // bytes of four inputs of all outputs
-inline constexpr int64_t kQ8PanelScaleBytes = 2 * 64;
-inline constexpr int64_t kQ8PanelBlockBytes = kQ8PanelScaleBytes + kQ8BlockSize * 64;
+inline constexpr int64_t kQ8BlockSize = 32;                   // kQ8Block of quantize.h
+inline constexpr int64_t kQ8PanelColumns = 64;                // kPanelColumns of matmul.h
+inline constexpr int64_t kQ8PanelStep = 4 * kQ8PanelColumns;  // bytes of four inputs of all outputs
+inline constexpr int64_t kQ8PanelScaleBytes = 2 * kQ8PanelColumns;
+inline constexpr int64_t kQ8PanelBlockBytes = kQ8PanelScaleBytes + kQ8BlockSize * kQ8PanelColumns;
 // What a weight byte has added to it: VPDPBUSD wants one unsigned side.
 inline constexpr int32_t kQ8Offset = 128;
 // Blocks whose largest magnitude is below this become zero.

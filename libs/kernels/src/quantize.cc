@@ -31,25 +31,37 @@ Q8Scratch::Q8Scratch(int64_t max_rows, int64_t max_cols)
   sums_ = AlignedBuffer(blocks * sizeof(int32_t));
 }
 
-Q8Rows Q8Scratch::Rows(int64_t rows, int64_t cols) {
-  CONCLAVE_CHECK(rows <= max_rows_);
+Q8Rows Q8Scratch::Rows(int64_t first, int64_t rows, int64_t cols) {
+  CONCLAVE_CHECK(first >= 0 && first + rows <= max_rows_);
   CONCLAVE_CHECK(NumQ8Blocks(cols) <= max_blocks_);
-  return {values_.As<int8_t>(), scales_.As<float>(), sums_.As<int32_t>(), rows, cols};
+  const int64_t block = first * NumQ8Blocks(cols);
+  return {values_.As<int8_t>() + block * kQ8Block, scales_.As<float>() + block,
+          sums_.As<int32_t>() + block, rows, cols};
 }
 
-Q8Rows Q8Scratch::Quantize(const Context& context, MatView<const float> x) {
-  const Q8Rows out = Rows(x.rows, x.cols);
+void Quantize(const Context& context, MatView<const float> x, const Q8Rows& out) {
+  CONCLAVE_CHECK(x.rows == out.rows && x.cols == out.cols);
   QuantizeRows(context, x, out, context.table->quantize_f32);
-  return out;
 }
 
-Q8Rows Q8Scratch::Quantize(const Context& context, MatView<const Bf16> x) {
-  const Q8Rows out = Rows(x.rows, x.cols);
+void Quantize(const Context& context, MatView<const Bf16> x, const Q8Rows& out) {
+  CONCLAVE_CHECK(x.rows == out.rows && x.cols == out.cols);
   QuantizeRows(context, x, out,
                [&](const Bf16* row, int64_t n, int8_t* values, float* scales, int32_t* sums) {
                  context.table->quantize_bf16(reinterpret_cast<const uint16_t*>(row), n, values,
                                               scales, sums);
                });
+}
+
+Q8Rows Q8Scratch::Quantize(const Context& context, MatView<const float> x) {
+  const Q8Rows out = Rows(0, x.rows, x.cols);
+  kernels::Quantize(context, x, out);
+  return out;
+}
+
+Q8Rows Q8Scratch::Quantize(const Context& context, MatView<const Bf16> x) {
+  const Q8Rows out = Rows(0, x.rows, x.cols);
+  kernels::Quantize(context, x, out);
   return out;
 }
 

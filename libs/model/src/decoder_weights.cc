@@ -1,8 +1,7 @@
 #include "decoder_weights.h"
 
-#include <algorithm>
-#include <cstring>
 #include <string>
+#include <utility>
 
 #include "conclave/base/status.h"
 #include "conclave/checkpoint/tensor_list.h"
@@ -10,59 +9,24 @@
 namespace conclave::model {
 namespace {
 
-using checkpoint::Checkpoint;
 using checkpoint::ModelDesc;
 
-template <typename Convert>
-void ConvertRows(int64_t rows, int64_t cols, ThreadPool& pool, const Convert& convert) {
-  pool.ParallelFor(rows, [&](int64_t row) { convert(row * cols, cols); });
-}
-
-absl::Status LoadEmbedding(const Checkpoint& checkpoint, DType mode, ThreadPool& pool,
-                           AlignedBuffer& out) {
-  const ModelDesc& desc = checkpoint.desc();
-  const int64_t shape[] = {desc.vocab_rows, desc.hidden_dim};
-  CONCLAVE_ASSIGN_OR_RETURN(const checkpoint::TensorView tensor,
-                            checkpoint.Require(desc.names.embed, shape));
-  const int64_t count = tensor.num_elements();
-  const DType dtype = RowDtypeOf(mode);
-  out = AlignedBuffer(static_cast<size_t>(count) * SizeOf(dtype));
-  if (tensor.dtype == dtype) {
-    std::memcpy(out.As<std::byte>(), tensor.bytes.data(), tensor.bytes.size());
-  } else {
-    CONCLAVE_ASSIGN_OR_RETURN(const std::vector<float> values, checkpoint::ToFloats(tensor));
-    ConvertRows(desc.vocab_rows, desc.hidden_dim, pool, [&](int64_t first, int64_t n) {
-      for (int64_t i = first; i < first + n; ++i) {
-        if (dtype == DType::kBf16) {
-          out.As<Bf16>()[i] = ToBf16(values[static_cast<size_t>(i)]);
-        } else {
-          out.As<float>()[i] = values[static_cast<size_t>(i)];
-        }
-      }
-    });
-  }
-  checkpoint.Release(tensor);
-  return absl::OkStatus();
-}
-
-absl::Status LoadResidual(const Checkpoint& checkpoint, const std::string& prefix, DType dtype,
+absl::Status LoadResidual(const WeightSource& source, const std::string& prefix, DType dtype,
                           ThreadPool& pool, LayerWeights& weights) {
-  const ModelDesc& desc = checkpoint.desc();
+  const ModelDesc& desc = source.desc();
   CONCLAVE_ASSIGN_OR_RETURN(weights.residual_ffn,
-                            LoadFfn(checkpoint, prefix + desc.names.residual_ffn, dtype, pool));
+                            LoadFfn(source, prefix + desc.names.residual_ffn, dtype, pool));
   const std::string name = prefix + desc.names.residual_coefficient;
   const int64_t weight_shape[] = {2, desc.hidden_dim};
-  CONCLAVE_ASSIGN_OR_RETURN(weights.coefficient,
-                            LoadFloats(checkpoint, name + ".weight", weight_shape));
+  CONCLAVE_ASSIGN_OR_RETURN(weights.coefficient, source.Floats(name + ".weight", weight_shape));
   const int64_t bias_shape[] = {2};
-  CONCLAVE_ASSIGN_OR_RETURN(weights.coefficient_bias,
-                            LoadFloats(checkpoint, name + ".bias", bias_shape));
+  CONCLAVE_ASSIGN_OR_RETURN(weights.coefficient_bias, source.Floats(name + ".bias", bias_shape));
   return absl::OkStatus();
 }
 
-absl::StatusOr<LayerWeights> LoadLayer(const Checkpoint& checkpoint, int32_t layer, DType dtype,
+absl::StatusOr<LayerWeights> LoadLayer(const WeightSource& source, int32_t layer, DType dtype,
                                        ThreadPool& pool) {
-  const ModelDesc& desc = checkpoint.desc();
+  const ModelDesc& desc = source.desc();
   const checkpoint::AttentionSpec& attention = desc.attention;
   const std::string prefix = checkpoint::LayerPrefix(desc.names, layer);
   const int64_t q_rows = static_cast<int64_t>(attention.num_heads) * attention.head_dim;
@@ -70,10 +34,10 @@ absl::StatusOr<LayerWeights> LoadLayer(const Checkpoint& checkpoint, int32_t lay
 
   LayerWeights weights;
   CONCLAVE_ASSIGN_OR_RETURN(
-      weights.norm1, Norm::Load(checkpoint, prefix + desc.names.norm1, desc.norm, desc.hidden_dim));
+      weights.norm1, Norm::Load(source, prefix + desc.names.norm1, desc.norm, desc.hidden_dim));
   if (!desc.names.norm2.empty()) {
-    CONCLAVE_ASSIGN_OR_RETURN(weights.norm2, Norm::Load(checkpoint, prefix + desc.names.norm2,
-                                                        desc.norm, desc.hidden_dim));
+    CONCLAVE_ASSIGN_OR_RETURN(
+        weights.norm2, Norm::Load(source, prefix + desc.names.norm2, desc.norm, desc.hidden_dim));
   }
   std::vector<LinearPart> parts;
   if (attention.is_fused_qkv) {
@@ -83,21 +47,20 @@ absl::StatusOr<LayerWeights> LoadLayer(const Checkpoint& checkpoint, int32_t lay
              {prefix + desc.names.k, kv_rows},
              {prefix + desc.names.v, kv_rows}};
   }
-  CONCLAVE_ASSIGN_OR_RETURN(weights.qkv, LoadLinear(checkpoint, parts, desc.hidden_dim,
-                                                    attention.has_qkv_bias, dtype, pool));
+  CONCLAVE_ASSIGN_OR_RETURN(
+      weights.qkv, LoadLinear(source, parts, desc.hidden_dim, attention.has_qkv_bias, dtype, pool));
   const LinearPart output[] = {{prefix + desc.names.o, desc.hidden_dim}};
-  CONCLAVE_ASSIGN_OR_RETURN(weights.output, LoadLinear(checkpoint, output, q_rows,
-                                                       attention.has_output_bias, dtype, pool));
+  CONCLAVE_ASSIGN_OR_RETURN(
+      weights.output, LoadLinear(source, output, q_rows, attention.has_output_bias, dtype, pool));
   if (const checkpoint::MoeLayerSpec* moe = desc.FindMoe(layer)) {
     const int64_t shape[] = {moe->num_experts, desc.hidden_dim};
-    CONCLAVE_ASSIGN_OR_RETURN(
-        weights.gate, LoadFloats(checkpoint, prefix + desc.names.moe_gate + ".weight", shape));
+    CONCLAVE_ASSIGN_OR_RETURN(weights.gate,
+                              source.Floats(prefix + desc.names.moe_gate + ".weight", shape));
     if (desc.moe.use_residual) {
-      CONCLAVE_RETURN_IF_ERROR(LoadResidual(checkpoint, prefix, dtype, pool, weights));
+      CONCLAVE_RETURN_IF_ERROR(LoadResidual(source, prefix, dtype, pool, weights));
     }
   } else {
-    CONCLAVE_ASSIGN_OR_RETURN(weights.ffn,
-                              LoadFfn(checkpoint, prefix + desc.names.ffn, dtype, pool));
+    CONCLAVE_ASSIGN_OR_RETURN(weights.ffn, LoadFfn(source, prefix + desc.names.ffn, dtype, pool));
   }
   return weights;
 }
@@ -119,9 +82,9 @@ size_t DecoderWeights::size_bytes() const {
 }
 
 absl::StatusOr<DecoderWeights> LoadDecoderWeights(
-    const Checkpoint& checkpoint, DType dtype, ThreadPool& pool,
+    const WeightSource& source, DType dtype, ThreadPool& pool,
     const std::function<void(int64_t, int64_t)>& on_progress) {
-  const ModelDesc& desc = checkpoint.desc();
+  const ModelDesc& desc = source.desc();
   // Layers, embedding and head are of comparable size: counting them is exact enough for a bar.
   const int64_t num_parts = desc.num_layers + 2;
   int64_t done = 0;
@@ -132,22 +95,22 @@ absl::StatusOr<DecoderWeights> LoadDecoderWeights(
     }
   };
   DecoderWeights weights;
-  CONCLAVE_RETURN_IF_ERROR(LoadEmbedding(checkpoint, dtype, pool, weights.embedding));
+  CONCLAVE_ASSIGN_OR_RETURN(
+      weights.embedding,
+      source.Rows(desc.names.embed, desc.vocab_rows, desc.hidden_dim, RowDtypeOf(dtype), pool));
   advance();
   // Before the layers: it is the largest, and while it is packed its stored form is resident too.
-  const int64_t head_shape[] = {desc.vocab_rows, desc.hidden_dim};
-  weights.head.weight = kernels::PackedMatrix(desc.vocab_rows, desc.hidden_dim, dtype);
-  CONCLAVE_RETURN_IF_ERROR(PackTensor(checkpoint,
-                                      desc.tie_embeddings ? desc.names.embed : desc.names.lm_head,
-                                      head_shape, weights.head.weight, 0, pool));
+  const MatrixPart head[] = {{desc.tie_embeddings ? desc.names.embed : desc.names.lm_head,
+                              {desc.vocab_rows, desc.hidden_dim}}};
+  CONCLAVE_ASSIGN_OR_RETURN(weights.head.weight, source.Matrix(head, desc.hidden_dim, dtype, pool));
   advance();
   for (int32_t layer = 0; layer < desc.num_layers; ++layer) {
-    CONCLAVE_ASSIGN_OR_RETURN(LayerWeights loaded, LoadLayer(checkpoint, layer, dtype, pool));
+    CONCLAVE_ASSIGN_OR_RETURN(LayerWeights loaded, LoadLayer(source, layer, dtype, pool));
     weights.layers.push_back(std::move(loaded));
     advance();
   }
-  CONCLAVE_ASSIGN_OR_RETURN(weights.final_norm, Norm::Load(checkpoint, desc.names.final_norm,
-                                                           desc.norm, desc.hidden_dim));
+  CONCLAVE_ASSIGN_OR_RETURN(weights.final_norm,
+                            Norm::Load(source, desc.names.final_norm, desc.norm, desc.hidden_dim));
   return weights;
 }
 

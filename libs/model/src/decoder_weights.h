@@ -6,10 +6,10 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "conclave/checkpoint/checkpoint.h"
 #include "conclave/model/ffn.h"
 #include "conclave/model/linear.h"
-#include "conclave/tensor/aligned_buffer.h"
+#include "conclave/model/weight_source.h"
+#include "conclave/tensor/shared_bytes.h"
 #include "norm.h"
 
 namespace conclave::model {
@@ -29,7 +29,7 @@ struct LayerWeights {
 };
 
 struct DecoderWeights {
-  AlignedBuffer embedding;  // [vocab_rows, hidden_dim] in RowDtypeOf the numeric mode
+  SharedBytes embedding;  // [vocab_rows, hidden_dim] in RowDtypeOf the numeric mode
   std::vector<LayerWeights> layers;
   Norm final_norm;
   Linear head;
@@ -40,7 +40,7 @@ struct DecoderWeights {
 
 // `on_progress(bytes_done, bytes_total)` may be null.
 absl::StatusOr<DecoderWeights> LoadDecoderWeights(
-    const checkpoint::Checkpoint& checkpoint, DType dtype, ThreadPool& pool,
+    const WeightSource& source, DType dtype, ThreadPool& pool,
     const std::function<void(int64_t, int64_t)>& on_progress);
 
 }  // namespace conclave::model

@@ -1,123 +1,23 @@
 #include "conclave/model/linear.h"
 
-#include <atomic>
-#include <cmath>
-#include <numeric>
-
 #include "conclave/base/check.h"
 #include "conclave/base/status.h"
 #include "conclave/kernels/elementwise.h"
 
 namespace conclave::model {
-namespace {
-
-constexpr int64_t kScanChunk = int64_t{1} << 20;
-
-template <typename Word>
-bool HasNonfinite(const Word* words, int64_t count, Word mask) {
-  bool found = false;
-  for (int64_t i = 0; i < count; ++i) {
-    found |= (words[i] & mask) == mask;
-  }
-  return found;
-}
-
-// The packing kernels read aligned f32, bf16 and f16; f64, and what archives of torch.save leave
-// unaligned, are converted first.
-bool IsReadInPlace(const checkpoint::TensorView& tensor) {
-  return tensor.dtype != DType::kF64 &&
-         reinterpret_cast<uintptr_t>(tensor.bytes.data()) % SizeOf(tensor.dtype) == 0;
-}
-
-absl::Status CheckFinite(const checkpoint::TensorView& tensor, ThreadPool& pool) {
-  const int64_t count = tensor.num_elements();
-  std::atomic<bool> found{false};
-  pool.ParallelFor((count + kScanChunk - 1) / kScanChunk, [&](int64_t task) {
-    const int64_t first = task * kScanChunk;
-    const int64_t n = std::min(kScanChunk, count - first);
-    bool bad = false;
-    if (tensor.dtype == DType::kF32) {
-      bad = HasNonfinite(reinterpret_cast<const uint32_t*>(tensor.bytes.data()) + first, n,
-                         0x7f800000u);
-    } else {
-      const uint16_t mask = tensor.dtype == DType::kBf16 ? 0x7f80 : 0x7c00;
-      bad = HasNonfinite(reinterpret_cast<const uint16_t*>(tensor.bytes.data()) + first, n, mask);
-    }
-    if (bad) {
-      found.store(true, std::memory_order_relaxed);
-    }
-  });
-  if (found.load()) {
-    return InvalidArgument("tensor_nonfinite",
-                           std::string(tensor.file) + ": tensor " + std::string(tensor.name) +
-                               ": holds NaN or infinity; expected finite weights");
-  }
-  return absl::OkStatus();
-}
-
-}  // namespace
-
-absl::Status PackTensor(const checkpoint::Checkpoint& checkpoint, const std::string& name,
-                        std::span<const int64_t> shape, kernels::PackedMatrix& matrix,
-                        int64_t first_row, ThreadPool& pool) {
-  CONCLAVE_ASSIGN_OR_RETURN(const checkpoint::TensorView tensor, checkpoint.Require(name, shape));
-  const int64_t rows = shape[0];
-  const int64_t k = matrix.k();
-  CONCLAVE_CHECK(rows * k == tensor.num_elements() && first_row + rows <= matrix.n());
-  if (!IsReadInPlace(tensor)) {
-    CONCLAVE_ASSIGN_OR_RETURN(const std::vector<float> values, checkpoint::ToFloats(tensor));
-    matrix.PackRows(first_row, MatView<const float>(values.data(), rows, k, k), pool);
-    checkpoint.Release(tensor);
-    return absl::OkStatus();
-  }
-  CONCLAVE_RETURN_IF_ERROR(CheckFinite(tensor, pool));
-  const std::byte* bytes = tensor.bytes.data();
-  switch (tensor.dtype) {
-    case DType::kF32:
-      matrix.PackRows(
-          first_row, MatView<const float>(reinterpret_cast<const float*>(bytes), rows, k, k), pool);
-      break;
-    case DType::kBf16:
-      matrix.PackRows(first_row,
-                      MatView<const Bf16>(reinterpret_cast<const Bf16*>(bytes), rows, k, k), pool);
-      break;
-    default:
-      matrix.PackRowsF16(
-          first_row, MatView<const uint16_t>(reinterpret_cast<const uint16_t*>(bytes), rows, k, k),
-          pool);
-      break;
-  }
-  checkpoint.Release(tensor);
-  return absl::OkStatus();
-}
-
-absl::StatusOr<std::vector<float>> LoadFloats(const checkpoint::Checkpoint& checkpoint,
-                                              const std::string& name,
-                                              std::span<const int64_t> shape) {
-  CONCLAVE_ASSIGN_OR_RETURN(const checkpoint::TensorView tensor, checkpoint.Require(name, shape));
-  return checkpoint::ToFloats(tensor);
-}
-
-absl::StatusOr<Linear> LoadLinear(const checkpoint::Checkpoint& checkpoint,
-                                  std::span<const LinearPart> parts, int64_t k, bool has_bias,
-                                  DType dtype, ThreadPool& pool) {
-  const int64_t n =
-      std::accumulate(parts.begin(), parts.end(), int64_t{0},
-                      [](int64_t sum, const LinearPart& part) { return sum + part.rows; });
-  Linear linear;
-  linear.weight = kernels::PackedMatrix(n, k, dtype);
-  int64_t first_row = 0;
+absl::StatusOr<Linear> LoadLinear(const WeightSource& source, std::span<const LinearPart> parts,
+                                  int64_t k, bool has_bias, DType dtype, ThreadPool& pool) {
+  std::vector<MatrixPart> weights;
   for (const LinearPart& part : parts) {
-    const int64_t weight_shape[] = {part.rows, k};
-    CONCLAVE_RETURN_IF_ERROR(PackTensor(checkpoint, part.name + ".weight", weight_shape,
-                                        linear.weight, first_row, pool));
-    if (has_bias) {
-      const int64_t bias_shape[] = {part.rows};
-      CONCLAVE_ASSIGN_OR_RETURN(const std::vector<float> bias,
-                                LoadFloats(checkpoint, part.name + ".bias", bias_shape));
-      linear.bias.insert(linear.bias.end(), bias.begin(), bias.end());
-    }
-    first_row += part.rows;
+    weights.push_back({part.name + ".weight", {part.rows, k}});
+  }
+  Linear linear;
+  CONCLAVE_ASSIGN_OR_RETURN(linear.weight, source.Matrix(weights, k, dtype, pool));
+  for (size_t i = 0; has_bias && i < parts.size(); ++i) {
+    const int64_t shape[] = {parts[i].rows};
+    CONCLAVE_ASSIGN_OR_RETURN(const std::vector<float> bias,
+                              source.Floats(parts[i].name + ".bias", shape));
+    linear.bias.insert(linear.bias.end(), bias.begin(), bias.end());
   }
   return linear;
 }
@@ -129,6 +29,17 @@ GemmScratch::GemmScratch(int64_t max_rows, int64_t max_k, DType dtype) {
   } else if (dtype == DType::kQ8) {
     q8_ = kernels::Q8Scratch(max_rows, max_k);
   }
+}
+
+kernels::ActivatedRows GemmScratch::Rows(int64_t first, int64_t rows, int64_t cols) {
+  kernels::ActivatedRows out;
+  if (max_elements_ > 0) {
+    CONCLAVE_CHECK(first >= 0 && (first + rows) * cols <= max_elements_);
+    out.bf16 = MatView<Bf16>(rounded_.As<Bf16>() + first * cols, rows, cols);
+  } else if (q8_.max_rows() > 0) {
+    out.q8 = q8_.Rows(first, rows, cols);
+  }
+  return out;
 }
 
 void Multiply(const kernels::Context& context, const kernels::PackedMatrix& w,

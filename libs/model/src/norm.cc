@@ -2,18 +2,17 @@
 
 #include "conclave/base/status.h"
 #include "conclave/kernels/elementwise.h"
-#include "conclave/model/linear.h"
 
 namespace conclave::model {
 
-absl::StatusOr<Norm> Norm::Load(const checkpoint::Checkpoint& checkpoint, const std::string& name,
+absl::StatusOr<Norm> Norm::Load(const WeightSource& source, const std::string& name,
                                 const checkpoint::NormSpec& spec, int64_t dim) {
   const int64_t shape[] = {dim};
   Norm norm;
   norm.spec = spec;
-  CONCLAVE_ASSIGN_OR_RETURN(norm.weight, LoadFloats(checkpoint, name + ".weight", shape));
+  CONCLAVE_ASSIGN_OR_RETURN(norm.weight, source.Floats(name + ".weight", shape));
   if (spec.has_bias) {
-    CONCLAVE_ASSIGN_OR_RETURN(norm.bias, LoadFloats(checkpoint, name + ".bias", shape));
+    CONCLAVE_ASSIGN_OR_RETURN(norm.bias, source.Floats(name + ".bias", shape));
   }
   return norm;
 }

@@ -5,8 +5,9 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "conclave/checkpoint/checkpoint.h"
+#include "conclave/checkpoint/model_desc.h"
 #include "conclave/kernels/context.h"
+#include "conclave/model/weight_source.h"
 #include "conclave/tensor/view.h"
 
 namespace conclave::model {
@@ -17,9 +18,8 @@ struct Norm {
   std::vector<float> bias;  // empty: none
 
   // Loads `name`.weight and, where the spec has one, `name`.bias of [dim].
-  static absl::StatusOr<Norm> Load(const checkpoint::Checkpoint& checkpoint,
-                                   const std::string& name, const checkpoint::NormSpec& spec,
-                                   int64_t dim);
+  static absl::StatusOr<Norm> Load(const WeightSource& source, const std::string& name,
+                                   const checkpoint::NormSpec& spec, int64_t dim);
 
   // y may alias x.
   void Apply(const kernels::Context& context, MatView<const float> x, MatView<float> y) const;

@@ -13,11 +13,11 @@
 #include "conclave/model/ffn.h"
 #include "conclave/model/linear.h"
 #include "norm.h"
+#include "tower_weights.h"
 
 namespace conclave::model {
 namespace {
 
-using checkpoint::Checkpoint;
 using checkpoint::ProjectorKind;
 using checkpoint::VisionSpec;
 using kernels::kKvBlockTokens;
@@ -36,70 +36,65 @@ struct TowerWeights {
   std::vector<Linear> projector;
 };
 
-absl::StatusOr<TowerLayer> LoadLayer(const Checkpoint& checkpoint, int32_t index, DType dtype,
+absl::StatusOr<TowerLayer> LoadLayer(const WeightSource& source, int32_t index, DType dtype,
                                      ThreadPool& pool) {
-  const VisionSpec& spec = checkpoint.desc().vision;
+  const VisionSpec& spec = source.desc().vision;
   const int64_t width = spec.hidden_dim;
   const std::string prefix =
-      checkpoint.desc().names.tower + "encoder.layers." + std::to_string(index) + ".";
+      source.desc().names.tower + "encoder.layers." + std::to_string(index) + ".";
   const checkpoint::NormSpec norm{checkpoint::NormKind::kLayerNorm, spec.norm_eps, true};
   TowerLayer layer;
-  CONCLAVE_ASSIGN_OR_RETURN(layer.norm1,
-                            Norm::Load(checkpoint, prefix + "layer_norm1", norm, width));
-  CONCLAVE_ASSIGN_OR_RETURN(layer.norm2,
-                            Norm::Load(checkpoint, prefix + "layer_norm2", norm, width));
+  CONCLAVE_ASSIGN_OR_RETURN(layer.norm1, Norm::Load(source, prefix + "layer_norm1", norm, width));
+  CONCLAVE_ASSIGN_OR_RETURN(layer.norm2, Norm::Load(source, prefix + "layer_norm2", norm, width));
   const LinearPart qkv[] = {{prefix + "self_attn.q_proj", width},
                             {prefix + "self_attn.k_proj", width},
                             {prefix + "self_attn.v_proj", width}};
-  CONCLAVE_ASSIGN_OR_RETURN(layer.qkv, LoadLinear(checkpoint, qkv, width, true, dtype, pool));
+  CONCLAVE_ASSIGN_OR_RETURN(layer.qkv, LoadLinear(source, qkv, width, true, dtype, pool));
   const LinearPart output[] = {{prefix + "self_attn.out_proj", width}};
-  CONCLAVE_ASSIGN_OR_RETURN(layer.output, LoadLinear(checkpoint, output, width, true, dtype, pool));
+  CONCLAVE_ASSIGN_OR_RETURN(layer.output, LoadLinear(source, output, width, true, dtype, pool));
   const LinearPart fc1[] = {{prefix + "mlp.fc1", spec.inner_dim}};
-  CONCLAVE_ASSIGN_OR_RETURN(layer.fc1, LoadLinear(checkpoint, fc1, width, true, dtype, pool));
+  CONCLAVE_ASSIGN_OR_RETURN(layer.fc1, LoadLinear(source, fc1, width, true, dtype, pool));
   const LinearPart fc2[] = {{prefix + "mlp.fc2", width}};
-  CONCLAVE_ASSIGN_OR_RETURN(layer.fc2,
-                            LoadLinear(checkpoint, fc2, spec.inner_dim, true, dtype, pool));
+  CONCLAVE_ASSIGN_OR_RETURN(layer.fc2, LoadLinear(source, fc2, spec.inner_dim, true, dtype, pool));
   return layer;
 }
 
-absl::Status LoadEmbeddings(const Checkpoint& checkpoint, DType dtype, ThreadPool& pool,
+absl::Status LoadEmbeddings(const WeightSource& source, DType dtype, ThreadPool& pool,
                             TowerWeights& weights) {
-  const VisionSpec& spec = checkpoint.desc().vision;
+  const VisionSpec& spec = source.desc().vision;
   const int64_t width = spec.hidden_dim;
-  const std::string prefix = checkpoint.desc().names.tower;
+  const std::string prefix = source.desc().names.tower;
   const int64_t patch_elements = int64_t{3} * spec.patch_size * spec.patch_size;
-  const int64_t patch_shape[] = {width, 3, spec.patch_size, spec.patch_size};
-  weights.patch.weight = kernels::PackedMatrix(width, patch_elements, dtype);
-  CONCLAVE_RETURN_IF_ERROR(PackTensor(checkpoint, prefix + "embeddings.patch_embedding.weight",
-                                      patch_shape, weights.patch.weight, 0, pool));
+  const MatrixPart patch[] = {
+      {prefix + "embeddings.patch_embedding.weight", {width, 3, spec.patch_size, spec.patch_size}}};
+  CONCLAVE_ASSIGN_OR_RETURN(weights.patch.weight,
+                            source.Matrix(patch, patch_elements, dtype, pool));
   const int64_t width_shape[] = {width};
   if (spec.has_patch_bias) {
     CONCLAVE_ASSIGN_OR_RETURN(
-        weights.patch.bias,
-        LoadFloats(checkpoint, prefix + "embeddings.patch_embedding.bias", width_shape));
+        weights.patch.bias, source.Floats(prefix + "embeddings.patch_embedding.bias", width_shape));
   }
   if (spec.has_class_token) {
-    CONCLAVE_ASSIGN_OR_RETURN(
-        weights.class_embedding,
-        LoadFloats(checkpoint, prefix + "embeddings.class_embedding", width_shape));
+    CONCLAVE_ASSIGN_OR_RETURN(weights.class_embedding,
+                              source.Floats(prefix + "embeddings.class_embedding", width_shape));
   }
   const int64_t position_shape[] = {spec.num_positions(), width};
   CONCLAVE_ASSIGN_OR_RETURN(
       weights.position_embedding,
-      LoadFloats(checkpoint, prefix + "embeddings.position_embedding.weight", position_shape));
+      source.Floats(prefix + "embeddings.position_embedding.weight", position_shape));
   if (spec.has_pre_norm) {
     // "pre_layrnorm" is the published spelling.
     CONCLAVE_ASSIGN_OR_RETURN(
         weights.pre_norm,
-        Norm::Load(checkpoint, prefix + "pre_layrnorm",
+        Norm::Load(source, prefix + "pre_layrnorm",
                    {checkpoint::NormKind::kLayerNorm, spec.norm_eps, true}, width));
   }
   return absl::OkStatus();
 }
 
-absl::Status LoadProjector(const Checkpoint& checkpoint, DType dtype, ThreadPool& pool,
+absl::Status LoadProjector(const WeightSource& source, DType dtype, ThreadPool& pool,
                            TowerWeights& weights) {
-  const checkpoint::ModelDesc& desc = checkpoint.desc();
+  const checkpoint::ModelDesc& desc = source.desc();
   const checkpoint::ProjectorSpec& spec = desc.projector;
   const int32_t count = spec.kind == ProjectorKind::kLinear ? 1 : spec.num_linears;
   for (int32_t j = 0; j < count && spec.kind != ProjectorKind::kIdentity; ++j) {
@@ -109,10 +104,27 @@ absl::Status LoadProjector(const Checkpoint& checkpoint, DType dtype, ThreadPool
         spec.kind == ProjectorKind::kLinear ? "" : block + std::to_string(2 * j);
     const LinearPart part[] = {{desc.names.projector + suffix, desc.hidden_dim}};
     const int64_t k = j == 0 ? desc.vision.hidden_dim : desc.hidden_dim;
-    CONCLAVE_ASSIGN_OR_RETURN(Linear linear, LoadLinear(checkpoint, part, k, true, dtype, pool));
+    CONCLAVE_ASSIGN_OR_RETURN(Linear linear, LoadLinear(source, part, k, true, dtype, pool));
     weights.projector.push_back(std::move(linear));
   }
   return absl::OkStatus();
+}
+
+absl::StatusOr<TowerWeights> LoadTower(const WeightSource& source, DType dtype, ThreadPool& pool,
+                                       const std::function<void(int64_t, int64_t)>& on_progress) {
+  const VisionSpec& spec = source.desc().vision;
+  CONCLAVE_CHECK(spec.kind != checkpoint::TowerKind::kNone);
+  TowerWeights weights;
+  CONCLAVE_RETURN_IF_ERROR(LoadEmbeddings(source, dtype, pool, weights));
+  for (int32_t i = 0; i < spec.num_layers_run; ++i) {
+    CONCLAVE_ASSIGN_OR_RETURN(TowerLayer layer, LoadLayer(source, i, dtype, pool));
+    weights.layers.push_back(std::move(layer));
+    if (on_progress != nullptr) {
+      on_progress(i + 1, spec.num_layers_run);
+    }
+  }
+  CONCLAVE_RETURN_IF_ERROR(LoadProjector(source, dtype, pool, weights));
+  return weights;
 }
 
 // Buffers of one picture, allocated once.
@@ -289,23 +301,17 @@ VisionTower::VisionTower(std::unique_ptr<State> state) : state_(std::move(state)
 VisionTower::~VisionTower() = default;
 
 absl::StatusOr<std::unique_ptr<VisionTower>> VisionTower::Load(
-    const Checkpoint& checkpoint, DType mode, const kernels::Context& compute,
+    const checkpoint::Checkpoint& checkpoint, DType mode, const kernels::Context& compute,
     const std::function<void(int64_t, int64_t)>& on_progress) {
-  const checkpoint::ModelDesc& desc = checkpoint.desc();
-  CONCLAVE_CHECK(desc.vision.kind != checkpoint::TowerKind::kNone);
   const DType dtype = RowDtypeOf(mode);
-  TowerWeights weights;
-  CONCLAVE_RETURN_IF_ERROR(LoadEmbeddings(checkpoint, dtype, *compute.pool, weights));
-  for (int32_t i = 0; i < desc.vision.num_layers_run; ++i) {
-    CONCLAVE_ASSIGN_OR_RETURN(TowerLayer layer, LoadLayer(checkpoint, i, dtype, *compute.pool));
-    weights.layers.push_back(std::move(layer));
-    if (on_progress != nullptr) {
-      on_progress(i + 1, desc.vision.num_layers_run);
-    }
-  }
-  CONCLAVE_RETURN_IF_ERROR(LoadProjector(checkpoint, dtype, *compute.pool, weights));
-  return std::unique_ptr<VisionTower>(
-      new VisionTower(std::make_unique<State>(desc, dtype, compute, std::move(weights))));
+  CONCLAVE_ASSIGN_OR_RETURN(TowerWeights weights,
+                            LoadTower(checkpoint, dtype, *compute.pool, on_progress));
+  return std::unique_ptr<VisionTower>(new VisionTower(
+      std::make_unique<State>(checkpoint.desc(), dtype, compute, std::move(weights))));
+}
+
+absl::Status RecordTower(const WeightSource& source, DType mode, ThreadPool& pool) {
+  return LoadTower(source, RowDtypeOf(mode), pool, nullptr).status();
 }
 
 void VisionTower::Encode(std::span<const float> pixels, std::vector<float>& out,

@@ -145,7 +145,7 @@ absl::Status CaseCheck::Load() {
     num_rows += prompt.as_object().at("length").to_number<int32_t>();
   }
   CONCLAVE_ASSIGN_OR_RETURN(model_,
-                            cli::Assembly::Open(folder_ + "/" + Str(case_.at("checkpoint")), ""));
+                            cli::Assembly::Open(folder_ + "/" + Str(case_.at("checkpoint"))));
   cli::AssemblyOptions load;
   load.dtype = DType::kF32;
   load.compute = kernels::Context(options_.isa, pool_);

@@ -20,6 +20,7 @@
 #include "conclave/base/status.h"
 #include "conclave/checkpoint/checkpoint.h"
 #include "conclave/checkpoint/model_summary.h"
+#include "output_folder.h"
 #include "small_model.h"
 #include "synth_parts.h"
 

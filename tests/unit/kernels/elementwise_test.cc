@@ -206,6 +206,23 @@ TEST_P(ElementwiseTest, RotationTurnsPairsOfTheFirstDimensionsOnly) {
   }
 }
 
+TEST_P(ElementwiseTest, AddTermRoundsTheTermAndNotTheSum) {
+  const Matrix<float> y = UniformMatrix(random_, 1, 37);
+  const DenormalsOff denormals_off;
+  for (const bool is_rounded : {false, true}) {
+    std::vector<float> sum(37, 99.0f);
+    AddTerm(context_, y.values, 0.7f, true, is_rounded, sum);
+    AddTerm(context_, y.values, 0.31f, false, is_rounded, sum);
+    for (size_t c = 0; c < sum.size(); ++c) {
+      const float first = 0.7f * y.values[c];
+      const float second = 0.31f * y.values[c];
+      EXPECT_EQ(sum[c], is_rounded ? ToFloat(ToBf16(first)) + ToFloat(ToBf16(second))
+                                   : first + second)
+          << c;
+    }
+  }
+}
+
 TEST_P(ElementwiseTest, AddScaledFusesTheProductAndTheSum) {
   const Matrix<float> x = HostileMatrix(random_, 3, 45);
   Matrix<float> y = HostileMatrix(random_, 3, 45);

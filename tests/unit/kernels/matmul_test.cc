@@ -98,6 +98,81 @@ TEST_P(MatMulTest, F32EqualsTheChainBitByBitOnHostileInputs) {
   }
 }
 
+// The rows that a layer's experts got: none, one, several and tall ones, of one matrix or another.
+constexpr int64_t kRowsOfExperts[] = {1, 0, 5, 64, 2};
+
+TEST_P(MatMulTest, ManyProductsInOneLoopHaveTheBitsOfEachAlone) {
+  constexpr int64_t kInputs = 70;
+  constexpr int64_t kOutputs = 200;
+  std::vector<Matrix<Bf16>> xs;
+  std::vector<Matrix<float>> ys;
+  std::vector<PackedMatrix> ws;
+  const std::vector<float> bias = UniformVector(random_, kOutputs, -1.0f, 1.0f);
+  // More than one loop takes.
+  for (int64_t i = 0; i < 70; ++i) {
+    xs.push_back(Rounded(UniformMatrix(random_, kRowsOfExperts[i % 5], kInputs)));
+    ys.emplace_back(kRowsOfExperts[i % 5], kOutputs);
+    ws.emplace_back(kOutputs, kInputs, DType::kBf16);
+    ws.back().PackRows(0, Rounded(UniformMatrix(random_, kOutputs, kInputs)).View(), pool_);
+  }
+  std::vector<Product<MatView<const Bf16>>> products;
+  for (size_t i = 0; i < xs.size(); ++i) {
+    products.push_back({xs[i].View(), &ws[i], bias, ys[i].View()});
+  }
+  MatMulAll(context_, products);
+  for (size_t i = 0; i < xs.size(); ++i) {
+    Matrix<float> alone(xs[i].rows, kOutputs);
+    MatMul(context_, xs[i].View(), ws[i], bias, alone.View());
+    EXPECT_TRUE(SameBytes(ys[i].values, alone.values)) << i;
+  }
+}
+
+// Gated and plain, to bf16, q8 and f32, against the operations one after another.
+TEST_P(MatMulTest, ActivatedProductsHaveTheBitsOfTheOperationsOneByOne) {
+  constexpr int64_t kInputs = 96;
+  constexpr int64_t kInner = 128;
+  for (const bool is_gated : {true, false}) {
+    const int64_t outputs = is_gated ? 2 * kInner : kInner;
+    PackedMatrix w(outputs, kInputs, DType::kBf16);
+    w.PackRows(0, Rounded(UniformMatrix(random_, outputs, kInputs)).View(), pool_);
+    const std::vector<float> bias = UniformVector(random_, outputs, -1.0f, 1.0f);
+    for (const int64_t rows : kRowsOfExperts) {
+      const Matrix<Bf16> x = Rounded(UniformMatrix(random_, rows, kInputs));
+      Matrix<float> sums(rows, outputs);
+      Matrix<float> expected(rows, kInner);
+      MatMul(context_, x.View(), w, bias, sums.View());
+      if (is_gated) {
+        GatedActivate(context_, Activation::kSilu, sums.View(), expected.View());
+      } else {
+        Activate(context_, Activation::kSilu, sums.View());
+        expected = sums;
+      }
+      Matrix<Bf16> expected_bf16(rows, kInner);
+      RoundToBf16(context_, expected.View(), expected_bf16.View());
+      Q8Scratch expected_scratch(rows, kInner);
+      const Q8Rows expected_q8 = expected_scratch.Quantize(context_, expected.View());
+
+      Matrix<float> scratch(rows, outputs);
+      const Product<MatView<const Bf16>> product{x.View(), &w, bias, scratch.View()};
+      Matrix<float> f32(rows, kInner);
+      Matrix<Bf16> bf16(rows, kInner);
+      Q8Scratch q8_scratch(rows, kInner);
+      const Q8Rows q8 = q8_scratch.Rows(0, rows, kInner);
+      for (const ActivatedRows& out :
+           {ActivatedRows{.f32 = f32.View()}, ActivatedRows{.bf16 = bf16.View()},
+            ActivatedRows{.q8 = q8}}) {
+        MatMulActivated(context_, Activation::kSilu, is_gated, {&product, 1}, {&out, 1});
+      }
+      EXPECT_TRUE(SameBytes(f32.values, expected.values)) << rows << " gated " << is_gated;
+      EXPECT_TRUE(SameBytes(bf16.values, expected_bf16.values)) << rows << " gated " << is_gated;
+      const auto blocks = static_cast<size_t>(rows * q8.num_blocks());
+      EXPECT_TRUE(std::equal(q8.values, q8.values + blocks * kQ8Block, expected_q8.values));
+      EXPECT_TRUE(std::equal(q8.scales, q8.scales + blocks, expected_q8.scales));
+      EXPECT_TRUE(std::equal(q8.sums, q8.sums + blocks, expected_q8.sums));
+    }
+  }
+}
+
 // Both ways to use a dot product, whichever of them this CPU has chosen.
 TEST(MatMulDotTest, TheWayThatThisCpuDoesNotTakeGivesTheSameBytes) {
   if (!IsSupported(Isa::kAvx512Bf16)) {

@@ -353,7 +353,7 @@ TEST(FfnForwardDeathTest, WrongUseIsABrokenInvariant) {
   const FfnWeights exact = Pack(RandomNet(1, spec, true), DType::kF32, pool);
   EXPECT_DEATH(FfnForward(context, exact, MatView<const Bf16>(rounded.data(), 2, kWidth), scratch,
                           MatView<float>(y.data(), 2, kWidth)),
-               "kF32");
+               "kBf16RowsNeedOtherThanF32Weights");
   EXPECT_DEATH(FfnForward(context, weights, MatView<const Bf16>(rounded.data(), 3, kWidth), scratch,
                           MatView<float>(y.data(), 3, kWidth)),
                "max_rows");

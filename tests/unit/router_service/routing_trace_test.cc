@@ -6,8 +6,8 @@
 
 #include <span>
 
+#include "conclave/base/crc32c.h"
 #include "conclave/base/status.h"
-#include "conclave/transport/crc32c.h"
 #include "core_driver.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -171,7 +171,7 @@ TEST(RoutingTraceTest, TextEndsWithItsPart) {
     cut.push_back(static_cast<char>((body.size() - 1) >> (8 * i)));
   }
   cut += body;
-  const uint32_t crc = transport::Crc32c(std::as_bytes(std::span(body.data(), body.size())));
+  const uint32_t crc = Crc32c(std::as_bytes(std::span(body.data(), body.size())));
   for (size_t i = 0; i < 4; ++i) {
     cut.push_back(static_cast<char>(crc >> (8 * i)));
   }

@@ -2,9 +2,10 @@
 //
 // Ops is how a path multiplies bytes; it has
 //   kTileRows, TileVecs(rows)  rows and vectors of the tiles
+//   kGroupBlocks               blocks of a group where many tiles share the weights
 //   IVec                       int32 sums of kVecLanes outputs
 //   Weights, LoadWeights(p)    four weights of each of kVecLanes outputs
-//   Row, kRowBytes             four elements of a row in all lanes, and their bytes as kRow reads
+//   Row, kRowBytes             four elements of a row in all lanes, and their bytes as LoadRow reads
 //   LoadRow(p)                 them from; kExpands says that they are prepared by ExpandRow first
 //   Dot(sum, weights, row)     sum + Σ of the four products, exact
 //   SetSum(value), ToF32(sum)
@@ -12,14 +13,16 @@
 //
 // A tile keeps rows × vectors int32 sums in registers over one block of 32 and adds them to f32
 // sums, which lie in registers where they have room and in L1 otherwise. Groups of blocks come
-// first: their weights stay in L1 while all row tiles pass over them (docs/decisions/0033-q8.md).
+// first: their weights stay in L2, and in L1 for few tiles, while all tiles pass over them
+// (docs/decisions/0033-q8.md).
 #pragma once
 
 namespace conclave::kernels {
 namespace {
 
-// Blocks of one group: 17 KiB of weights, a third of L1 or a bit more.
-inline constexpr int64_t kQ8GroupBlocks = 8;
+// Blocks of a group where few tiles share the weights: 17 KiB of them stay in L1.
+inline constexpr int64_t kQ8FewTiles = 3;
+inline constexpr int64_t kQ8FewBlocks = 8;
 inline constexpr int64_t kQ8Steps = kQ8BlockSize / 4;  // of four elements, per block
 inline constexpr int64_t kQ8AheadBytes = 2 * kQ8PanelBlockBytes;
 
@@ -167,13 +170,14 @@ CONCLAVE_KERNEL_INLINE void RunQ8AnyRows(int64_t rows, const Q8Tile& tile) {
 
 template <typename Ops>
 void MatMulQ8(const Q8PanelJob& job) {
-  constexpr int64_t kGroupBytes = kQ8GroupBlocks * kQ8Steps * Ops::kRowBytes;
+  constexpr int64_t kGroupBytes = Ops::kGroupBlocks * kQ8Steps * Ops::kRowBytes;
   alignas(64) char expanded[Ops::kExpands ? Ops::kTileRows * kGroupBytes : 1];
   const int64_t num_tiles = (job.rows + Ops::kTileRows - 1) / Ops::kTileRows;
+  const int64_t group_blocks = num_tiles <= kQ8FewTiles ? kQ8FewBlocks : Ops::kGroupBlocks;
   int64_t b0 = 0;
   // At least once, so that K = 0 gives the bias.
   do {
-    const int64_t num_blocks = Smaller(kQ8GroupBlocks, job.num_blocks - b0);
+    const int64_t num_blocks = Smaller(group_blocks, job.num_blocks - b0);
     const int64_t bytes = num_blocks * kQ8PanelBlockBytes;
     const char* w = static_cast<const char*>(job.panel) + b0 * kQ8PanelBlockBytes;
     const int64_t lines = kQ8PanelBlockBytes / kLineBytes / num_tiles + 1;

@@ -30,9 +30,11 @@ struct Q8Dot256 : Q8Avx2 {
   using Weights = __m256i;
   using Row = __m256i;
   static constexpr int kTileRows = 6;
-  static constexpr int TileVecs(int rows) { return rows == 1 ? 4 : 2; }
+  static constexpr int TileVecs(int rows) { return rows == 1 ? 8 : rows == 2 ? 4 : 2; }
   static constexpr int kSpareRegisters(int vecs) { return vecs + 1; }
   static constexpr int64_t kRowBytes = 4;
+  // Half a MiB of weights.
+  static constexpr int64_t kGroupBlocks = 256;
   static constexpr bool kExpands = false;
 
   static CONCLAVE_KERNEL_INLINE Weights LoadWeights(const char* p) { return LoadBytes(p); }
@@ -53,9 +55,11 @@ struct Q8Madd256 : Q8Avx2 {
   using Weights = Pairs;
   using Row = Pairs;
   static constexpr int kTileRows = 4;
-  static constexpr int TileVecs(int rows) { return rows == 1 ? 4 : 2; }
+  static constexpr int TileVecs(int rows) { return rows == 1 ? 8 : rows == 2 ? 4 : 2; }
   static constexpr int kSpareRegisters(int vecs) { return 2 * vecs + 4; }
   static constexpr int64_t kRowBytes = 8;
+  // Expanded rows of a group take 2 KiB each.
+  static constexpr int64_t kGroupBlocks = 32;
   static constexpr bool kExpands = true;
 
   static CONCLAVE_KERNEL_INLINE Weights LoadWeights(const char* p) {
@@ -66,8 +70,12 @@ struct Q8Madd256 : Q8Avx2 {
     return {Broadcast(p), Broadcast(p + 4)};
   }
   static CONCLAVE_KERNEL_INLINE IVec Dot(IVec sum, const Weights& weights, const Row& row) {
-    return _mm256_add_epi32(_mm256_add_epi32(sum, _mm256_madd_epi16(weights.even, row.even)),
-                            _mm256_madd_epi16(weights.odd, row.odd));
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(weights.even, row.even));
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(weights.odd, row.odd));
+    // Integer sums may be regrouped, and the compiler would gather all products of a block before
+    // adding them: far more than there are registers.
+    __asm__("" : "+x"(sum));
+    return sum;
   }
   static CONCLAVE_KERNEL_INLINE void ExpandRow(const int8_t* x, int64_t num_blocks, char* out) {
     for (int64_t b = 0; b < num_blocks; ++b) {

@@ -26,10 +26,12 @@ struct Q8Avx512 {
 struct Q8Dot512 : Q8Avx512 {
   using Weights = __m512i;
   using Row = __m512i;
-  static constexpr int kTileRows = 6;
+  static constexpr int kTileRows = 4;
   static constexpr int TileVecs(int /*rows*/) { return 4; }
   static constexpr int kSpareRegisters(int vecs) { return vecs + 1; }
   static constexpr int64_t kRowBytes = 4;
+  // Half a MiB of weights.
+  static constexpr int64_t kGroupBlocks = 256;
   static constexpr bool kExpands = false;
 
   static CONCLAVE_KERNEL_INLINE Weights LoadWeights(const char* p) { return _mm512_loadu_si512(p); }
@@ -50,9 +52,11 @@ struct Q8Madd512 : Q8Avx512 {
   using Weights = Pairs;
   using Row = Pairs;
   static constexpr int kTileRows = 6;
-  static constexpr int TileVecs(int rows) { return rows <= 3 ? 4 : 2; }
+  static constexpr int TileVecs(int rows) { return rows <= 4 ? 4 : 2; }
   static constexpr int kSpareRegisters(int vecs) { return 2 * vecs + 4; }
   static constexpr int64_t kRowBytes = 8;
+  // Expanded rows of a group take 2 KiB each.
+  static constexpr int64_t kGroupBlocks = 32;
   static constexpr bool kExpands = true;
 
   static CONCLAVE_KERNEL_INLINE Weights LoadWeights(const char* p) {
@@ -63,8 +67,12 @@ struct Q8Madd512 : Q8Avx512 {
     return {Broadcast(p), Broadcast(p + 4)};
   }
   static CONCLAVE_KERNEL_INLINE IVec Dot(IVec sum, const Weights& weights, const Row& row) {
-    return _mm512_add_epi32(_mm512_add_epi32(sum, _mm512_madd_epi16(weights.even, row.even)),
-                            _mm512_madd_epi16(weights.odd, row.odd));
+    sum = _mm512_add_epi32(sum, _mm512_madd_epi16(weights.even, row.even));
+    sum = _mm512_add_epi32(sum, _mm512_madd_epi16(weights.odd, row.odd));
+    // Integer sums may be regrouped, and the compiler would gather all products of a block before
+    // adding them: far more than there are registers.
+    __asm__("" : "+v"(sum));
+    return sum;
   }
   static CONCLAVE_KERNEL_INLINE void ExpandRow(const int8_t* x, int64_t num_blocks, char* out) {
     for (int64_t b = 0; b < num_blocks; ++b) {

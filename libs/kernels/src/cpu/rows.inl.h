@@ -117,6 +117,21 @@ void RotateRow(const float* cos, const float* sin, int64_t half, int64_t num_hea
   }
 }
 
+void AddTermRow(const float* y, int64_t n, float weight, bool is_first, bool is_rounded,
+                float* sum) {
+  const V16 factor = Set1(weight);
+  for (int64_t i = 0; i < n; i += 16) {
+    const int64_t lanes = LanesLeft(n, i);
+    V16 term = Mul(factor, LoadN(y + i, lanes));
+    if (is_rounded) {
+      uint16_t rounded[16];
+      StoreBf16N(rounded, term, 16);
+      term = LoadBf16(rounded);
+    }
+    StoreN(sum + i, is_first ? term : Add(LoadN(sum + i, lanes), term), lanes);
+  }
+}
+
 void AddScaledRow(const float* x, int64_t n, float scale, float* y) {
   const V16 factor = Set1(scale);
   for (int64_t i = 0; i < n; i += 16) {

@@ -19,6 +19,7 @@ constexpr KernelTable MakeTable(void (*matmul_bf16)(const PanelJob& job),
   table.round_to_bf16 = RoundRow;
   table.widen_bf16 = WidenRow;
   table.add_scaled = AddScaledRow;
+  table.add_term = AddTermRow;
   table.activate[0] = ActivateRow<Silu>;
   table.activate[1] = ActivateRow<GeluTanh>;
   table.activate[2] = ActivateRow<GeluErf>;

@@ -16,6 +16,8 @@
 
 namespace conclave::checkpoint {
 
+class PackedFile;
+
 // One stored tensor. `bytes` are row-major, point into the mapped file (or a copy of what that
 // holds in another order) and live as long as the Checkpoint. In archives of torch.save they need
 // not be aligned.
@@ -37,7 +39,12 @@ struct OpenOptions {
   // A folder without conclave-manifest.json (manifest.h) is refused. With one, required or not,
   // config.json and every tensor that Require gives are compared with it, but for a tower's that
   // came from another folder: "model_hash_mismatch".
+  // Of a packed folder config.json, the index and every entry that is taken are compared.
   bool require_manifest = false;
+  // Packed folders alone (PackedOptions): compare each entry's checksum when it is taken.
+  bool verify_weights = false;
+  // Packed folders alone: read entries into memory of this process instead of mapping them.
+  bool copy_weights = false;
 };
 
 // Immutable after Open; any thread.
@@ -47,7 +54,8 @@ class Checkpoint {
   // against the tensors that the config implies (tensor_list.h); touches no weights. Only regular
   // files inside the folder are opened. Weights are model.safetensors, or the shards that
   // model.safetensors.index.json names, or, when there is neither, pytorch_model.bin or the shards
-  // of pytorch_model.bin.index.json, of which nothing is executed (torch_zip.h). Every error names
+  // of pytorch_model.bin.index.json, of which nothing is executed (torch_zip.h); before all of these
+  // comes the packed file of `conclave pack`. Every error names
   // the file, the key or tensor, what was expected and what was found, with the reasons of
   // docs/errors.md ("config_key", "safetensors_truncated", "shard_index", ...).
   static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::string& folder,
@@ -60,6 +68,10 @@ class Checkpoint {
   const std::string& config_text() const;
   // Its warnings name the stored tensors that are not used, too.
   const ModelDesc& desc() const;
+
+  // The weights in the form they are computed with (packed_file.h); null for a checkpoint as
+  // published. With it, tensors() have no bytes, and Require always fails ("packed_form").
+  const PackedFile* packed() const;
 
   // Sorted by name.
   std::span<const TensorView> tensors() const;

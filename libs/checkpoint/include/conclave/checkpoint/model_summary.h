@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -42,6 +43,10 @@ struct WorkerShare {
 struct ModelSummary {
   ModelDesc desc;
   bool has_weights = false;
+  // Of a packed folder: the numeric mode it is for and the bytes of its file. `bytes` below are
+  // then those of the checkpoint that was packed.
+  std::optional<DType> packed_dtype;
+  int64_t packed_bytes = 0;
   int64_t num_tensors = 0;
   ParameterCounts parameters;
   ByteCounts bytes;  // as stored; with absent weights every tensor counts as desc.stored_dtype

@@ -32,6 +32,11 @@ void WidenBf16(const Context& context, MatView<const Bf16> x, MatView<float> y);
 // y += scale * x, as fma(scale, x, y).
 void AddScaled(const Context& context, MatView<const float> x, float scale, MatView<float> y);
 
+// A term of the exact combine (data-plane.md section 4) of one row, on the calling thread: t =
+// weight · y, rounded once to bf16 if `is_rounded`; sum = t for the first term, else sum + t in f32.
+void AddTerm(const Context& context, std::span<const float> y, float weight, bool is_first,
+             bool is_rounded, std::span<float> sum);
+
 enum class Activation {
   kSilu,       // x·σ(x)
   kGeluTanh,   // 0.5x(1 + tanh(√(2/π)(x + 0.044715x³))), as x·σ(2√(2/π)(x + 0.044715x³))

@@ -40,6 +40,10 @@ struct Q8Rows {
   int64_t num_blocks() const { return NumQ8Blocks(cols); }
 };
 
+// out = x quantized; of the same rows and cols.
+void Quantize(const Context& context, MatView<const float> x, const Q8Rows& out);
+void Quantize(const Context& context, MatView<const Bf16> x, const Q8Rows& out);
+
 // Room for quantized rows, allocated once and used for one GEMM input after another.
 class Q8Scratch {
  public:
@@ -50,9 +54,12 @@ class Q8Scratch {
   Q8Rows Quantize(const Context& context, MatView<const float> x);
   Q8Rows Quantize(const Context& context, MatView<const Bf16> x);
 
- private:
-  Q8Rows Rows(int64_t rows, int64_t cols);
+  int64_t max_rows() const { return max_rows_; }
 
+  // Room for rows [first, first + rows) of `cols` elements each.
+  Q8Rows Rows(int64_t first, int64_t rows, int64_t cols);
+
+ private:
   int64_t max_rows_ = 0;
   int64_t max_blocks_ = 0;
   AlignedBuffer values_;

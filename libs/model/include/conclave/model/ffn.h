@@ -3,15 +3,17 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "conclave/checkpoint/checkpoint.h"
+#include "conclave/checkpoint/model_desc.h"
 #include "conclave/kernels/context.h"
 #include "conclave/kernels/elementwise.h"
 #include "conclave/kernels/matmul.h"
 #include "conclave/model/linear.h"
+#include "conclave/model/weight_source.h"
 #include "conclave/tensor/aligned_buffer.h"
 #include "conclave/tensor/view.h"
 
@@ -37,13 +39,20 @@ size_t FfnBytes(const checkpoint::FfnSpec& spec, int64_t io_dim, DType dtype);
 // spec has biases), stored as f32, bf16 or f16, to `dtype` (kF32, kBf16 or kQ8) and releases
 // their pages. `io_dim` is the width of the rows that the network reads and writes, H below.
 // "tensor_missing", "tensor_shape_mismatch", "tensor_dtype", "tensor_nonfinite".
-absl::StatusOr<FfnWeights> LoadFfn(const checkpoint::Checkpoint& checkpoint,
-                                   const std::string& prefix, int64_t io_dim, DType dtype,
-                                   ThreadPool& pool);
+absl::StatusOr<FfnWeights> LoadFfn(const WeightSource& source, const std::string& prefix,
+                                   int64_t io_dim, DType dtype, ThreadPool& pool);
 
 // The same with the model's hidden_dim as width: a dense layer's network.
-absl::StatusOr<FfnWeights> LoadFfn(const checkpoint::Checkpoint& checkpoint,
-                                   const std::string& prefix, DType dtype, ThreadPool& pool);
+absl::StatusOr<FfnWeights> LoadFfn(const WeightSource& source, const std::string& prefix,
+                                   DType dtype, ThreadPool& pool);
+
+// Rows for one network: y [rows, H] f32 = FFN of x [rows, H]. Does not own. Element is float or Bf16.
+template <typename Element>
+struct FfnCall {
+  const FfnWeights* weights = nullptr;
+  MatView<const Element> x;
+  MatView<float> y;  // must not alias x
+};
 
 // Buffers of one FfnForward at a time, for up to `max_rows` rows of `io_dim` elements and networks
 // of one spec and dtype.
@@ -54,24 +63,26 @@ class FfnScratch {
   int64_t max_rows() const { return max_rows_; }
 
  private:
-  template <typename Element>
-  friend void RunFfn(const kernels::Context&, const FfnWeights&, MatView<const Element>,
-                     FfnScratch&, MatView<float>);
-  // The inner rows after the activation, f32: in activated_ for a gated network, else in inner_.
-  MatView<float> Activated(const kernels::Context& context, const FfnWeights& weights,
-                           int64_t rows);
+  friend class FfnRun;
 
   int64_t max_rows_;
-  AlignedBuffer inner_;      // [max_rows, 2F or F] f32
-  AlignedBuffer activated_;  // [max_rows, F] f32; empty for a plain network
-  GemmScratch gemm_;         // of the rows first, then of the activated ones
+  AlignedBuffer inner_;           // [max_rows, 2F or F] f32
+  AlignedBuffer activated_f32_;   // [max_rows, F]; empty where nothing needs them
+  GemmScratch input_;             // x as its products read it
+  GemmScratch activated_;         // likewise the activated rows
 };
 
-// y [rows, H] f32 = FFN of x [rows, H]; more rows than scratch.max_rows() are a broken invariant, as
-// are bf16 rows with f32 weights. f32 rows are rounded or quantized as Multiply does. The activated
-// inner rows are f32, and with bf16 weights rounded to bf16 once, with q8 weights quantized; sums,
-// activation and biases are f32. y must not alias x. A row's bits depend on that row and the weights
-// alone. No allocation.
+// Networks of one spec and dtype, each for its rows, all in two loops over the threads: the rows that
+// were sent to the experts of a layer, sorted by expert. More rows together than scratch.max_rows()
+// are a broken invariant, as are bf16 rows with f32 weights. f32 rows are rounded or quantized as
+// Multiply does; so are the activated inner rows, which are f32 before. Sums, activation and biases
+// are f32. A row's bits depend on that row and the weights alone. No allocation.
+void FfnForwardAll(const kernels::Context& context, std::span<const FfnCall<float>> calls,
+                   FfnScratch& scratch);
+void FfnForwardAll(const kernels::Context& context, std::span<const FfnCall<Bf16>> calls,
+                   FfnScratch& scratch);
+
+// The same for one network.
 void FfnForward(const kernels::Context& context, const FfnWeights& weights, MatView<const float> x,
                 FfnScratch& scratch, MatView<float> y);
 void FfnForward(const kernels::Context& context, const FfnWeights& weights, MatView<const Bf16> x,

@@ -7,9 +7,9 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "conclave/checkpoint/checkpoint.h"
 #include "conclave/kernels/context.h"
 #include "conclave/kernels/matmul.h"
+#include "conclave/model/weight_source.h"
 #include "conclave/tensor/aligned_buffer.h"
 #include "conclave/tensor/view.h"
 
@@ -28,19 +28,6 @@ struct Linear {
   size_t size_bytes() const { return weight.size_bytes() + bias.size() * sizeof(float); }
 };
 
-// Packs the stored tensor `name`, which must be [rows, matrix.k()] after flattening all axes but
-// the first (a patch convolution is such a matrix), into rows [first_row, first_row + rows) of
-// `matrix`, converting its dtype, and tells the kernel that the file pages are not needed any more.
-// "tensor_nonfinite" on NaN or infinity.
-absl::Status PackTensor(const checkpoint::Checkpoint& checkpoint, const std::string& name,
-                        std::span<const int64_t> shape, kernels::PackedMatrix& matrix,
-                        int64_t first_row, ThreadPool& pool);
-
-// The tensor `name` of exactly `shape` as f32 values.
-absl::StatusOr<std::vector<float>> LoadFloats(const checkpoint::Checkpoint& checkpoint,
-                                              const std::string& name,
-                                              std::span<const int64_t> shape);
-
 // One stored linear: `name`.weight [rows, k] and, if `has_bias`, `name`.bias [rows].
 struct LinearPart {
   std::string name;
@@ -49,15 +36,18 @@ struct LinearPart {
 
 // Loads `parts` stacked along the outputs, as one matrix: fused projections share one pass over the
 // input.
-absl::StatusOr<Linear> LoadLinear(const checkpoint::Checkpoint& checkpoint,
-                                  std::span<const LinearPart> parts, int64_t k, bool has_bias,
-                                  DType dtype, ThreadPool& pool);
+absl::StatusOr<Linear> LoadLinear(const WeightSource& source, std::span<const LinearPart> parts,
+                                  int64_t k, bool has_bias, DType dtype, ThreadPool& pool);
 
 // Room for what a GEMM input becomes for weights of one dtype: its bf16 image or its quantized
 // form; nothing in f32. Allocated once, used for one input after another.
 class GemmScratch {
  public:
   GemmScratch(int64_t max_rows, int64_t max_k, DType dtype);
+
+  // Room for rows [first, first + rows) of `cols` elements, in the form that products with such
+  // weights read; none in f32.
+  kernels::ActivatedRows Rows(int64_t first, int64_t rows, int64_t cols);
 
  private:
   friend void Multiply(const kernels::Context&, const kernels::PackedMatrix&,

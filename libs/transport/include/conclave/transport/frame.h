@@ -23,7 +23,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "conclave/transport/crc32c.h"
+#include "conclave/base/crc32c.h"
 #include "conclave/transport/expert_channel.h"
 
 namespace conclave::transport {

@@ -1,11 +1,11 @@
-#include "conclave/transport/crc32c.h"
+#include "conclave/base/crc32c.h"
 
 #include <nmmintrin.h>
 
 #include <array>
 #include <cstring>
 
-namespace conclave::transport {
+namespace conclave {
 namespace {
 
 constexpr uint32_t kReflectedPolynomial = 0x82f63b78;
@@ -80,4 +80,4 @@ uint32_t Crc32cPortable(std::span<const std::byte> bytes, uint32_t crc) {
   return ~ExtendPortable(bytes.data(), bytes.size(), ~crc);
 }
 
-}  // namespace conclave::transport
+}  // namespace conclave

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <span>
 
-namespace conclave::transport {
+namespace conclave {
 
 // `crc` is the result for the bytes before `bytes`, so that Crc32c(b, Crc32c(a)) is the CRC of a
 // followed by b. Uses the CRC32 instruction where the CPU has it. Any thread.
@@ -15,4 +15,4 @@ uint32_t Crc32c(std::span<const std::byte> bytes, uint32_t crc = 0);
 // The same by tables alone (slicing by eight): the reference, and what CPUs without SSE4.2 run.
 uint32_t Crc32cPortable(std::span<const std::byte> bytes, uint32_t crc = 0);
 
-}  // namespace conclave::transport
+}  // namespace conclave

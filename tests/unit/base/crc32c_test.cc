@@ -1,7 +1,7 @@
 // Goal: the CRC is CRC-32C, and the instruction and the tables agree on every length and alignment.
 // Method: published vectors (RFC 3720 B.4 and the check value of the catalogue of CRCs), then
 // seeded random bytes.
-#include "conclave/transport/crc32c.h"
+#include "conclave/base/crc32c.h"
 
 #include <cstring>
 #include <random>
@@ -10,7 +10,7 @@
 
 #include "gtest/gtest.h"
 
-namespace conclave::transport {
+namespace conclave {
 namespace {
 
 std::span<const std::byte> Bytes(std::string_view text) {
@@ -70,4 +70,4 @@ TEST(CrcTest, InstructionEqualsTablesForEveryLengthAndOffset) {
 }
 
 }  // namespace
-}  // namespace conclave::transport
+}  // namespace conclave
