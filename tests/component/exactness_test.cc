@@ -47,7 +47,12 @@ TEST_P(ExactnessTest, LogitsDoNotDependOnHowTheyAreServed) {
   const Served expected = Serve(isa, {}, num_tokens, false);
   ASSERT_EQ(expected.logits.size(), testing::Questions().size());
   int total = expected.num_tokens;
-  for (const Config& config : testing::CoveringConfigs()) {
+  std::vector<Config> configs = testing::CoveringConfigs();
+  if (isa == kernels::Isa::kScalar && dtype == DType::kQ8) {
+    // A minute for what the other modes show on this path; its products are compared below.
+    configs.resize(3);
+  }
+  for (const Config& config : configs) {
     const bool again = config[3] == 1;
     const Served found = Serve(isa, config, num_tokens, again);
     total += found.num_tokens;

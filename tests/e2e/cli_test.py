@@ -44,9 +44,19 @@ class AskTest(conclave.TestCase):
         result = run("ask", "-m", str(conclave.MODEL), sample["question"])
         self.assertEqual((result.returncode, result.stdout), (0, sample["answer"] + "\n"), result)
 
-    def test_f32(self):
-        result = run("ask", "-m", str(conclave.MODEL), "--dtype", "f32", IMAGE, QUESTION)
-        self.assertEqual((result.returncode, result.stdout), (0, ANSWER + "\n"), result)
+    def test_every_dtype(self):
+        for dtype in ("f32", "bf16", "q8"):
+            result = run("ask", "-m", str(conclave.MODEL), "--dtype", dtype, IMAGE, QUESTION)
+            self.assertEqual((result.returncode, result.stdout), (0, ANSWER + "\n"), (dtype, result))
+
+    def test_serve_in_q8_says_so(self):
+        for args in ((), ("--spawn", "2", "--threads", "1")):
+            with conclave.Server("--dtype", "q8", *args) as server:
+                response = server.chat({"model": "demo", "messages": [conclave.user(QUESTION, "four-large.jpg")]})
+                self.assertEqual(response.content, ANSWER, response)
+                self.assertRegex(response.json()["system_fingerprint"], r"^[0-9a-f]{12}-q8-")
+                page = conclave.http_request(server.ready["admin"], "GET", "/metrics").body.decode()
+                self.assertRegex(page, r'conclave_build_info\{[^}]*dtype="q8"')
 
     def test_every_isa_of_this_machine_answers_the_same(self):
         answered = 0
@@ -178,7 +188,7 @@ class FlagsTest(conclave.TestCase):
         for value in ("127.0.0.1:80a", "127.0.0.1:65536", "127.0.0.1:-1", "127.0.0.1", ""):
             self.assert_usage_error("serve", *model, f"--listen={value}", names="--listen")
         for flag, values in {"--threads": ("-1", "1000000", "x"), "--workers": ("0", "-1", "100000"),
-                             "--dtype": ("f64", ""), "--isa": ("avx1024",), "--kv-memory": ("10", "1e30GiB", "-1GiB"),
+                             "--dtype": ("f64", "q4", "Q8", ""), "--isa": ("avx1024",), "--kv-memory": ("10", "1e30GiB", "-1GiB"),
                              "--drain-timeout": ("5", "5 s", "-1s"), "--max-num-seqs": ("0", "-1"),
                              "--prefill-chunk": ("0", "-5"), "--log-format": ("xml",), "--log-level": ("7",)}.items():
             for value in values:

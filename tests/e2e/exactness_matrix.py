@@ -1,13 +1,13 @@
 """Goal: the same request gives the same bits, wherever and beside whatever it is computed.
 
 Method: the axes of target C6 in docs/design/data-plane.md: number of worker processes, channel, size of the batch, what
-happens meanwhile; and whether steps are divided into micro-batches. A row of the matrix is one cluster that answers a batch
+happens meanwhile; whether steps are divided into micro-batches; and the numeric mode, each compared with itself. A row of the matrix is one cluster that answers a batch
 of requests at once; every answer's tokens and the bits of the log probabilities of the twenty most likely tokens at each
 step must be those that one process gave to the same request alone. Rows cover every pair of values of two axes; --all is
 the full product. Embedded rows (`conclave serve` with its experts split over workers in the process) belong to the matrix
 too.
 
-    exactness_matrix.py [--all] [--seed S] [--channels grpc,ucx-shm,ucx-tcp]
+    exactness_matrix.py [--all] [--seed S] [--channels grpc,ucx-shm,ucx-tcp] [--dtype bf16,q8]
 """
 
 import argparse
@@ -32,6 +32,7 @@ CHANNELS = {"grpc": (["--channel", "grpc"], {}), "ucx-shm": (["--channel", "ucx"
 BATCHES = [1, 4, 16, 32]
 EVENTS = ["nothing", "kill", "hedge", "re-place"]
 MICRO_BATCHES = [1, 2]
+DTYPES = ["bf16", "q8"]
 TOKENS = 40
 IMAGE = "four-large.jpg"
 
@@ -98,10 +99,10 @@ class Batch:
 
 
 def run_in_cluster(model_dir: pathlib.Path, workers: int, channel: str, size: int, event: str, parts: int,
-                   indices: list[int]) -> tuple[Batch, dict]:
+                   dtype: str, indices: list[int]) -> tuple[Batch, dict]:
     args, env = CHANNELS[channel]
     more = {"env": env} if env else {}
-    with clusters.Cluster(workers=workers, frontends=1, model=model_dir, args=args,
+    with clusters.Cluster(workers=workers, frontends=1, model=model_dir, args=[*args, "--dtype", dtype],
                           frontend_args=["--micro-batches", str(parts)], **more) as cluster:
         cluster.wait_for_replicas(min(workers, 2))
         # Hedges: now and then a call is late. The others: slow enough for the event to come in the middle.
@@ -140,14 +141,17 @@ def main() -> int:
     parser.add_argument("--all", action="store_true")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--channels", default=",".join(CHANNELS))
+    parser.add_argument("--dtype", default=",".join(DTYPES), help="numeric modes, each compared with itself")
     args = parser.parse_args()
     if not json.loads(conclave.run("version", "--json").stdout).get("failpoints"):
         print("skipped: this build has no failpoints, which make calls late")
         return 77
     channels = args.channels.split(",")
-    axes = [WORKERS, channels, BATCHES, EVENTS, MICRO_BATCHES]
+    dtypes = args.dtype.split(",")
+    axes = [WORKERS, channels, BATCHES, EVENTS, MICRO_BATCHES, dtypes]
     rows = list(itertools.product(*axes)) if args.all else covering(axes, args.seed)
-    embedded = list(itertools.product(WORKERS, BATCHES)) if args.all else [(1, 32), (2, 16), (4, 4)]
+    embedded = (list(itertools.product(WORKERS, BATCHES, dtypes)) if args.all else
+                [(1, 32, dtypes[0]), (2, 16, dtypes[-1]), (4, 4, dtypes[0])])
     rng = random.Random(args.seed)
     tokens, wrong, counts_of_event = 0, [], {}
     begin = time.monotonic()
@@ -156,12 +160,17 @@ def main() -> int:
         made = conclave.run("synth", "--like", "tiny", str(model_dir))
         if made.returncode != 0:
             raise AssertionError(made.stderr)
-        with conclave.Server("--threads", "1", model=model_dir) as server:
-            reference = [key_of(server.chat(body_of(MODEL, index))) for index in range(max(BATCHES) + 8)]
+        references = {}
+        for dtype in dtypes:
+            with conclave.Server("--threads", "1", "--dtype", dtype, model=model_dir) as server:
+                references[dtype] = [key_of(server.chat(body_of(MODEL, index))) for index in range(max(BATCHES) + 8)]
+        if len({tuple(reference) for reference in references.values()}) < len(dtypes):
+            wrong.append("two modes give the same bits: one of them was not used")
 
-        def judge(name: str, batch: Batch, size: int):
+        def judge(name: str, batch: Batch, size: int, dtype: str):
             nonlocal tokens
             known = len(wrong)
+            reference = references[dtype]
             wrong.extend(f"{name}: {failure}" for failure in batch.failures)
             wrong.extend(f"{name}: request {index} has other tokens or logits\n  {key[:300]}\n  {reference[index][:300]}"
                          for index, key in batch.keys.items() if key != reference[index])
@@ -171,16 +180,18 @@ def main() -> int:
             for line in wrong[known:]:
                 print(f"WRONG {line}", flush=True)
 
-        for workers, size in embedded:
-            with conclave.Server("--workers", str(workers), "--threads", "2", model=model_dir) as server:
-                batch = Batch(server, MODEL, rng.sample(range(len(reference)), size))
+        def some(size: int) -> list[int]:
+            return rng.sample(range(max(BATCHES) + 8), size)
+
+        for workers, size, dtype in embedded:
+            with conclave.Server("--workers", str(workers), "--threads", "2", "--dtype", dtype, model=model_dir) as server:
+                batch = Batch(server, MODEL, some(size))
                 batch.wait()
-            judge(f"embedded, {workers} workers, batch {size}", batch, size)
-        for workers, channel, size, event, parts in rows:
-            name = f"{workers} workers, {channel}, batch {size}, {event}, {parts} micro-batches"
-            batch, counts = run_in_cluster(model_dir, workers, channel, size, event, parts,
-                                           rng.sample(range(len(reference)), size))
-            judge(name, batch, size)
+            judge(f"embedded, {workers} workers, batch {size}, {dtype}", batch, size, dtype)
+        for workers, channel, size, event, parts, dtype in rows:
+            name = f"{workers} workers, {channel}, batch {size}, {event}, {parts} micro-batches, {dtype}"
+            batch, counts = run_in_cluster(model_dir, workers, channel, size, event, parts, dtype, some(size))
+            judge(name, batch, size, dtype)
             for what, count in counts.items():
                 counts_of_event.setdefault(event, {}).setdefault(what, 0)
                 counts_of_event[event][what] += int(count)

@@ -59,6 +59,15 @@ class WorkerTest(conclave.TestCase):
             self.assertRegex(result.stderr.splitlines()[-1], "^error: cluster_mismatch: ")
             self.assertEqual(result.stdout, "")
 
+    def test_q8_does_not_mix_with_bf16(self):
+        with clusters.Router() as router, clusters.Worker(router.control, "a", "--dtype", "q8"):
+            for role, code in (("worker", 5), ("frontend", 4)):
+                result = run(role, "--router", router.control, "--model", str(conclave.MODEL), "--listen", "127.0.0.1:0",
+                             "--admin-listen", "127.0.0.1:0", "--dtype", "bf16", timeout=60)
+                self.assertEqual(result.returncode, code, result)
+                self.assertRegex(result.stderr.splitlines()[-1],
+                                 "^error: cluster_mismatch: .*numeric mode: expected q8 .*found bf16 ")
+
     def test_wrong_settings_are_refused(self):
         for args, code, reason in [
                 (("--channel", "ucx", "--listen", "10.0.0.1:0", "--insecure"), 2, "usage"), (("--name", "no spaces"), 2, "usage"),
