@@ -9,6 +9,7 @@
 // from memory, as in a model: what is read in turn is a GiB. onednn_bench.cc adds a comparison with
 // oneDNN where that is installed.
 #include <cstring>
+#include <span>
 
 #include "bench_common.h"
 #include "conclave/kernels/attention.h"
@@ -142,16 +143,18 @@ void GroupedExperts(benchmark::State& state) {
     expert.down.PackRows(0, MatView<const float>(values.data(), kWidth, kInner), setup.pool);
   }
   const std::vector<Bf16> x = ToBf16s(RandomFloats(rows * kExperts * kWidth, 1));
-  model::FfnScratch scratch(spec, kWidth, rows, dtype);
+  model::FfnScratch scratch(spec, kWidth, rows * kExperts, dtype);
   std::vector<float> y(x.size());
+  std::vector<model::FfnCall<Bf16>> calls(kExperts);
   size_t next = 0;
   while (state.KeepRunning()) {
     for (int64_t e = 0; e < kExperts; ++e, next = (next + 1) % experts.size()) {
       const int64_t at = e * rows * kWidth;
-      model::FfnForward(setup.context, experts[next],
-                        MatView<const Bf16>(x.data() + at, rows, kWidth), scratch,
-                        MatView<float>(y.data() + at, rows, kWidth));
+      calls[static_cast<size_t>(e)] = {&experts[next],
+                                       MatView<const Bf16>(x.data() + at, rows, kWidth),
+                                       MatView<float>(y.data() + at, rows, kWidth)};
     }
+    model::FfnForwardAll(setup.context, std::span<const model::FfnCall<Bf16>>(calls), scratch);
     benchmark::DoNotOptimize(y.data());
   }
   SetRates(state, 2.0 * 3.0 * static_cast<double>(rows * kExperts * kWidth * kInner),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import unittest
+import xml.etree.ElementTree
 
 import conclave_process as conclave
 from conclave_process import run
@@ -177,6 +178,52 @@ class CompareTest(conclave.TestCase):
                 result = self.compare("--cases", "prefill", "--", "-x", broken, folder=folder)
                 self.assertEqual((result.returncode, result.stdout), (1, ""), result)
                 self.assertIn(said, result.stderr)
+
+
+class RooflineTest(conclave.TestCase):
+    """bench/roofline.py with the JSON of a made-up run."""
+
+    @staticmethod
+    def document(with_bounds: bool) -> dict:
+        def entry(name: str, **counters: float) -> dict:
+            return {"name": name, "run_type": "iteration", "label": "avx2", **counters}
+
+        bounds = [entry("BoundsBeforeRead/streams:1/prefetch:0/threads:2/iterations:3", **{"B/s": 8e9}),
+                  entry("BoundsAfterRead/streams:8/prefetch:1/threads:2/iterations:3", **{"B/s": 10e9}),
+                  entry("BoundsBeforePeak/isa:1/op:0/threads:2/iterations:1", **{"op/s": 1e11})]
+        gemm = [entry(f"MatMulBf16/isa:1/m:{m}/k:2048/n:5632/threads:{threads}/real_time", **{"op/s": rate, "B/s": rate / m})
+                for m, rate, threads in ((1, 1e10, 2), (64, 1e11, 2), (64, 9e12, 1))]
+        return {"benchmarks": (bounds if with_bounds else []) + gemm}
+
+    def draw(self, document: dict, folder: str) -> subprocess.CompletedProcess:
+        source = pathlib.Path(folder, "kernels.json")
+        source.write_text(json.dumps(document), encoding="utf-8")
+        return subprocess.run([sys.executable, str(conclave.ROOT / "bench" / "roofline.py"), str(source), folder],
+                              capture_output=True, text=True, timeout=60, check=False)
+
+    def test_points_at_the_bounds_lie_on_the_lines(self):
+        with tempfile.TemporaryDirectory() as folder:
+            result = self.draw(self.document(True), folder)
+            self.assertEqual(result.returncode, 0, result)
+            picture = xml.etree.ElementTree.parse(pathlib.Path(folder, "gemm_bf16.svg")).getroot()
+        tag = "{http://www.w3.org/2000/svg}"
+        # The better bounds count: 10 GB/s of reads and 100 Gop/s, with the ridge at 10 operations per byte.
+        start, ridge = (tuple(map(float, word.split())) for word in
+                        picture.find(f"./{tag}path[@class='roof']").get("d").split(" H")[0][1:].split(" L"))
+        points = [(float(mark.get("cx")), float(mark.get("cy"))) for mark in picture.iter(f"{tag}circle")]
+        points, legend = points[:-1], points[-1]
+        self.assertEqual(len(points), 2)  # with all threads; the last is the legend's
+        self.assertLess(legend[1], points[0][1])
+        slope = (ridge[1] - start[1]) / (ridge[0] - start[0])
+        self.assertAlmostEqual(points[0][1], start[1] + slope * (points[0][0] - start[0]), delta=0.5)
+        self.assertAlmostEqual(points[1][1], ridge[1], delta=0.5)
+        self.assertGreater(points[1][0], ridge[0])
+
+    def test_a_run_without_bounds_is_refused(self):
+        with tempfile.TemporaryDirectory() as folder:
+            result = self.draw(self.document(False), folder)
+        self.assertEqual(result.returncode, 3, result)
+        self.assertIn("BoundsBeforeRead", result.stderr)
 
 
 if __name__ == "__main__":
