@@ -7,6 +7,7 @@
 #include <filesystem>
 
 #include "conclave/base/status.h"
+#include "conclave/kernels/matmul.h"
 #include "conclave/model/pack.h"
 #include "exactness.h"
 #include "requests.h"
