@@ -99,6 +99,75 @@ void MatMulF32(benchmark::State& state) {
   SetRates(state, 2.0 * static_cast<double>(m * n * k), static_cast<double>(w.size_bytes()));
 }
 
+// The product alone; QuantizeRows is what its rows cost before.
+void MatMulQ8(benchmark::State& state) {
+  Setup setup(state, 4);
+  const Context& context = setup.context;
+  const int64_t m = state.range(1);
+  const int64_t k = state.range(2);
+  const int64_t n = state.range(3);
+  const std::vector<float> x = RandomFloats(m * k, 1);
+  const std::vector<float> row = RandomFloats(n * k, 2);
+  PackedMatrix w(n, k, DType::kQ8);
+  w.PackRows(0, MatView<const float>(row.data(), n, k), setup.pool);
+  Q8Scratch scratch(m, k);
+  const Q8Rows rows = scratch.Quantize(context, MatView<const float>(x.data(), m, k));
+  std::vector<float> y(static_cast<size_t>(m * n));
+  while (state.KeepRunning()) {
+    MatMul(context, rows, w, {}, MatView<float>(y.data(), m, n));
+    benchmark::DoNotOptimize(y.data());
+  }
+  SetRates(state, 2.0 * static_cast<double>(m * n * k), static_cast<double>(w.size_bytes()));
+}
+
+// `m` rows over `experts` alike, as one call.
+void MatMulQ8Experts(benchmark::State& state) {
+  Setup setup(state, 5);
+  const Context& context = setup.context;
+  const int64_t experts = state.range(1);
+  const int64_t m = state.range(2) / experts;
+  const int64_t k = state.range(3);
+  const int64_t n = state.range(4);
+  const std::vector<float> x = RandomFloats(m * k, 1);
+  const std::vector<float> row = RandomFloats(n * k, 2);
+  std::vector<PackedMatrix> weights;
+  std::vector<Q8Scratch> scratches;
+  std::vector<Product<Q8Rows>> products;
+  std::vector<float> y(static_cast<size_t>(experts * m * n));
+  double bytes = 0.0;
+  for (int64_t e = 0; e < experts; ++e) {
+    weights.emplace_back(n, k, DType::kQ8);
+    weights.back().PackRows(0, MatView<const float>(row.data(), n, k), setup.pool);
+    bytes += static_cast<double>(weights.back().size_bytes());
+    scratches.emplace_back(m, k);
+  }
+  for (int64_t e = 0; e < experts; ++e) {
+    const auto i = static_cast<size_t>(e);
+    products.push_back({.x = scratches[i].Quantize(context, MatView<const float>(x.data(), m, k)),
+                        .w = &weights[i],
+                        .bias = {},
+                        .y = MatView<float>(y.data() + e * m * n, m, n)});
+  }
+  while (state.KeepRunning()) {
+    MatMulAll(context, products);
+    benchmark::DoNotOptimize(y.data());
+  }
+  SetRates(state, 2.0 * static_cast<double>(experts * m * n * k), bytes);
+}
+
+void QuantizeRows(benchmark::State& state) {
+  const Setup setup(state, 3);
+  const int64_t m = state.range(1);
+  const int64_t k = state.range(2);
+  const std::vector<float> x = RandomFloats(m * k, 1);
+  Q8Scratch scratch(m, k);
+  while (state.KeepRunning()) {
+    const Q8Rows rows = scratch.Quantize(setup.context, MatView<const float>(x.data(), m, k));
+    benchmark::DoNotOptimize(rows.values);
+  }
+  state.SetItemsProcessed(state.iterations() * m * k);
+}
+
 // What the memory gives: sums of a buffer far larger than the caches, in as many streams as there
 // are threads.
 void ReadMemory(benchmark::State& state) {
@@ -229,6 +298,17 @@ void MatMulSizes(Definition* definition) {
                           {1, 2048, 32768}});
 }
 
+// The decoder of StableLM-1.6B×4 at a step of 640 routed rows, and few rows per expert.
+void ExpertSizes(Definition* definition) {
+  definition->ArgNames({"isa", "experts", "m", "k", "n", "threads"});
+  OnAllPaths(definition, {{4, 640, 2048, 5632}, {4, 16, 2048, 5632}});
+}
+
+void QuantizeSizes(Definition* definition) {
+  definition->ArgNames({"isa", "m", "k", "threads"});
+  OnAllPaths(definition, {{1, 2048}, {512, 2048}});
+}
+
 void AttentionSizes(Definition* definition) {
   definition->ArgNames({"isa", "rows", "tokens", "heads", "head_dim", "threads"});
   OnAllPaths(definition, {{1, 2048, 32, 80}, {1, 64, 32, 80}, {512, 1024, 32, 80}});
@@ -252,6 +332,9 @@ BENCHMARK(ReadMemory)
     ->Unit(benchmark::kMicrosecond);
 BENCHMARK(MatMulBf16)->Apply(MatMulSizes);
 BENCHMARK(MatMulF32)->Apply(MatMulSizes);
+BENCHMARK(MatMulQ8)->Apply(MatMulSizes);
+BENCHMARK(MatMulQ8Experts)->Apply(ExpertSizes);
+BENCHMARK(QuantizeRows)->Apply(QuantizeSizes);
 BENCHMARK(Attention)->Apply(AttentionSizes);
 BENCHMARK(Elementwise)->Apply(ElementwiseSizes);
 
