@@ -31,8 +31,13 @@ bool HasAvx512Bf16() {
   }();
   return has;
 }
-// Expects HasAvx2, which answers for the registers. Read from CPUID itself: compilers of this age
-// do not know the word.
+KernelTable WithFastestQ8(KernelTable table, Isa isa) {
+  table.matmul_q8 = Q8KernelsFor(isa).back();
+  return table;
+}
+
+}  // namespace
+
 bool HasAvxVnni() {
   uint32_t eax = 0;
   uint32_t ebx = 0;
@@ -41,13 +46,6 @@ bool HasAvxVnni() {
   return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && eax >= 1 &&
          __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax >> 4 & 1u) != 0;
 }
-
-KernelTable WithFastestQ8(KernelTable table, Isa isa) {
-  table.matmul_q8 = Q8KernelsFor(isa).back();
-  return table;
-}
-
-}  // namespace
 
 std::string_view NameOf(Isa isa) {
   switch (isa) {

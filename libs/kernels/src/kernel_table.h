@@ -96,6 +96,10 @@ struct KernelTable {
   int attend_items;
 };
 
+// Expects a CPU with AVX2, whose test answers for the registers. Read from CPUID itself: compilers of
+// this age do not know the word.
+bool HasAvxVnni();
+
 // The q8 GEMMs, each a file with its own instruction set. All give the same bits.
 using Q8Kernel = void (*)(const Q8PanelJob& job);
 void MatMulQ8Scalar(const Q8PanelJob& job);

@@ -1,12 +1,11 @@
 #include "conclave/kernels/peak.h"
 
-#include <cpuid.h>
-
 #include <algorithm>
 #include <array>
 #include <vector>
 
 #include "conclave/base/check.h"
+#include "kernel_table.h"
 
 namespace conclave::kernels {
 namespace {
@@ -76,16 +75,6 @@ void MaddYmm(int64_t iterations, const void* inputs) {
 #undef CONCLAVE_LOAD_YMM
 #undef CONCLAVE_TWELVE
 #undef CONCLAVE_SIX_MADDS
-
-// Leaf 7 of CPUID; the operating system's part is in IsSupported of the path. Not
-// __builtin_cpu_supports: clang 14 does not know AVX-VNNI.
-bool HasAvxVnni() {
-  unsigned eax = 0;
-  unsigned ebx = 0;
-  unsigned ecx = 0;
-  unsigned edx = 0;
-  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & (1U << 4)) != 0;
-}
 
 constexpr double Operations(int sums, int madds) { return kUnrolled * sums * madds * kOpsPerMadd; }
 
