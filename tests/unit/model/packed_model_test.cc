@@ -256,6 +256,8 @@ TEST_F(PackedModelTest, PanelsOfAnotherRevisionAreRefused) {
 TEST_F(PackedModelTest, ManifestVouchesForEveryEntry) {
   const std::string source = folder_.path() + "/source";
   fs::copy(kSource, source);
+  const fs::path tower = fs::path(kSource).parent_path() / "openai";  // what its config names
+  fs::copy(tower, folder_ / "openai", fs::copy_options::recursive);
   checkpoint::WriteFile(fs::path(source) / checkpoint::kManifestFile,
                         checkpoint::ManifestText(*Open(source)).value());
   ASSERT_TRUE(Pack(source, DType::kBf16).ok());
