@@ -189,8 +189,8 @@ absl::Status CheckTogether(const service::OptionSet& set, const AskSettings& set
     return absl::OkStatus();
   }
   for (const char* name : {"model", "vision-tower", "verify-weights", "packed-weights", "workers",
-                           "threads", "dtype", "isa", "kv-memory", "max-num-seqs", "max-model-len",
-                           "prefill-chunk", "micro-batches", "inproc-frames"}) {
+                           "threads", "pin", "dtype", "isa", "kv-memory", "max-num-seqs",
+                           "max-model-len", "prefill-chunk", "micro-batches", "inproc-frames"}) {
     if (set.OriginOf(name) == service::Origin::kFlag) {
       return InvalidArgument("usage", "--url and --" + std::string(name) +
                                           " contradict: the server has its own engine");

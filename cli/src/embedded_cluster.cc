@@ -228,7 +228,9 @@ void AddStragglers(observability::Metrics& metrics,
 
 struct EmbeddedCluster::State {
   explicit State(const EmbeddedOptions& embedded)
-      : options(embedded), pool(embedded.num_threads), compute(embedded.isa, pool) {}
+      : options(embedded),
+        pool(embedded.num_threads, embedded.cores),
+        compute(embedded.isa, pool) {}
   ~State() {
     MutexLock lock(loads->mu);
     loads->workers = nullptr;

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "conclave/base/thread_pool.h"
 #include "conclave/frontend/chat.h"
 #include "conclave/frontend/dispatcher.h"
 #include "conclave/frontend/engine.h"
@@ -30,6 +31,7 @@ struct EmbeddedOptions {
   std::string name = "serve";     // of this frontend, in metrics
   int num_workers = 1;
   int num_threads = 1;
+  ThreadPool::Cores cores;     // empty, or one for each thread, which is bound to it
   DType dtype = DType::kBf16;  // the numeric mode: kF32, kBf16 or kQ8
   kernels::Isa isa = kernels::Isa::kScalar;
   int64_t kv_bytes = 0;  // 0: a quarter of what is free, at most what max_num_seqs needs

@@ -80,6 +80,10 @@ void AddComputeOptions(service::OptionSet& set, ComputeSettings& settings) {
                  .help = "instruction set; auto takes the best of this CPU",
                  .group = "Compute"},
                 &settings.isa, {"auto", "scalar", "avx2", "avx512", "avx512-bf16"});
+  set.AddChoice({.name = "pin",
+                 .help = "bind compute threads to cores; auto: where there is one for each thread",
+                 .group = "Compute"},
+                &settings.pin, {"auto", "off"});
 }
 
 void AddEngineOptions(service::OptionSet& set, EngineSettings& settings, bool has_experts) {
@@ -166,6 +170,11 @@ DType DtypeOf(const ComputeSettings& settings) {
   return settings.dtype == "f32" ? DType::kF32 : settings.dtype == "q8" ? DType::kQ8 : DType::kBf16;
 }
 
+ThreadPool::Cores CoresOf(const ComputeSettings& settings) {
+  return settings.pin == "auto" ? service::PinnedCores(service::ReadMachine(), settings.threads)
+                                : ThreadPool::Cores();
+}
+
 absl::StatusOr<std::string> ModelFolder(const ModelSettings& settings,
                                         const Invocation& invocation) {
   if (!settings.model.empty()) {
@@ -186,6 +195,7 @@ absl::StatusOr<EmbeddedOptions> ToEmbedded(const EngineSettings& settings,
   options.open = OpenOptionsOf(settings);
   options.num_workers = settings.workers;
   options.num_threads = settings.threads;
+  options.cores = CoresOf(settings);
   options.dtype = DtypeOf(settings);
   options.kv_bytes = settings.kv_memory.bytes;
   options.max_num_seqs = settings.max_num_seqs;

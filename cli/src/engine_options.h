@@ -7,6 +7,7 @@
 
 #include "absl/status/statusor.h"
 #include "commands.h"
+#include "conclave/base/thread_pool.h"
 #include "conclave/service/machine.h"
 #include "conclave/service/options.h"
 #include "embedded_cluster.h"
@@ -37,6 +38,7 @@ struct ComputeSettings {
   int32_t threads = 1;  // set to DefaultThreads before AddComputeOptions
   std::string dtype;    // empty: what a packed folder holds, else bf16
   std::string isa = "auto";
+  std::string pin = "auto";  // "auto": threads have cores of their own where they are as many
 };
 void AddComputeOptions(service::OptionSet& set, ComputeSettings& settings);
 // "usage", naming --isa, for a path that this CPU lacks.
@@ -46,6 +48,8 @@ DType DtypeOf(const ComputeSettings& settings);
 // another than the one that was asked for. Whatever else is wrong with the folder is for those to
 // say who open it.
 absl::Status SettleDtype(const ModelSettings& model, ComputeSettings& compute);
+// What --pin and --threads mean on this machine; empty: threads are not bound.
+ThreadPool::Cores CoresOf(const ComputeSettings& settings);
 
 struct EngineSettings : ModelSettings, ComputeSettings {
   int32_t workers = 1;

@@ -270,6 +270,8 @@ absl::StatusOr<std::unique_ptr<SpawnedCluster>> SpawnedCluster::Start(
                    "127.0.0.1:0",
                    "--threads",
                    std::to_string(engine.threads),
+                   "--pin",
+                   engine.pin,
                    "--dtype",
                    engine.dtype,
                    "--isa",

@@ -255,7 +255,7 @@ class Worker {
     options.dtype = DtypeOf(settings_.compute);
     options.isa = isa;
     // Not before: the signal mask has to be set when threads start.
-    pool_ = std::make_unique<ThreadPool>(settings_.compute.threads);
+    pool_ = std::make_unique<ThreadPool>(settings_.compute.threads, CoresOf(settings_.compute));
     options.compute = kernels::Context(isa, *pool_);
     options.memory_bytes = settings_.memory.bytes > 0
                                ? settings_.memory.bytes

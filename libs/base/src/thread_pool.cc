@@ -83,7 +83,6 @@ cpu_set_t SetOf(const std::vector<int>& cpus) {
   cpu_set_t set;
   CPU_ZERO(&set);
   for (const int cpu : cpus) {
-    CONCLAVE_CHECK(cpu >= 0 && cpu < CPU_SETSIZE);
     CPU_SET(cpu, &set);
   }
   return set;
@@ -218,6 +217,12 @@ struct ThreadPool::State {
   }
 
   void BindAll(const Cores& cpus_of) {
+    const auto fits = [](int cpu) { return cpu >= 0 && cpu < CPU_SETSIZE; };
+    for (const std::vector<int>& cpus : cpus_of) {
+      if (!std::all_of(cpus.begin(), cpus.end(), fits)) {
+        return;  // A machine beyond what the fixed set holds.
+      }
+    }
     for (size_t core = 0; core < cpus_of.size(); ++core) {
       cores.push_back(SetOf(cpus_of[core]));
       for (const int cpu : cpus_of[core]) {

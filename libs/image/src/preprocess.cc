@@ -1,10 +1,10 @@
 #include <algorithm>
-#include <array>
 #include <cstdint>
 
 #include "conclave/base/check.h"
 #include "conclave/image/image.h"
 #include "resample.h"
+#include "row_ops.h"
 
 namespace conclave::image {
 namespace {
@@ -77,19 +77,12 @@ std::vector<float> Normalize(const RgbImage& resized, const PreprocessSpec& spec
   CheckWellFormed(resized);
   const int64_t num_pixels = int64_t{resized.width} * resized.height;
   std::vector<float> out(static_cast<size_t>(3 * num_pixels));
+  float* plane[3];
   for (int c = 0; c < 3; ++c) {
     CONCLAVE_CHECK(spec.std[c] > 0);
-    // A pixel has 256 values, so the arithmetic is done once for each.
-    std::array<float, 256> value_of{};
-    for (int v = 0; v < 256; ++v) {
-      const auto unit = static_cast<float>(v * (1.0 / 255.0));
-      value_of[static_cast<size_t>(v)] = (unit - spec.mean[c]) / spec.std[c];
-    }
-    float* plane = out.data() + c * num_pixels;
-    for (int64_t i = 0; i < num_pixels; ++i) {
-      plane[i] = value_of[resized.pixels[static_cast<size_t>(3 * i + c)]];
-    }
+    plane[c] = out.data() + c * num_pixels;
   }
+  CurrentRowOps().normalize(resized.pixels.data(), num_pixels, spec.mean, spec.std, plane);
   return out;
 }
 

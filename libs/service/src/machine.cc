@@ -8,7 +8,7 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
-#include <set>
+#include <map>
 #include <sstream>
 #include <string_view>
 #include <thread>
@@ -80,12 +80,18 @@ std::string CoreOf(const std::string& root, int cpu) {
   return core.empty() ? name : ReadSmall(folder + "physical_package_id") + "/" + core;
 }
 
-int CountCores(const std::string& root, const std::vector<int>& cpus) {
-  std::set<std::string> cores;
+// In the order of their first logical CPUs.
+std::vector<std::vector<int>> CoresOf(const std::string& root, const std::vector<int>& cpus) {
+  std::map<std::string, size_t> index;
+  std::vector<std::vector<int>> cores;
   for (const int cpu : cpus) {
-    cores.insert(CoreOf(root, cpu));
+    const auto [found, is_new] = index.emplace(CoreOf(root, cpu), cores.size());
+    if (is_new) {
+      cores.emplace_back();
+    }
+    cores[found->second].push_back(cpu);
   }
-  return std::max(1, static_cast<int>(cores.size()));
+  return cores;
 }
 
 int64_t MemInfo(const std::string& text, std::string_view key) {
@@ -191,7 +197,8 @@ Machine ReadMachine(const std::string& root, const std::vector<int>& cpus) {
   Machine machine;
   ReadCpuInfo(root, machine);
   machine.num_cpus = std::max(1, static_cast<int>(cpus.size()));
-  machine.num_cores = CountCores(root, cpus);
+  machine.cores = CoresOf(root, cpus);
+  machine.num_cores = std::max(1, static_cast<int>(machine.cores.size()));
   machine.cpu_quota = CpuQuota(root);
   const std::string memory = ReadSmall(root + "/proc/meminfo");
   machine.memory_bytes = MemInfo(memory, "MemTotal");
@@ -236,6 +243,12 @@ int DefaultThreads(const Machine& machine) {
     threads = std::min(threads, static_cast<int>(std::floor(*machine.cpu_quota)));
   }
   return std::max(1, threads);
+}
+
+std::vector<std::vector<int>> PinnedCores(const Machine& machine, int threads) {
+  return static_cast<size_t>(std::max(threads, 0)) == machine.cores.size()
+             ? machine.cores
+             : std::vector<std::vector<int>>();
 }
 
 }  // namespace conclave::service

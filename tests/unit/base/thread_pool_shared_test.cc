@@ -255,9 +255,8 @@ TEST(NestedPoolTest, ATaskMayCallAnotherPool) {
   ThreadPool outer(2);
   ThreadPool inner(2);
   std::atomic<int> count{0};
-  outer.ParallelFor(4, [&](int64_t) {
-    inner.ParallelFor(4, [&](int64_t) { count.fetch_add(1); });
-  });
+  outer.ParallelFor(4,
+                    [&](int64_t) { inner.ParallelFor(4, [&](int64_t) { count.fetch_add(1); }); });
   EXPECT_EQ(count.load(), 16);
 }
 

@@ -63,6 +63,29 @@ TEST_F(MachineTest, AffinityLimitsTheCores) {
   EXPECT_EQ(ReadMachine(temp_.path(), {0, 2, 4}).num_cores, 3);
 }
 
+TEST_F(MachineTest, CoresHoldTheirLogicalCpus) {
+  using Cores = std::vector<std::vector<int>>;
+  WriteTopology(8);
+  EXPECT_EQ(Read(4).cores, (Cores{{0, 1}, {2, 3}}));
+  EXPECT_EQ(ReadMachine(temp_.path(), {1, 4, 5}).cores, (Cores{{1}, {4, 5}}));
+}
+
+TEST_F(MachineTest, CoresOfTwoPackagesAreNotOne) {
+  WriteTopology(4);
+  temp_.Write("sys/devices/system/cpu/cpu2/topology/core_id", "0\n");
+  temp_.Write("sys/devices/system/cpu/cpu2/topology/physical_package_id", "1\n");
+  EXPECT_EQ(ReadMachine(temp_.path(), {0, 2}).num_cores, 2);
+}
+
+TEST_F(MachineTest, ThreadsArePinnedOnlyWhereEachHasACore) {
+  WriteTopology(8);
+  const Machine machine = Read(8);
+  EXPECT_EQ(PinnedCores(machine, 4), machine.cores);
+  EXPECT_TRUE(PinnedCores(machine, 3).empty());
+  EXPECT_TRUE(PinnedCores(machine, 5).empty());
+  EXPECT_TRUE(PinnedCores(machine, 0).empty());
+}
+
 TEST_F(MachineTest, WithoutTopologyEveryCpuCounts) { EXPECT_EQ(Read(3).num_cores, 3); }
 
 TEST_F(MachineTest, EmptyRootStillGivesAUsableMachine) {
