@@ -278,9 +278,8 @@ class Bench {
   }
 
   absl::StatusOr<std::unique_ptr<Assembly>> Open() {
-    CONCLAVE_ASSIGN_OR_RETURN(
-        std::unique_ptr<Assembly> model,
-        Assembly::Open(options_.model_dir, options_.open));
+    CONCLAVE_ASSIGN_OR_RETURN(std::unique_ptr<Assembly> model,
+                              Assembly::Open(options_.model_dir, options_.open));
     const checkpoint::ModelDesc& desc = model->desc();
     report_.model = desc.served_name;
     report_.model_type = desc.model_type;

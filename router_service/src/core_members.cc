@@ -401,10 +401,9 @@ void RouterCore::Impl::ForgetReports() {
 
 void RouterCore::Impl::On(const FrontendRegisterEvent& event) {
   const FrontendRegistration& r = event.registration;
-  absl::Status status =
-      mode_ == Mode::kStandby
-          ? Error(absl::StatusCode::kFailedPrecondition, "stale_term", "this router stands by")
-          : CheckFrontend(r);
+  absl::Status status = mode_ == Mode::kStandby ? Error(absl::StatusCode::kFailedPrecondition,
+                                                        "stale_term", "this router stands by")
+                                                : CheckFrontend(r);
   if (status.ok() && static_cast<int32_t>(frontends_.size()) >= options_.frontends_max) {
     status = Error(absl::StatusCode::kResourceExhausted, "placement_too_large",
                    "expected at most " + std::to_string(options_.frontends_max) + " frontends");

@@ -74,7 +74,8 @@ TEST_P(ExactnessTest, LogitsAreThoseOfTheScalarPath) {
 }
 
 INSTANTIATE_TEST_SUITE_P(EveryPath, ExactnessTest,
-                         ::testing::Combine(::testing::Values(DType::kF32, DType::kBf16, DType::kQ8),
+                         ::testing::Combine(::testing::Values(DType::kF32, DType::kBf16,
+                                                              DType::kQ8),
                                             ::testing::ValuesIn(testing::PathsToServe())),
                          [](const auto& param) {
                            std::string name(NameOf(std::get<0>(param.param)));

@@ -2,8 +2,8 @@
 // whole file.
 //
 // Promises: an index is refused with a reason, or its entries lie behind the header and before the
-// index, aligned, of the size that shape and dtype have and without a byte in common, no name twice;
-// and writing it again gives an equal one.
+// index, aligned, of the size that shape and dtype have and without a byte in common, no name
+// twice; and writing it again gives an equal one.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>

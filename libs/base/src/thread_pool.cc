@@ -113,7 +113,8 @@ DenormalsOff::~DenormalsOff() { _mm_setcsr(saved_); }
 // has task num_tasks - n of the loop that is current *then*, and reads which loop that is only
 // afterwards. Until this task is reported done the loop cannot end, so what was read stays true; a
 // worker that comes late finds 0 or less, or a task of the next loop, which it may run as well as
-// any. So nobody enters or leaves a loop, and the caller waits for `pending` tasks, not for threads.
+// any. So nobody enters or leaves a loop, and the caller waits for `pending` tasks, not for
+// threads.
 struct ThreadPool::State {
   // Serializes callers: one loop at a time.
   Mutex loop_mu;

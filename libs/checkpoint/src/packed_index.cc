@@ -77,7 +77,7 @@ class Members {
   std::string_view Text(std::string_view key) {
     const boost::json::value* value = Find(key);
     if (value == nullptr || !value->is_string()) {
-      Fail(key, "a text", value);
+      Refuse(key, "a text", value);
       return {};
     }
     return std::string_view(value->get_string());
@@ -87,7 +87,7 @@ class Members {
     const boost::json::value* value = Find(key);
     if (value == nullptr || !value->is_int64() || value->get_int64() < 0 ||
         value->get_int64() > max) {
-      Fail(key, "a number of 0 to " + std::to_string(max), value);
+      Refuse(key, "a number of 0 to " + std::to_string(max), value);
       return 0;
     }
     return value->get_int64();
@@ -98,7 +98,7 @@ class Members {
     const std::string_view text = Text(key);
     if (status_.ok() && (text.size() != 64 ||
                          text.find_first_not_of("0123456789abcdef") != std::string_view::npos)) {
-      Fail(key, "64 hex digits", Find(key));
+      Refuse(key, "64 hex digits", Find(key));
     }
     return std::string(text);
   }
@@ -106,7 +106,7 @@ class Members {
   DType Dtype(std::string_view key) {
     const DType* dtype = DtypeOfWord(Text(key));
     if (status_.ok() && dtype == nullptr) {
-      Fail(key, "a dtype", Find(key));
+      Refuse(key, "a dtype", Find(key));
     }
     return dtype == nullptr ? DType::kF32 : *dtype;
   }
@@ -115,7 +115,7 @@ class Members {
     static const boost::json::array kEmpty;
     const boost::json::value* value = Find(key);
     if (value == nullptr || !value->is_array()) {
-      Fail(key, "a list", value);
+      Refuse(key, "a list", value);
       return kEmpty;
     }
     return value->get_array();
@@ -130,7 +130,7 @@ class Members {
     return status_;
   }
 
-  void Fail(std::string_view key, const std::string& expected, const boost::json::value* value) {
+  void Refuse(std::string_view key, const std::string& expected, const boost::json::value* value) {
     if (status_.ok()) {
       status_ = Bad(where_ + ": " + std::string(key) + ": expected " + expected + ", found " +
                     (value == nullptr ? "nothing" : Shown(*value)));
@@ -206,7 +206,7 @@ absl::StatusOr<PackedEntry> ParseEntry(const boost::json::value& value, size_t i
   const std::string_view kind = members.Text("kind");
   const auto* found = std::find(kKinds.begin(), kKinds.end(), kind);
   if (members.ok() && found == kKinds.end()) {
-    members.Fail("kind", "matrix, rows or floats", nullptr);
+    members.Refuse("kind", "matrix, rows or floats", nullptr);
   }
   entry.kind = static_cast<PackedKind>(found - kKinds.begin());
   entry.name = std::string(members.Text("name"));
@@ -386,7 +386,7 @@ absl::StatusOr<PackedIndex> ParseIndex(std::string_view text, int64_t index_offs
   PackedIndex index;
   index.dtype = members.Dtype("dtype");
   if (members.ok() && !IsMode(index.dtype)) {
-    members.Fail("dtype", "f32, bf16 or q8", nullptr);
+    members.Refuse("dtype", "f32, bf16 or q8", nullptr);
   }
   index.config_hash = members.Hash("config");
   index.manifest_hash = members.Hash("manifest");

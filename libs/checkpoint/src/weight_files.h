@@ -35,9 +35,9 @@ bool HasWeights(const ModelFolder& folder);
 // adapters, a projector alone, DeepSpeed's own training state (spec 2.4, 2.7).
 absl::Status CheckFolderKind(const ModelFolder& folder);
 
-// A packed file before safetensors and these before torch.save's archives when both are there. kNone when the folder holds no
-// weight file at all; "pickle_refused" or "model_format_unsupported" when it holds only such as are
-// not read, "model_file_missing" for shards without their index.
+// A packed file before safetensors and these before torch.save's archives when both are there.
+// kNone when the folder holds no weight file at all; "pickle_refused" or "model_format_unsupported"
+// when it holds only such as are not read, "model_file_missing" for shards without their index.
 absl::StatusOr<WeightsKind> FindWeights(const ModelFolder& folder);
 
 // Opens, checks and maps them; no tensor stands in two files. "shard_index" for everything in which

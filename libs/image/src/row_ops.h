@@ -37,8 +37,8 @@ inline constexpr int64_t kLineSlack = 3 * kTapsUnit + 32;
 inline constexpr int32_t kLines = 4;
 
 struct RowOps {
-  // out[l][3·i + c] = Clamp(Σ_t weight(i, t) · line[l][3·(first(i) + t) + c]) for the positions i of
-  // [from, to) and kLines lines, RGB. Outputs do not overlap the lines.
+  // out[l][3·i + c] = Clamp(Σ_t weight(i, t) · line[l][3·(first(i) + t) + c]) for the positions i
+  // of [from, to) and kLines lines, RGB. Outputs do not overlap the lines.
   void (*shrink)(const uint8_t* const* lines, const Tap* taps, int32_t from, int32_t to,
                  uint8_t* const* out);
   // out[j] = Clamp(Σ_t weight(t) · in[t · row_bytes + j]) for the columns j of [0, row_bytes) and

@@ -5,10 +5,13 @@
 //   V::kTaps             pixels of a line that it holds as pairs, two in each group
 // A weight is two parts of 16 bits, because the multiply-add of pairs (PMADDWD) takes those. Sums
 // of each part, and their composition, are taken modulo 2^32. The result is right whenever the
-// whole sum fits 32 bits, and it does: the kernel's negative lobes make Σ|weight| at most 1.3 · 2^22
-// (5/4 for two inner and two outer taps half way between pixels, 7/6 for many, and 1.27 at the worst
-// of all pairs of lengths up to 500, near the border), so that the sum and its half lie within 255 · 1.3 · 2^22 + 2^21 < 1.4 · 10^9 < 2^31. A pair is at most
-// 2 · 255 · 2048, far from where PMADDWD saturates.
+// whole sum fits 32 bits, and it does: the kernel's negative lobes make Σ|weight| at most 1.3 ·
+// 2^22 (5/4 for two inner and two outer taps half way between pixels, 7/6 for many, and 1.27 at the
+// worst of all pairs of lengths up to 500, near the border), so that the sum and its half lie
+// within 255 · 1.3 · 2^22 + 2^21 < 1.4 · 10^9 < 2^31. A pair is at most 2 · 255 · 2048, far from
+// where PMADDWD saturates.
+#pragma once
+
 #include <immintrin.h>
 
 #include <cstdint>

@@ -96,8 +96,8 @@ struct KernelTable {
   int attend_items;
 };
 
-// Expects a CPU with AVX2, whose test answers for the registers. Read from CPUID itself: compilers of
-// this age do not know the word.
+// Expects a CPU with AVX2, whose test answers for the registers. Read from CPUID itself: compilers
+// of this age do not know the word.
 bool HasAvxVnni();
 
 // The q8 GEMMs, each a file with its own instruction set. All give the same bits.
@@ -122,8 +122,8 @@ const KernelTable& Avx512Bf16TableFor(bool is_dot_fast);
 // the maker, and the bits of the bf16 GEMM hang on it. Call only on a CPU with AVX-512-BF16.
 bool DotProductKeepsTheOrder();
 
-// Whether VDPBF16PS is worth more than the widening it saves; measured, some 50 us. AMD's Zen 4 and 5
-// issue it like an FMA, Intel's CPUs up to Emerald Rapids at half that rate.
+// Whether VDPBF16PS is worth more than the widening it saves; measured, some 50 us. AMD's Zen 4 and
+// 5 issue it like an FMA, Intel's CPUs up to Emerald Rapids at half that rate.
 bool IsDotProductFast();
 
 }  // namespace conclave::kernels

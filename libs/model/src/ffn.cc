@@ -16,8 +16,8 @@ int64_t UpRows(const checkpoint::FfnSpec& spec) {
   return spec.is_gated ? 2 * int64_t{spec.inner_dim} : int64_t{spec.inner_dim};
 }
 
-// Activated rows of a gated network are kept in f32 where they are the result, and where gate and up
-// are no whole panels, so that the activation needs a loop of its own.
+// Activated rows of a gated network are kept in f32 where they are the result, and where gate and
+// up are no whole panels, so that the activation needs a loop of its own.
 bool NeedsActivatedF32(const checkpoint::FfnSpec& spec, DType dtype) {
   return spec.is_gated && (dtype == DType::kF32 || spec.inner_dim % kernels::kPanelColumns != 0);
 }

@@ -269,9 +269,9 @@ TEST(ModelSummaryTest, LoadedBytesFollowTheDtypeOfMatrices) {
     experts += tensor.part == TensorPart::kExpert ? tensor.num_elements() : 0;
   }
   const int64_t q8 = LoadedBytes(desc, DType::kQ8);
-  EXPECT_NEAR(static_cast<double>(q8),
-              1.0625 * static_cast<double>(quantized) + 2.0 * static_cast<double>(loaded - quantized),
-              1e7);
+  EXPECT_NEAR(
+      static_cast<double>(q8),
+      1.0625 * static_cast<double>(quantized) + 2.0 * static_cast<double>(loaded - quantized), 1e7);
   EXPECT_EQ(q8 - LoadedBytes(desc, DType::kQ8, false), experts / 32 * 34);
 }
 

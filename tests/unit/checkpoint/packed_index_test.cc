@@ -1,5 +1,5 @@
-// Goal: nothing of a packed file's header and index that is not as packed_file.h has it is taken for
-// a good one, and what is good is read back as it was written.
+// Goal: nothing of a packed file's header and index that is not as packed_file.h has it is taken
+// for a good one, and what is good is read back as it was written.
 // Method: a small index is written, changed in one place at a time as text, and parsed.
 #include "packed_index.h"
 

@@ -13,8 +13,7 @@ class WorkerAllocationTest : public ::testing::TestWithParam<DType> {};
 TEST_P(WorkerAllocationTest, ExecuteAllocatesNothing) {
   const auto checkpoint = OpenTiny();
   ASSERT_NE(checkpoint, nullptr);
-  const auto wire =
-      transport::WireDtypeOf(GetParam());
+  const auto wire = transport::WireDtypeOf(GetParam());
   ThreadPool pool(2);
   for (const kernels::Isa isa : kernels::SupportedIsas()) {
     const auto worker =
@@ -31,7 +30,8 @@ TEST_P(WorkerAllocationTest, ExecuteAllocatesNothing) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Dtypes, WorkerAllocationTest, ::testing::Values(DType::kF32, DType::kBf16, DType::kQ8),
+INSTANTIATE_TEST_SUITE_P(Dtypes, WorkerAllocationTest,
+                         ::testing::Values(DType::kF32, DType::kBf16, DType::kQ8),
                          [](const auto& test) { return std::string(NameOf(test.param)); });
 
 }  // namespace

@@ -169,7 +169,8 @@ TEST_P(WorkerBadInputTest, ExpertsThatTheModelDoesNotHaveAreNotLoaded) {
   EXPECT_EQ(reason({unit(0, 1), unit(2, 0), unit(0, 1)}), "placement_duplicate");
 }
 
-INSTANTIATE_TEST_SUITE_P(Dtypes, WorkerBadInputTest, ::testing::Values(DType::kF32, DType::kBf16, DType::kQ8),
+INSTANTIATE_TEST_SUITE_P(Dtypes, WorkerBadInputTest,
+                         ::testing::Values(DType::kF32, DType::kBf16, DType::kQ8),
                          [](const auto& test) { return std::string(NameOf(test.param)); });
 
 // A copy of the tiny checkpoint in which one weight of expert 3 of layer 2 is not a number.

@@ -287,7 +287,8 @@ TEST_P(WorkerSharingTest, AChangedFileIsRefused) {
   EXPECT_EQ(worker->Held().size(), 1u);
 }
 
-INSTANTIATE_TEST_SUITE_P(Dtypes, WorkerSharingTest, ::testing::Values(DType::kF32, DType::kBf16, DType::kQ8),
+INSTANTIATE_TEST_SUITE_P(Dtypes, WorkerSharingTest,
+                         ::testing::Values(DType::kF32, DType::kBf16, DType::kQ8),
                          [](const auto& test) { return std::string(NameOf(test.param)); });
 
 }  // namespace

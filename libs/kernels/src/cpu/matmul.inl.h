@@ -32,9 +32,9 @@ struct Ahead {
   int64_t num_lines = 0;
 };
 
-// Tile `tile` of `num_tiles` over a block of `block_bytes`. A single tile waits for memory itself and
-// asks a little ahead of its reads; several share out the next block, so that memory works as long
-// as they compute.
+// Tile `tile` of `num_tiles` over a block of `block_bytes`. A single tile waits for memory itself
+// and asks a little ahead of its reads; several share out the next block, so that memory works as
+// long as they compute.
 CONCLAVE_KERNEL_INLINE Ahead AheadOf(int64_t tile, int64_t num_tiles, int64_t block_bytes) {
   if (num_tiles == 1) {
     return {kPrefetchBytes, 0, 4};
@@ -82,8 +82,8 @@ struct F32Weights {
   }
 };
 
-// bf16 weights, panel[k / 2][64][2], with x widened to f32 before, the elements of a pair swapped: the
-// odd one, then the even one.
+// bf16 weights, panel[k / 2][64][2], with x widened to f32 before, the elements of a pair swapped:
+// the odd one, then the even one.
 struct WidenedBf16Weights {
   using X = uint16_t;
   using StepX = float;

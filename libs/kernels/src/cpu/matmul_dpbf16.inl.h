@@ -54,8 +54,8 @@ struct DotBf16Weights {
   }
 };
 
-// As much of a panel as stays in a 1 MiB L2 next to the rows of x: 768 KiB. While tiles are few they
-// ask for the next block, and that has to find room beside this one.
+// As much of a panel as stays in a 1 MiB L2 next to the rows of x: 768 KiB. While tiles are few
+// they ask for the next block, and that has to find room beside this one.
 inline constexpr int64_t kDotBlockK = 6144;
 inline constexpr int64_t kDotShortBlockK = 1024;
 

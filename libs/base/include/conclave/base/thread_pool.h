@@ -29,10 +29,10 @@ class ThreadPool {
   //
   // `cores` is empty, and the system places the threads, or has one entry for each thread: then
   // each worker is bound to the CPUs of one core. The calling thread is the caller's and is never
-  // bound: it stays where the system put it, and the worker of that core moves to the free one. Only
-  // for a pool with as many threads as there are cores: several smaller ones that all bind to the
-  // first cores would leave the others idle. Where the system refuses (a CPU that went offline, a
-  // narrower mask), the worker stays unbound.
+  // bound: it stays where the system put it, and the worker of that core moves to the free one.
+  // Only for a pool with as many threads as there are cores: several smaller ones that all bind to
+  // the first cores would leave the others idle. Where the system refuses (a CPU that went offline,
+  // a narrower mask), the worker stays unbound.
   explicit ThreadPool(int num_threads, const Cores& cores = {});
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -40,10 +40,10 @@ class ThreadPool {
 
   int num_threads() const { return num_threads_; }
 
-  // Runs fn(task) for every task in [0, num_tasks) and returns when all are done; what they wrote is
-  // visible then. Any thread may call; loops of different callers take turns, and who waits for its
-  // turn sleeps. `fn` must not call the same pool again: that would wait for itself, and aborts.
-  // No allocation.
+  // Runs fn(task) for every task in [0, num_tasks) and returns when all are done; what they wrote
+  // is visible then. Any thread may call; loops of different callers take turns, and who waits for
+  // its turn sleeps. `fn` must not call the same pool again: that would wait for itself, and
+  // aborts. No allocation.
   template <typename Fn>
   void ParallelFor(int64_t num_tasks, const Fn& fn) {
     Run(

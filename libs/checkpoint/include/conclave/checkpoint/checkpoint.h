@@ -54,8 +54,8 @@ class Checkpoint {
   // against the tensors that the config implies (tensor_list.h); touches no weights. Only regular
   // files inside the folder are opened. Weights are model.safetensors, or the shards that
   // model.safetensors.index.json names, or, when there is neither, pytorch_model.bin or the shards
-  // of pytorch_model.bin.index.json, of which nothing is executed (torch_zip.h); before all of these
-  // comes the packed file of `conclave pack`. Every error names
+  // of pytorch_model.bin.index.json, of which nothing is executed (torch_zip.h); before all of
+  // these comes the packed file of `conclave pack`. Every error names
   // the file, the key or tensor, what was expected and what was found, with the reasons of
   // docs/errors.md ("config_key", "safetensors_truncated", "shard_index", ...).
   static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::string& folder,

@@ -16,8 +16,8 @@ std::string ManifestHash(const Checkpoint& checkpoint);
 // A file of this name in the checkpoint's folder has the SHA-256 of config.json and of every tensor
 // that the model has: {"version": "conclave-manifest-1", "config": hash, "tensors": {name: hash}}.
 // Checkpoint then compares each tensor that it gives out (OpenOptions::require_manifest). That of a
-// packed folder has no tensors but "packed": the SHA-256 of the packed file's index, which has those
-// of all entries.
+// packed folder has no tensors but "packed": the SHA-256 of the packed file's index, which has
+// those of all entries.
 inline constexpr char kManifestFile[] = "conclave-manifest.json";
 
 // The content of that file for `checkpoint`. Reads every byte of it, but of a packed folder the

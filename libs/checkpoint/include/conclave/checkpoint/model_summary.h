@@ -68,8 +68,8 @@ absl::StatusOr<ModelSummary> Inspect(const std::string& folder, int32_t num_work
 // Bytes of all weights that are used once they are loaded in the numeric mode `mode`: vectors and
 // gates in f32, matrices in `mode`, which in kQ8 means 34 bytes per block of 32 inputs for the
 // linears of decoder and experts, and bf16 for embedding, tower and projector. A head that is the
-// embedding too is loaded as both. Without `has_experts` those are elsewhere. A loader compares this
-// with the memory budget before it takes any; buffers and KV come on top.
+// embedding too is loaded as both. Without `has_experts` those are elsewhere. A loader compares
+// this with the memory budget before it takes any; buffers and KV come on top.
 int64_t LoadedBytes(const ModelDesc& desc, DType mode, bool has_experts = true);
 
 // KV cache of one position over all layers, K and V in `dtype`.

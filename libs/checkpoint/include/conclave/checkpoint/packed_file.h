@@ -1,6 +1,6 @@
 // A packed file: the weights of a whole model as they are computed with, for one numeric mode,
-// beside copies of the small files of the checkpoint that it was made from (`conclave pack`). Such a
-// folder is opened like any checkpoint; weights are mapped and not worked on.
+// beside copies of the small files of the checkpoint that it was made from (`conclave pack`). Such
+// a folder is opened like any checkpoint; weights are mapped and not worked on.
 //
 // The file, little-endian (docs/decisions/0035-packed-files.md):
 //   [0, 4096)  header: magic "CONCLAVE-PACKED\0", u32 format version, u32 panel revision, u64 offset
@@ -110,8 +110,8 @@ class PackedFile {
   // kNotFound ("placement_unknown_unit") when absent.
   absl::StatusOr<WeightHash> HashOf(int32_t layer, int32_t expert) const;
 
-  // The bytes of an entry, mapped read-only or copied, 64-byte aligned. Every page is brought in, by
-  // the threads of `pool`, so that a failing disk or a file that was cut is an error here
+  // The bytes of an entry, mapped read-only or copied, 64-byte aligned. Every page is brought in,
+  // by the threads of `pool`, so that a failing disk or a file that was cut is an error here
   // ("model_read_error", "model_changed_during_load") and not a SIGBUS later. Each call is a
   // mapping of its own that ends with its last user: nothing of it then counts as resident.
   // "packed_checksum" or "model_hash_mismatch" where the options ask for a comparison.

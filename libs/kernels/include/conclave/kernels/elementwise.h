@@ -33,7 +33,8 @@ void WidenBf16(const Context& context, MatView<const Bf16> x, MatView<float> y);
 void AddScaled(const Context& context, MatView<const float> x, float scale, MatView<float> y);
 
 // A term of the exact combine (data-plane.md section 4) of one row, on the calling thread: t =
-// weight · y, rounded once to bf16 if `is_rounded`; sum = t for the first term, else sum + t in f32.
+// weight · y, rounded once to bf16 if `is_rounded`; sum = t for the first term, else sum + t in
+// f32.
 void AddTerm(const Context& context, std::span<const float> y, float weight, bool is_first,
              bool is_rounded, std::span<float> sum);
 

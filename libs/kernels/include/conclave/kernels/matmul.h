@@ -113,13 +113,15 @@ struct ActivatedRows {
   MatView<float> f32{};
 };
 
-// Whether MatMulActivated can take gate|up rows stacked in `gate_up`: gate and up both whole panels.
+// Whether MatMulActivated can take gate|up rows stacked in `gate_up`: gate and up both whole
+// panels.
 bool CanActivateGated(const PackedMatrix& gate_up);
 
 // The first half of feed-forward networks: products as MatMulAll, each followed within its tasks by
 // the activation, while the sums are in the cache: outs[i] [M, F] = act(y) with F = N, or gated
-// act(y[:, :F]) · y[:, F:] with N = 2F and CanActivateGated(w). y is scratch and left with anything.
-// The bits are those of MatMul, Activate or GatedActivate, and RoundToBf16 or Q8Scratch::Quantize.
+// act(y[:, :F]) · y[:, F:] with N = 2F and CanActivateGated(w). y is scratch and left with
+// anything. The bits are those of MatMul, Activate or GatedActivate, and RoundToBf16 or
+// Q8Scratch::Quantize.
 void MatMulActivated(const Context& context, Activation activation, bool is_gated,
                      std::span<const Product<MatView<const float>>> products,
                      std::span<const ActivatedRows> outs);

@@ -46,7 +46,8 @@ absl::StatusOr<FfnWeights> LoadFfn(const WeightSource& source, const std::string
 absl::StatusOr<FfnWeights> LoadFfn(const WeightSource& source, const std::string& prefix,
                                    DType dtype, ThreadPool& pool);
 
-// Rows for one network: y [rows, H] f32 = FFN of x [rows, H]. Does not own. Element is float or Bf16.
+// Rows for one network: y [rows, H] f32 = FFN of x [rows, H]. Does not own. Element is float or
+// Bf16.
 template <typename Element>
 struct FfnCall {
   const FfnWeights* weights = nullptr;
@@ -72,11 +73,12 @@ class FfnScratch {
   GemmScratch activated_;        // likewise the activated rows
 };
 
-// Networks of one spec and dtype, each for its rows, all in two loops over the threads: the rows that
-// were sent to the experts of a layer, sorted by expert. More rows together than scratch.max_rows()
-// are a broken invariant, as are bf16 rows with f32 weights. f32 rows are rounded or quantized as
-// Multiply does; so are the activated inner rows, which are f32 before. Sums, activation and biases
-// are f32. A row's bits depend on that row and the weights alone. No allocation.
+// Networks of one spec and dtype, each for its rows, all in two loops over the threads: the rows
+// that were sent to the experts of a layer, sorted by expert. More rows together than
+// scratch.max_rows() are a broken invariant, as are bf16 rows with f32 weights. f32 rows are
+// rounded or quantized as Multiply does; so are the activated inner rows, which are f32 before.
+// Sums, activation and biases are f32. A row's bits depend on that row and the weights alone. No
+// allocation.
 void FfnForwardAll(const kernels::Context& context, std::span<const FfnCall<float>> calls,
                    FfnScratch& scratch);
 void FfnForwardAll(const kernels::Context& context, std::span<const FfnCall<Bf16>> calls,

@@ -1,7 +1,7 @@
-// Where weights come from: a checkpoint as published, whose tensors are packed when they are loaded,
-// a packed folder, whose matrices are taken as they lie in the file, or the first again, with every
-// matrix written to a packed file and dropped. All loaders of this room read through it, so that
-// what they load and what is in a packed file cannot differ.
+// Where weights come from: a checkpoint as published, whose tensors are packed when they are
+// loaded, a packed folder, whose matrices are taken as they lie in the file, or the first again,
+// with every matrix written to a packed file and dropped. All loaders of this room read through it,
+// so that what they load and what is in a packed file cannot differ.
 #pragma once
 
 #include <cstdint>
@@ -41,9 +41,9 @@ class WeightSource {
   const checkpoint::ModelDesc& desc() const { return checkpoint_->desc(); }
 
   // The tensors `parts` stacked along the outputs, k = the elements of one row of each, in panels
-  // of `dtype`. From a checkpoint they are converted, one after another, and the kernel is told that
-  // their file pages are not needed any more; "tensor_nonfinite" on NaN or infinity. From a packed
-  // file: "packed_entry", "packed_dtype", "packed_version".
+  // of `dtype`. From a checkpoint they are converted, one after another, and the kernel is told
+  // that their file pages are not needed any more; "tensor_nonfinite" on NaN or infinity. From a
+  // packed file: "packed_entry", "packed_dtype", "packed_version".
   absl::StatusOr<kernels::PackedMatrix> Matrix(std::span<const MatrixPart> parts, int64_t k,
                                                DType dtype, ThreadPool& pool) const;
 
