@@ -10,6 +10,7 @@
 #include "conclave/base/status.h"
 #include "conclave/checkpoint/packed_file.h"
 #include "conclave/checkpoint/tensor_list.h"
+#include "file.h"
 #include "manifest_file.h"
 #include "model_config.h"
 #include "weight_files.h"
@@ -24,7 +25,6 @@ constexpr size_t kNamedMax = 3;
 
 // Every x86-64 has pages of this size.
 constexpr size_t kPageBytes = 4096;
-constexpr int kReadTries = 3;
 // The kernel reads no more ahead for one piece of advice than the device's read-ahead, by default
 // this.
 constexpr size_t kReadAheadBytes = 128 << 10;

@@ -20,8 +20,6 @@
 namespace conclave::checkpoint {
 namespace {
 
-constexpr int kReadTries = 3;
-
 std::string ErrnoText(int error) { return std::generic_category().message(error); }
 
 // Empty with errno set when `path` does not resolve.

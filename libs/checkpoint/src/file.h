@@ -17,6 +17,9 @@
 
 namespace conclave::checkpoint {
 
+// How often a failing read is tried before it is an error.
+inline constexpr int kReadTries = 3;
+
 // Owns a file descriptor.
 class UniqueFd {
  public:

@@ -17,9 +17,9 @@ namespace conclave::checkpoint {
 namespace {
 
 constexpr std::string_view kMagic("CONCLAVE-PACKED\0", 16);
-constexpr char kReason[] = "packed_index";
+constexpr char kIndexReason[] = "packed_index";
 // An index of 8'000 experts has about 8 MB.
-constexpr int64_t kIndexBytesMax = 64 << 20;
+constexpr int64_t kPackedIndexBytesMax = 64 << 20;
 constexpr JsonLimits kLimits{.depth_max = 5, .values_max = 8'000'000};
 constexpr std::array<std::string_view, 3> kKinds = {"matrix", "rows", "floats"};
 
@@ -40,8 +40,8 @@ uint32_t HeaderCrc(const RawHeader& raw) {
   return Crc32c(std::as_bytes(std::span(&raw, 1)).first(offsetof(RawHeader, header_crc)));
 }
 
-absl::Status Bad(const std::string& why) {
-  return InvalidArgument(kReason, std::string(kPackedFile) + ": index: " + why);
+absl::Status BadIndex(const std::string& why) {
+  return InvalidArgument(kIndexReason, std::string(kPackedFile) + ": index: " + why);
 }
 
 absl::Status BadHeader(const std::string& why) {
@@ -70,7 +70,7 @@ class Members {
   Members(std::string where, const boost::json::value& value)
       : where_(std::move(where)), object_(value.if_object()) {
     if (object_ == nullptr) {
-      status_ = Bad(where_ + ": expected an object, found " + Shown(value));
+      status_ = BadIndex(where_ + ": expected an object, found " + Shown(value));
     }
   }
 
@@ -124,16 +124,16 @@ class Members {
   // Whether all was there, and nothing else.
   absl::Status Finish() {
     if (status_.ok() && num_taken_ != object_->size()) {
-      return Bad(where_ + ": expected " + std::to_string(num_taken_) + " members, found " +
-                 std::to_string(object_->size()));
+      return BadIndex(where_ + ": expected " + std::to_string(num_taken_) + " members, found " +
+                      std::to_string(object_->size()));
     }
     return status_;
   }
 
   void Refuse(std::string_view key, const std::string& expected, const boost::json::value* value) {
     if (status_.ok()) {
-      status_ = Bad(where_ + ": " + std::string(key) + ": expected " + expected + ", found " +
-                    (value == nullptr ? "nothing" : Shown(*value)));
+      status_ = BadIndex(where_ + ": " + std::string(key) + ": expected " + expected + ", found " +
+                         (value == nullptr ? "nothing" : Shown(*value)));
     }
   }
   bool ok() const { return status_.ok(); }
@@ -164,21 +164,21 @@ absl::StatusOr<PackedTensor> ParseTensor(const boost::json::value& value, size_t
   CONCLAVE_RETURN_IF_ERROR(members.Finish());
   const std::string where = "tensor " + Cut(tensor.name) + ": ";
   if (shape.size() > kDimsMax) {
-    return Bad(where + "expected at most " + std::to_string(kDimsMax) + " axes, found " +
-               std::to_string(shape.size()));
+    return BadIndex(where + "expected at most " + std::to_string(kDimsMax) + " axes, found " +
+                    std::to_string(shape.size()));
   }
   if (tensor.dtype == DType::kQ8) {
-    return Bad(where + "q8 is no dtype of a stored tensor");
+    return BadIndex(where + "q8 is no dtype of a stored tensor");
   }
   auto bytes = static_cast<__int128>(SizeOf(tensor.dtype));
   for (const boost::json::value& size : shape) {
     if (!size.is_int64() || size.get_int64() < 0) {
-      return Bad(where + "shape: expected sizes, found " + Shown(size));
+      return BadIndex(where + "shape: expected sizes, found " + Shown(size));
     }
     tensor.shape.push_back(size.get_int64());
     bytes *= size.get_int64();
     if (bytes > INT64_MAX) {
-      return Bad(where + "shape: more bytes than can be counted");
+      return BadIndex(where + "shape: more bytes than can be counted");
     }
   }
   return tensor;
@@ -221,25 +221,26 @@ absl::StatusOr<PackedEntry> ParseEntry(const boost::json::value& value, size_t i
   const std::string where = "entry " + Cut(entry.name) + ": ";
   if (!IsMode(entry.dtype) || (entry.kind == PackedKind::kFloats && entry.dtype != DType::kF32) ||
       (entry.kind == PackedKind::kRows && entry.dtype == DType::kQ8)) {
-    return Bad(where + "dtype: not one of its kind, found " + std::string(NameOf(entry.dtype)));
+    return BadIndex(where + "dtype: not one of its kind, found " +
+                    std::string(NameOf(entry.dtype)));
   }
   if (entry.kind != PackedKind::kMatrix) {
     // Below 2^64: n and k are below 2^31 each, and a element has 4 bytes at most.
     const auto bytes = static_cast<uint64_t>(entry.n) * static_cast<uint64_t>(entry.k);
     if (bytes * SizeOf(entry.dtype) != static_cast<uint64_t>(entry.size_bytes)) {
-      return Bad(where + "bytes: expected those of its shape and dtype, found " +
-                 std::to_string(entry.size_bytes));
+      return BadIndex(where + "bytes: expected those of its shape and dtype, found " +
+                      std::to_string(entry.size_bytes));
     }
   }
   if (entry.offset % PackedAlignment(entry.kind) != 0 || entry.offset < kPackedPage) {
-    return Bad(where + "offset: expected a multiple of " +
-               std::to_string(PackedAlignment(entry.kind)) + " behind the header, found " +
-               std::to_string(entry.offset));
+    return BadIndex(where + "offset: expected a multiple of " +
+                    std::to_string(PackedAlignment(entry.kind)) + " behind the header, found " +
+                    std::to_string(entry.offset));
   }
   if (entry.size_bytes > index_offset - entry.offset) {
-    return Bad(where + "ends at byte " + std::to_string(entry.offset) + " + " +
-               std::to_string(entry.size_bytes) + "; expected before the index at byte " +
-               std::to_string(index_offset));
+    return BadIndex(where + "ends at byte " + std::to_string(entry.offset) + " + " +
+                    std::to_string(entry.size_bytes) + "; expected before the index at byte " +
+                    std::to_string(index_offset));
   }
   return entry;
 }
@@ -249,8 +250,8 @@ template <typename Item, typename Key>
 absl::Status CheckOrder(const std::vector<Item>& items, const char* list, const Key& key) {
   for (size_t i = 1; i < items.size(); ++i) {
     if (!(key(items[i - 1]) < key(items[i]))) {
-      return Bad(std::string(list) + "[" + std::to_string(i) +
-                 "]: expected ascending ones, each once");
+      return BadIndex(std::string(list) + "[" + std::to_string(i) +
+                      "]: expected ascending ones, each once");
     }
   }
   return absl::OkStatus();
@@ -268,7 +269,7 @@ absl::Status CheckOverlap(const std::vector<PackedEntry>& entries) {
             [](const PackedEntry* a, const PackedEntry* b) { return a->offset < b->offset; });
   for (size_t i = 1; i < sorted.size(); ++i) {
     if (sorted[i - 1]->offset + sorted[i - 1]->size_bytes > sorted[i]->offset) {
-      return Bad("entry " + Cut(sorted[i]->name) + ": overlaps " + Cut(sorted[i - 1]->name));
+      return BadIndex("entry " + Cut(sorted[i]->name) + ": overlaps " + Cut(sorted[i - 1]->name));
     }
   }
   return absl::OkStatus();
@@ -334,8 +335,8 @@ absl::StatusOr<PackedHeader> ParseHeader(std::string_view text, int64_t file_byt
       raw.index_bytes != raw.file_bytes - raw.index_offset || raw.panel_revision > INT32_MAX) {
     return BadHeader("the index is not what ends the file");
   }
-  if (raw.index_bytes > static_cast<uint64_t>(kIndexBytesMax)) {
-    return BadHeader("index: too large; expected at most " + std::to_string(kIndexBytesMax) +
+  if (raw.index_bytes > static_cast<uint64_t>(kPackedIndexBytesMax)) {
+    return BadHeader("index: too large; expected at most " + std::to_string(kPackedIndexBytesMax) +
                      " bytes, found " + std::to_string(raw.index_bytes));
   }
   return PackedHeader{.panel_revision = static_cast<int32_t>(raw.panel_revision),
@@ -380,7 +381,7 @@ std::string IndexText(const PackedIndex& index) {
 absl::StatusOr<PackedIndex> ParseIndex(std::string_view text, int64_t index_offset) {
   const absl::StatusOr<boost::json::value> value = ParseStrict(text, kLimits);
   if (!value.ok()) {
-    return Bad("not valid JSON " + MessageOf(value.status()));
+    return BadIndex("not valid JSON " + MessageOf(value.status()));
   }
   Members members("top", *value);
   PackedIndex index;
@@ -427,7 +428,7 @@ absl::StatusOr<PackedParts> ReadPackedParts(const OpenedFile& file) {
   std::string text(static_cast<size_t>(parts.header.index_bytes), '\0');
   CONCLAVE_RETURN_IF_ERROR(ReadExactly(file, parts.header.index_offset, text));
   if (Crc32c(std::as_bytes(std::span(text))) != parts.header.index_crc) {
-    return Bad("damaged: its checksum does not match the header's");
+    return BadIndex("damaged: its checksum does not match the header's");
   }
   CONCLAVE_ASSIGN_OR_RETURN(parts.index, ParseIndex(text, parts.header.index_offset));
   Sha256 hash;

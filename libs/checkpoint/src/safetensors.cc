@@ -18,7 +18,7 @@ constexpr int64_t kLengthBytes = 8;
 // header > tensor > shape, and one to spare.
 constexpr JsonLimits kHeaderLimits{.depth_max = 4, .values_max = 8'000'000};
 
-constexpr std::array<std::pair<std::string_view, DType>, 10> kWords = {{
+constexpr std::array<std::pair<std::string_view, DType>, 10> kDTypeNames = {{
     {"F32", DType::kF32},
     {"BF16", DType::kBf16},
     {"F16", DType::kF16},
@@ -52,7 +52,7 @@ std::optional<int64_t> Natural(const boost::json::value& value) {
 absl::StatusOr<DType> ReadDType(const Place& place, const boost::json::object& entry) {
   const boost::json::value* word = entry.if_contains("dtype");
   if (word != nullptr && word->is_string()) {
-    for (const auto& [name, dtype] : kWords) {
+    for (const auto& [name, dtype] : kDTypeNames) {
       if (std::string_view(word->get_string()) == name) {
         return dtype;
       }
@@ -213,7 +213,7 @@ absl::Status CheckMetadata(const OpenedFile& file, const boost::json::value& met
 }  // namespace
 
 std::string_view FormatWord(DType dtype) {
-  for (const auto& [name, value] : kWords) {
+  for (const auto& [name, value] : kDTypeNames) {
     if (value == dtype) {
       return name;
     }

@@ -20,7 +20,7 @@ constexpr size_t kPieceBytesMax = 12;
 
 // Words of the chat template and of usual questions: each becomes one token, so that prompts have
 // realistic lengths.
-constexpr std::array<std::string_view, 72> kWords = {
+constexpr std::array<std::string_view, 72> kFillerWords = {
     " chat",      " between",   " curious",    " user",
     " and",       " an",        " artificial", " intelligence",
     " assistant", " The",       " gives",      " helpful",
@@ -246,7 +246,7 @@ std::vector<std::string> SynthPieces(int32_t num, uint64_t seed) {
   }
   // A table of a few hundred ranks has no room for them besides the random pieces.
   if (num >= 4096) {
-    for (const std::string_view word : kWords) {
+    for (const std::string_view word : kFillerWords) {
       table.AddWord(word);
     }
   }

@@ -15,6 +15,7 @@
 #include "conclave/base/mutex.h"
 #include "conclave/base/status.h"
 #include "file_output.h"
+#include "zip_directory.h"
 
 namespace conclave::checkpoint {
 namespace {
@@ -22,7 +23,6 @@ namespace {
 // Where torch.save lets the bytes of a storage begin.
 constexpr int64_t kAlignment = 64;
 constexpr int64_t kEntryBytesMax = INT64_C(0xffffffff);
-constexpr int64_t kLocalBytes = 30;
 constexpr int64_t kLocalCrcAt = 14;
 constexpr uint16_t kVersionPlain = 20;
 constexpr uint16_t kVersion64 = 45;
@@ -152,7 +152,7 @@ std::string LocalHeader(const Entry& entry) {
   Put(out, static_cast<uint32_t>(entry.size_bytes));
   Put(out, static_cast<uint16_t>(entry.name.size()));
   const auto padding =
-      entry.offset - entry.begin - kLocalBytes - static_cast<int64_t>(entry.name.size());
+      entry.offset - entry.begin - kZipLocalHeaderBytes - static_cast<int64_t>(entry.name.size());
   Put(out, static_cast<uint16_t>(padding));
   out += entry.name;
   if (padding > 0) {
@@ -246,7 +246,7 @@ void TorchZipWriter::State::Place(const std::string& stem, const std::string& pi
   int64_t directory_bytes = 0;
   for (Entry& entry : entries) {
     entry.begin = at;
-    const int64_t plain = at + kLocalBytes + std::ssize(entry.name);
+    const int64_t plain = at + kZipLocalHeaderBytes + std::ssize(entry.name);
     // A padding field has at least its own four bytes.
     entry.offset =
         plain % kAlignment == 0 ? plain : (plain + 4 + kAlignment - 1) / kAlignment * kAlignment;

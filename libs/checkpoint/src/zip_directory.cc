@@ -18,7 +18,6 @@ constexpr uint32_t kDirectoryMark = 0x02014b50;
 constexpr uint32_t kEndMark = 0x06054b50;
 constexpr uint32_t kEnd64Mark = 0x06064b50;
 constexpr uint32_t kLocatorMark = 0x07064b50;
-constexpr int64_t kLocalBytes = 30;
 constexpr int64_t kDirectoryEntryBytes = 46;
 constexpr int64_t kEndBytes = 22;
 constexpr int64_t kEnd64Bytes = 56;
@@ -208,15 +207,16 @@ absl::StatusOr<Placed> Place(const OpenedFile& file, const Record& record, int64
     return Bad(file, where + "encrypted; expected plain entries");
   }
   if (record.local_offset > static_cast<uint64_t>(limit) ||
-      limit - static_cast<int64_t>(record.local_offset) < kLocalBytes) {
+      limit - static_cast<int64_t>(record.local_offset) < kZipLocalHeaderBytes) {
     return Bad(file, where + "begins outside the archive");
   }
   Placed placed{.entry = {.name = record.name, .offset = 0, .size_bytes = 0},
                 .begin = static_cast<int64_t>(record.local_offset)};
-  CONCLAVE_ASSIGN_OR_RETURN(const std::string local, Read(file, placed.begin, kLocalBytes));
+  CONCLAVE_ASSIGN_OR_RETURN(const std::string local,
+                            Read(file, placed.begin, kZipLocalHeaderBytes));
   const auto name_bytes = static_cast<int64_t>(Short(local, 26));
   placed.entry.offset =
-      placed.begin + kLocalBytes + name_bytes + static_cast<int64_t>(Short(local, 28));
+      placed.begin + kZipLocalHeaderBytes + name_bytes + static_cast<int64_t>(Short(local, 28));
   if (Int(local, 0) != kLocalMark || placed.entry.offset > limit ||
       record.plain_bytes > static_cast<uint64_t>(limit - placed.entry.offset)) {
     return Bad(file, where + "its bytes lie outside the archive; expected " +
@@ -226,7 +226,7 @@ absl::StatusOr<Placed> Place(const OpenedFile& file, const Record& record, int64
   }
   placed.entry.size_bytes = static_cast<int64_t>(record.plain_bytes);
   CONCLAVE_ASSIGN_OR_RETURN(const std::string name,
-                            Read(file, placed.begin + kLocalBytes, name_bytes));
+                            Read(file, placed.begin + kZipLocalHeaderBytes, name_bytes));
   if (name != record.name) {
     return Bad(file, where + "the entry itself has another name, " + name.substr(0, 128));
   }

@@ -12,6 +12,9 @@
 
 namespace conclave::checkpoint {
 
+// Of the header before an entry's name and bytes.
+inline constexpr int64_t kZipLocalHeaderBytes = 30;
+
 struct ZipEntry {
   std::string name;
   int64_t offset = 0;  // of the first byte, from the start of the file
