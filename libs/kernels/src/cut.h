@@ -11,7 +11,7 @@ namespace conclave::kernels {
 inline constexpr int64_t kRowUnit = 6;
 // Rows of a task at most, and at least where there are more: what the kernels keep in L2 beside the
 // weights, and what makes a panel worth fetching.
-inline constexpr int64_t kTaskRowsMax = 240;
+inline constexpr int64_t kTaskRowsMax = 384;
 inline constexpr int64_t kTaskRowsMin = 96;
 inline constexpr int64_t kTaskPanelsMax = 16;
 // Rows from which a task takes several panels: fewer wait for memory and gain nothing by it.

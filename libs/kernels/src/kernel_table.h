@@ -22,6 +22,7 @@ struct PanelJob {
   int64_t k = 0;
   const void* panel = nullptr;  // the first one, as PackedMatrix says
   int64_t panel_bytes = 0;      // from one to the next
+  const void* next = nullptr;   // the panel that this thread likely reads after these, or null
   int64_t cols = 0;             // columns that exist, of all panels together; at least 1
   const float* bias = nullptr;  // [cols] or null
   float* y = nullptr;           // [rows, cols], stride y_stride

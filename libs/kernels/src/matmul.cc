@@ -30,10 +30,11 @@ void Check(const Product<X>& product) {
   CONCLAVE_CHECK(product.bias.empty() || static_cast<int64_t>(product.bias.size()) == w.n());
 }
 
-// Panels [panel, panel + panels) of a product for the rows [row, row + rows).
+// Panels [panel, panel + panels) of a product for the rows [row, row + rows). `next` is the panel
+// that this thread likely reads after them.
 template <typename T>
 void RunPanels(const KernelTable& table, const Product<MatView<const T>>& product, int64_t row,
-               int64_t rows, int64_t panel, int64_t panels) {
+               int64_t rows, int64_t panel, int64_t panels, int64_t next) {
   const PackedMatrix& w = *product.w;
   const int64_t col = panel * kPanelColumns;
   const PanelJob job{.x = product.x.Row(row),
@@ -42,6 +43,7 @@ void RunPanels(const KernelTable& table, const Product<MatView<const T>>& produc
                      .k = w.k(),
                      .panel = w.Panel(panel),
                      .panel_bytes = w.panel_bytes(),
+                     .next = next < w.num_panels() ? w.Panel(next) : nullptr,
                      .cols = std::min(panels * kPanelColumns, w.n() - col),
                      .bias = product.bias.empty() ? nullptr : product.bias.data() + col,
                      .y = product.y.Row(row) + col,
@@ -54,7 +56,7 @@ void RunPanels(const KernelTable& table, const Product<MatView<const T>>& produc
 }
 
 void RunPanels(const KernelTable& table, const Product<Q8Rows>& product, int64_t row, int64_t rows,
-               int64_t panel, int64_t panels) {
+               int64_t panel, int64_t panels, int64_t /*next*/) {
   const PackedMatrix& w = *product.w;
   const int64_t block = row * product.x.num_blocks();
   for (int64_t p = panel; p < panel + panels; ++p) {
@@ -117,7 +119,8 @@ void RunAll(const Context& context, std::span<const Product<X>> products) {
   RunTasks(
       context, products, [&](size_t i) { return products[i].w->num_panels(); },
       [&](size_t i, const Cut::Task& task) {
-        RunPanels(*context.table, products[i], task.row, task.rows, task.panel, task.panels);
+        RunPanels(*context.table, products[i], task.row, task.rows, task.panel, task.panels,
+                  task.panel + task.panels);
       });
 }
 
@@ -154,10 +157,11 @@ void RunActivated(const Context& context, Activation activation, bool is_gated,
         const int64_t col = task.panel * kPanelColumns;
         const int64_t width = is_gated ? half : product.w->n();
         const int64_t cols = std::min(task.panels * kPanelColumns, width - col);
-        RunPanels(table, product, task.row, task.rows, task.panel, task.panels);
+        const int64_t up = task.panel + half / kPanelColumns;
+        RunPanels(table, product, task.row, task.rows, task.panel, task.panels,
+                  is_gated ? up : task.panel + task.panels);
         if (is_gated) {
-          RunPanels(table, product, task.row, task.rows, task.panel + half / kPanelColumns,
-                    task.panels);
+          RunPanels(table, product, task.row, task.rows, up, task.panels, task.panel + task.panels);
         }
         for (int64_t row = task.row; row < task.row + task.rows; ++row) {
           float* y = product.y.Row(row) + col;

@@ -13,16 +13,9 @@ namespace {
 // KiB: half of L1.
 inline constexpr int64_t kBlockK = 512;
 inline constexpr int64_t kPanelStep = 64;  // kPanelColumns: weights per k
-// bf16 without a dot product, tall: rows and panels are widened to f32 block by block, once for
-// all tiles that use them. 64 KiB of weights stream through L1 for each tile, 255 KiB of rows wait
-// in L2 (docs/decisions/0032).
-inline constexpr int64_t kWideBlockK = 256;
-inline constexpr int64_t kWideRowsMax = 240;
-// Rows from which that is faster than widening in every tile.
-inline constexpr int64_t kWideRowsMin = 48;
 // A single tile streams the weights from memory; asking this far ahead bridges the page borders of
 // the hardware prefetcher.
-inline constexpr int64_t kPrefetchBytes = 2048;
+inline constexpr int64_t kPrefetchBytes = 4096;
 
 // What a tile asks for while it computes: `num_lines` of the four cache lines that a panel has per
 // step (a k of f32, a pair of bf16), from `line` on, `distance` bytes ahead.
@@ -49,7 +42,7 @@ template <int kLines>
 CONCLAVE_KERNEL_INLINE void PrefetchLines(const char* p) {
 #pragma GCC unroll 8
   for (int l = 0; l < kLines; ++l) {
-    __builtin_prefetch(p + l * kLineBytes);
+    __builtin_prefetch(p + l * kLineBytes, 0, 2);
   }
 }
 
@@ -262,17 +255,6 @@ CONCLAVE_KERNEL_INLINE void WidenRows(const uint16_t* x, int64_t x_stride, int64
   }
 }
 
-// Widens k / 2 pairs of one panel, whose k is even: out[k][64], the odd element of a pair first.
-CONCLAVE_KERNEL_INLINE void WidenPanel(const uint16_t* w, int64_t k, float* out) {
-  for (int64_t i = 0; i < k; i += 2, w += 2 * kPanelStep, out += 2 * kPanelStep) {
-#pragma GCC unroll 8
-    for (int64_t c = 0; c < kPanelStep; c += kVecLanes) {
-      VecStoreN(out + c, VecOdd(w + 2 * c), kVecLanes);
-      VecStoreN(out + kPanelStep + c, VecEven(w + 2 * c), kVecLanes);
-    }
-  }
-}
-
 // One panel of `job`, as a job of its own.
 CONCLAVE_KERNEL_INLINE PanelJob OnePanel(const PanelJob& job, int64_t panel) {
   PanelJob one = job;
@@ -330,71 +312,7 @@ void MatMulPanels(const PanelJob& job, int64_t block_k) {
   }
 }
 
-// Asks for the `part`-th of `num_parts` parts of a block of weights.
-CONCLAVE_KERNEL_INLINE void PrefetchPart(const void* block, int64_t bytes, int64_t part,
-                                         int64_t num_parts) {
-  const char* p = static_cast<const char*>(block);
-  for (int64_t i = bytes * part / num_parts / kLineBytes * kLineBytes;
-       i < bytes * (part + 1) / num_parts; i += kLineBytes) {
-    __builtin_prefetch(p + i, 0, 2);
-  }
-}
-
-// At most kWideRowsMax rows of bf16, by blocks of K that are widened before: the rows once for all
-// panels of the job, each panel once for all tiles.
-[[maybe_unused]] __attribute__((noinline)) void MatMulWideRows(const PanelJob& job) {
-  // No power of two between rows, lest they all meet in a few sets of the cache.
-  constexpr int64_t kStride = kWideBlockK + 16;
-  alignas(64) float rows_block[kWideRowsMax * kStride];
-  alignas(64) float panel_block[kWideBlockK * kPanelStep];
-  const int64_t num_tiles = (job.rows + kTileRowsMax - 1) / kTileRowsMax;
-  const int64_t num_panels = NumPanels(job);
-  for (int64_t k0 = 0; k0 < job.k; k0 += kWideBlockK) {
-    const int64_t k = Smaller(kWideBlockK, job.k - k0);
-    const int64_t padded_k = (k + 1) / 2 * 2;
-    WidenRows(static_cast<const uint16_t*>(job.x) + k0, job.x_stride, job.rows, k, rows_block,
-              kStride);
-    for (int64_t panel = 0; panel < num_panels; ++panel) {
-      const PanelJob one = OnePanel(job, panel);
-      WidenPanel(static_cast<const uint16_t*>(one.panel) + k0 * kPanelStep, padded_k, panel_block);
-      // The next block comes from memory while the tiles of this one compute.
-      const bool is_last = panel + 1 == num_panels;
-      const int64_t next_k0 = is_last ? k0 + kWideBlockK : k0;
-      const void* next = static_cast<const char*>(job.panel) +
-                         (is_last ? 0 : panel + 1) * job.panel_bytes +
-                         next_k0 * kPanelStep * int64_t{sizeof(uint16_t)};
-      const int64_t next_bytes = next_k0 < job.k ? Smaller(kWideBlockK, job.k - next_k0) *
-                                                       kPanelStep * int64_t{sizeof(uint16_t)}
-                                                 : 0;
-      for (int64_t tile = 0; tile < num_tiles; ++tile) {
-        PrefetchPart(next, next_bytes, tile, num_tiles);
-        const int64_t row = FirstRowOfTile(job.rows, num_tiles, tile);
-        const int64_t rows = FirstRowOfTile(job.rows, num_tiles, tile + 1) - row;
-        RunAnyRows<F32Weights>(rows, {rows_block + row * kStride, kStride, padded_k, panel_block,
-                                      one.cols, one.y + row * job.y_stride, job.y_stride, k0 == 0,
-                                      k0 + k >= job.k ? one.bias : nullptr, Ahead{}});
-      }
-    }
-  }
-}
-
 void MatMulF32(const PanelJob& job) { MatMulPanels<F32Weights>(job, kBlockK); }
-
-[[maybe_unused]] void MatMulWidenedBf16(const PanelJob& job) {
-  if (kTileRowsMax == 1 || job.rows < kWideRowsMin || job.k == 0) {
-    MatMulPanels<WidenedBf16Weights>(job, kBlockK);
-    return;
-  }
-  const int64_t num_parts = (job.rows + kWideRowsMax - 1) / kWideRowsMax;
-  for (int64_t part = 0; part < num_parts; ++part) {
-    const int64_t row = FirstRowOfTile(job.rows, num_parts, part);
-    PanelJob rows = job;
-    rows.x = static_cast<const uint16_t*>(job.x) + row * job.x_stride;
-    rows.rows = FirstRowOfTile(job.rows, num_parts, part + 1) - row;
-    rows.y = job.y + row * job.y_stride;
-    MatMulWideRows(rows);
-  }
-}
 
 }  // namespace
 }  // namespace conclave::kernels

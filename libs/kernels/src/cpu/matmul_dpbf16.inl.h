@@ -58,9 +58,10 @@ struct DotBf16Weights {
 // they ask for the next block, and that has to find room beside this one.
 inline constexpr int64_t kDotBlockK = 6144;
 inline constexpr int64_t kDotShortBlockK = 1024;
+inline constexpr int64_t kDotTallRows = 48;
 
 void MatMulDotBf16(const PanelJob& job) {
-  const bool is_short = job.rows > kTileRowsMax && job.rows < kWideRowsMin;
+  const bool is_short = job.rows > kTileRowsMax && job.rows < kDotTallRows;
   MatMulPanels<DotBf16Weights>(job, is_short ? kDotShortBlockK : kDotBlockK);
 }
 

@@ -41,11 +41,11 @@ struct Q8Tile {
   int64_t y_stride;
   bool is_first;
   const float* bias;  // of the panel; null unless the group is the last
-  const char* ahead;  // lines to ask for, ahead_lines with every block
+  const char* ahead;  // lines to ask for, ahead_lines with every block, spread over its steps
   int64_t ahead_lines;
 };
 
-// Adds the products of block b, `w`, to the f32 sums.
+// Adds the products of block b, `w`, to the f32 sums, and asks for what is due with it.
 template <typename Ops, int R, int C, typename Sums>
 CONCLAVE_KERNEL_INLINE void Q8BlockStep(const Q8Tile& t, int64_t b, const char* w, Sums& acc) {
   using IVec = typename Ops::IVec;
@@ -60,8 +60,17 @@ CONCLAVE_KERNEL_INLINE void Q8BlockStep(const Q8Tile& t, int64_t b, const char* 
   }
   const char* x = t.x + b * kQ8Steps * Ops::kRowBytes;
   const char* step = w + kQ8PanelScaleBytes + t.col * 4;
+  // Asked for all at once, many lines would fill the buffers that the tile's own reads need.
+  const char* ahead = t.ahead + b * t.ahead_lines * kLineBytes;
+  const int64_t lines_per_step = t.ahead_lines / kQ8Steps;
+  for (int64_t line = lines_per_step * kQ8Steps; line < t.ahead_lines; ++line) {
+    __builtin_prefetch(ahead + line * kLineBytes, 0, 2);
+  }
 #pragma GCC unroll 8
   for (int64_t i = 0; i < kQ8Steps; ++i) {
+    for (int64_t line = 0; line < lines_per_step; ++line, ahead += kLineBytes) {
+      __builtin_prefetch(ahead, 0, 2);
+    }
     typename Ops::Weights weights[C];
 #pragma GCC unroll 8
     for (int64_t c = 0; c < C; ++c) {
@@ -126,11 +135,7 @@ CONCLAVE_KERNEL_INLINE void RunQ8Tile(const Q8Tile& t) {
     }
   }
   const char* w = t.w;
-  const char* ahead = t.ahead;
   for (int64_t b = 0; b < t.num_blocks; ++b, w += kQ8PanelBlockBytes) {
-    for (int64_t i = 0; i < t.ahead_lines; ++i, ahead += kLineBytes) {
-      __builtin_prefetch(ahead);
-    }
     Q8BlockStep<Ops, R, C>(t, b, w, acc);
   }
 #pragma GCC unroll 8

@@ -12,6 +12,7 @@
 #include "cpu/attention.inl.h"
 #include "cpu/tiles.inl.h"
 #include "cpu/matmul.inl.h"
+#include "cpu/matmul_wide.inl.h"
 #include "cpu/matmul_dpbf16.inl.h"
 #include "cpu/table.inl.h"
 // clang-format on
