@@ -217,7 +217,7 @@ class FlagsTest(conclave.TestCase):
             shown = self.print_config("--config", file.name, "--workers", "4",
                                       env={"CONCLAVE_WORKERS": "3", "CONCLAVE_PREFILL_CHUNK": "48"})
         for line in (r"workers: 4\b.*flag|workers: 4\b.*command line", r"prefill-chunk: 48\b.*CONCLAVE_PREFILL_CHUNK",
-                     r"max-num-seqs: 5\b", r"dtype: bf16\b.*default"):
+                     r"max-num-seqs: 5\b", r"dtype: \(bf16, or what a packed folder holds\).*default"):
             self.assertRegex(shown, line)
 
     def test_a_wrong_config_file(self):

@@ -7,6 +7,7 @@ moment of a signal is known.
 import concurrent.futures
 import http.client
 import json
+import re
 import signal
 import time
 import unittest
@@ -78,9 +79,15 @@ class LifecycleTest(conclave.TestCase):
                 self.assertRegex(text, rf"(?m)^{name}\w*\{{?.*\}}? [0-9.e+]+$")
 
     def test_the_names_of_vllm_are_there_when_they_are_wanted(self):
+        finished = r'(?m)^vllm:request_success_total\{engine="0",finished_reason="(stop|length)",model_name="demo"\} [1-9]'
         with conclave.Server("--metrics-compat", "vllm") as server:
             self.assert_good(server)
+            # An answer is counted once its last byte is on its way.
+            deadline = time.monotonic() + 10
             text = server.request("GET", "/metrics").body.decode()
+            while not re.search(finished, text) and time.monotonic() < deadline:
+                time.sleep(0.02)
+                text = server.request("GET", "/metrics").body.decode()
         for kind, names in VLLM.items():
             for name in names:
                 with self.subTest(name=name):
@@ -88,7 +95,7 @@ class LifecycleTest(conclave.TestCase):
                     sample = name + ("_count" if kind == "histogram" else "")
                     self.assertRegex(text, rf'(?m)^vllm:{sample}\{{.*engine="0".*model_name="demo".*\}} [0-9.e+-]+$')
         self.assertEqual(text.count("# TYPE vllm:"), sum(map(len, VLLM.values())))
-        self.assertRegex(text, r'(?m)^vllm:request_success_total\{engine="0",finished_reason="(stop|length)",model_name="demo"\} [1-9]')
+        self.assertRegex(text, finished)
         with conclave.Server() as server:
             self.assertNotIn("vllm:", server.request("GET", "/metrics").body.decode())
 

@@ -22,15 +22,15 @@ struct SplitWeights {
 };
 
 // What an output position is made of: the inputs [first, first + count). A horizontal pass may read
-// up to first + weights.padded of them, of which the rest counts nothing.
+// on to the next multiple of kTapsUnit of them, of which the rest counts nothing.
 struct Tap {
   int32_t first = 0;
   int32_t count = 0;
   SplitWeights weights;
 };
 
-// Bytes behind the last pixel of a line that a horizontal pass may read: padding taps, and the rest
-// of a register. Their values do not matter.
+// Bytes behind the last pixel of a line that a horizontal pass may read: taps up to the next
+// multiple of kTapsUnit, and the rest of a register. Their values do not matter.
 inline constexpr int64_t kLineSlack = 3 * kTapsUnit + 32;
 
 // Lines that a horizontal pass takes at once; they share the loads of weights.

@@ -55,7 +55,8 @@ void Shrink(const uint8_t* const* lines, const Tap* taps, int32_t from, int32_t 
       high[l] = V::Set(0);
       low[l] = V::Set(0);
     }
-    for (int32_t t = 0; t < weights.padded; t += V::kTaps) {
+    // Near the right border `padded` taps would end beyond the line and its slack.
+    for (int32_t t = 0; t < taps[i].count; t += V::kTaps) {
       const typename V::Ints high_pairs = V::SpreadPairs(weights.high + t);
       const typename V::Ints low_pairs = V::SpreadPairs(weights.low + t);
       for (int32_t l = 0; l < kLines; ++l) {
