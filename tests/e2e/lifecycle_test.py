@@ -14,6 +14,7 @@ import unittest
 import urllib.parse
 
 import conclave_process as conclave
+from cluster import wait_until
 from conclave_process import user
 
 # Metrics of vLLM that there are here too, by their type, without the prefix.
@@ -82,12 +83,9 @@ class LifecycleTest(conclave.TestCase):
         finished = r'(?m)^vllm:request_success_total\{engine="0",finished_reason="(stop|length)",model_name="demo"\} [1-9]'
         with conclave.Server("--metrics-compat", "vllm") as server:
             self.assert_good(server)
-            # An answer is counted once its last byte is on its way.
-            deadline = time.monotonic() + 10
+            # Whoever reads the answer may ask before it is counted.
+            wait_until(lambda: re.search(finished, server.request("GET", "/metrics").body.decode()), "the answer is counted", 10)
             text = server.request("GET", "/metrics").body.decode()
-            while not re.search(finished, text) and time.monotonic() < deadline:
-                time.sleep(0.02)
-                text = server.request("GET", "/metrics").body.decode()
         for kind, names in VLLM.items():
             for name in names:
                 with self.subTest(name=name):

@@ -78,7 +78,7 @@ AxisWeights MakeWeights(int32_t num_inputs, const Window& window) {
       high[x] = static_cast<int16_t>((fixed + 2048) >> 12);
       low[x] = static_cast<int16_t>(fixed - high[x] * 4096);
     }
-    out.taps[static_cast<size_t>(i)] = {first, last - first, {high, low, padded}};
+    out.taps[static_cast<size_t>(i)] = {first, last - first, {high, low}};
   }
   return out;
 }

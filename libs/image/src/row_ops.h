@@ -12,13 +12,12 @@ namespace conclave::image {
 inline constexpr int kWeightBits = 22;
 
 // Weights of one output position, as fixed point numbers of kWeightBits fractional bits, in two
-// parts of 16 bits: weight = 4096 · high + low with low in [−2048, 2047]. `padded` is a multiple of
-// kTapsUnit, and both parts are 0 from the last tap to there.
+// parts of 16 bits: weight = 4096 · high + low with low in [−2048, 2047]. Both parts are 0 from the
+// last tap to the next multiple of kTapsUnit.
 inline constexpr int32_t kTapsUnit = 8;
 struct SplitWeights {
-  const int16_t* high = nullptr;  // [padded]
-  const int16_t* low = nullptr;   // [padded]
-  int32_t padded = 0;
+  const int16_t* high = nullptr;
+  const int16_t* low = nullptr;
 };
 
 // What an output position is made of: the inputs [first, first + count). A horizontal pass may read

@@ -106,7 +106,7 @@ TEST_P(RowPathTest, ColumnsOfEveryCount) {
       std::vector<int16_t> lows = low;
       std::fill(highs.begin() + num_taps, highs.end(), int16_t{0});
       std::fill(lows.begin() + num_taps, lows.end(), int16_t{0});
-      const SplitWeights weights{highs.data(), lows.data(), 8};
+      const SplitWeights weights{highs.data(), lows.data()};
       const std::vector<uint8_t> in =
           RandomBytes(static_cast<size_t>(row_bytes * num_taps), static_cast<uint32_t>(row_bytes));
       // One byte more, which nobody may touch.

@@ -46,6 +46,20 @@ CONCLAVE_KERNEL_INLINE void PrefetchLines(const char* p) {
   }
 }
 
+// acc[r][c] += x[r]·weight[c], each a link of its chain.
+template <int R, int C>
+CONCLAVE_KERNEL_INLINE void AddProducts(const float* x, int64_t x_stride, const Vec (&weight)[C],
+                                        Vec (&acc)[R][C]) {
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    const Vec value = VecSet1(x[r * x_stride]);
+#pragma GCC unroll 8
+    for (int64_t c = 0; c < C; ++c) {
+      acc[r][c] = VecFma(value, weight[c], acc[r][c]);
+    }
+  }
+}
+
 // f32 weights, panel[k][64]: acc = fma(x[k], w[k], acc).
 struct F32Weights {
   using X = float;      // as the caller passes it
@@ -63,14 +77,7 @@ struct F32Weights {
       for (int64_t c = 0; c < C; ++c) {
         weight[c] = VecLoad(w + c * kVecLanes);
       }
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        const Vec value = VecSet1(x[r * x_stride + i]);
-#pragma GCC unroll 8
-        for (int64_t c = 0; c < C; ++c) {
-          acc[r][c] = VecFma(value, weight[c], acc[r][c]);
-        }
-      }
+      AddProducts(x + i, x_stride, weight, acc);
     }
   }
 };
@@ -92,14 +99,7 @@ struct WidenedBf16Weights {
       const uint16_t* pairs = w + 2 * c * kVecLanes;
       weight[c] = kOdd ? VecOdd(pairs) : VecEven(pairs);
     }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const Vec value = VecSet1(x[r * x_stride + (kOdd ? 0 : 1)]);
-#pragma GCC unroll 8
-      for (int64_t c = 0; c < C; ++c) {
-        acc[r][c] = VecFma(value, weight[c], acc[r][c]);
-      }
-    }
+    AddProducts(x + (kOdd ? 0 : 1), x_stride, weight, acc);
   }
 
   template <int R, int C, int kAhead>
@@ -149,12 +149,10 @@ CONCLAVE_KERNEL_INLINE void StoreSums(float* y, int64_t cols, const Vec (&acc)[C
   }
 }
 
-template <typename Weights, int R, int C>
-CONCLAVE_KERNEL_INLINE void RunTile(const TileBlock& t) {
-  using X = typename Weights::StepX;
-  using W = typename Weights::W;
-  constexpr int64_t kLines = C * kVecLanes * 4 / kLineBytes;
-  Vec acc[R][C];
+// The sums that a tile starts with and those it leaves, for every kind of block (y, y_stride, cols,
+// is_first and bias as in TileBlock).
+template <typename Block, int R, int C>
+CONCLAVE_KERNEL_INLINE void BeginSums(const Block& t, Vec (&acc)[R][C]) {
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
     if (t.is_first) {
@@ -166,6 +164,32 @@ CONCLAVE_KERNEL_INLINE void RunTile(const TileBlock& t) {
       LoadSums(t.y + r * t.y_stride, t.cols, acc[r]);
     }
   }
+}
+template <typename Block, int R, int C>
+CONCLAVE_KERNEL_INLINE void EndSums(const Block& t, Vec (&acc)[R][C]) {
+  if (t.bias != nullptr) {
+#pragma GCC unroll 8
+    for (int64_t c = 0; c < C; ++c) {
+      const Vec bias = VecLoadN(t.bias + c * kVecLanes, t.cols - c * kVecLanes);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        acc[r][c] = VecAdd(acc[r][c], bias);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    StoreSums(t.y + r * t.y_stride, t.cols, acc[r]);
+  }
+}
+
+template <typename Weights, int R, int C>
+CONCLAVE_KERNEL_INLINE void RunTile(const TileBlock& t) {
+  using X = typename Weights::StepX;
+  using W = typename Weights::W;
+  constexpr int64_t kLines = C * kVecLanes * 4 / kLineBytes;
+  Vec acc[R][C];
+  BeginSums(t, acc);
   const X* x = static_cast<const X*>(t.x);
   const W* w = static_cast<const W*>(t.w);
   // Of the lines to ask for, those that lie in these columns.
@@ -181,20 +205,7 @@ CONCLAVE_KERNEL_INLINE void RunTile(const TileBlock& t) {
   } else {
     Weights::template Steps<R, C, kLines>(x, t.x_stride, t.k, w, ahead, acc);
   }
-  if (t.bias != nullptr) {
-#pragma GCC unroll 8
-    for (int64_t c = 0; c < C; ++c) {
-      const Vec bias = VecLoadN(t.bias + c * kVecLanes, t.cols - c * kVecLanes);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        acc[r][c] = VecAdd(acc[r][c], bias);
-      }
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-    StoreSums(t.y + r * t.y_stride, t.cols, acc[r]);
-  }
+  EndSums(t, acc);
 }
 
 // All columns of the panel for R rows.

@@ -58,6 +58,7 @@ struct DotBf16Weights {
 // they ask for the next block, and that has to find room beside this one.
 inline constexpr int64_t kDotBlockK = 6144;
 inline constexpr int64_t kDotShortBlockK = 1024;
+// From here on tiles are many.
 inline constexpr int64_t kDotTallRows = 48;
 
 void MatMulDotBf16(const PanelJob& job) {

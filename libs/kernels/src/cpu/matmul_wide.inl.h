@@ -75,14 +75,7 @@ struct WidenedBefore {
       for (int64_t c = 0; c < C; ++c) {
         weight[c] = VecLoad(t.wide + i * kSliverCols + c * kVecLanes);
       }
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        const Vec value = VecSet1(t.x[r * kWideStride + i]);
-#pragma GCC unroll 8
-        for (int64_t c = 0; c < C; ++c) {
-          acc[r][c] = VecFma(value, weight[c], acc[r][c]);
-        }
-      }
+      AddProducts(t.x + i, kWideStride, weight, acc);
     }
   }
 };
@@ -98,14 +91,7 @@ struct WidensFirst {
       weight[c] = kOdd ? VecOdd(pairs) : VecEven(pairs);
       VecStore(t.wide + i * kSliverCols + c * kVecLanes, weight[c]);
     }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const Vec value = VecSet1(t.x[r * kWideStride + i]);
-#pragma GCC unroll 8
-      for (int64_t c = 0; c < C; ++c) {
-        acc[r][c] = VecFma(value, weight[c], acc[r][c]);
-      }
-    }
+    AddProducts(t.x + i, kWideStride, weight, acc);
   }
 
   template <int R, int C>
@@ -122,17 +108,7 @@ struct WidensFirst {
 template <typename Weights, int R, int C>
 CONCLAVE_KERNEL_INLINE void RunSliver(const WideBlock& t, Spread& spread) {
   Vec acc[R][C];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-    if (t.is_first) {
-#pragma GCC unroll 8
-      for (int64_t c = 0; c < C; ++c) {
-        acc[r][c] = VecZero();
-      }
-    } else {
-      LoadSums(t.y + r * t.y_stride, t.cols, acc[r]);
-    }
-  }
+  BeginSums(t, acc);
   int64_t i = 0;
   for (; i + kSpreadK <= t.k; i += kSpreadK) {
     Ask(spread);
@@ -141,16 +117,7 @@ CONCLAVE_KERNEL_INLINE void RunSliver(const WideBlock& t, Spread& spread) {
   if (i < t.k) {
     Weights::Steps(t, i, 2, acc);
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-    if (t.bias != nullptr) {
-#pragma GCC unroll 8
-      for (int64_t c = 0; c < C; ++c) {
-        acc[r][c] = VecAdd(acc[r][c], VecLoadN(t.bias + c * kVecLanes, t.cols - c * kVecLanes));
-      }
-    }
-    StoreSums(t.y + r * t.y_stride, t.cols, acc[r]);
-  }
+  EndSums(t, acc);
 }
 
 // All columns of the panel for R rows.
@@ -193,6 +160,7 @@ CONCLAVE_KERNEL_INLINE void RunAnyWideRows(int64_t rows, const WideBlock& block,
 
 // At most kWideRowsMax rows.
 [[maybe_unused]] __attribute__((noinline)) void MatMulWideRows(const PanelJob& job) {
+  constexpr int64_t kInputBytes = kPanelStep * int64_t{sizeof(uint16_t)};  // of a panel
   alignas(64) float rows_block[kWideRowsMax * kWideStride];
   alignas(64) float panel_block[kWideBlockK * kPanelStep];
   const int64_t block_k = job.rows < kWideTallRows ? kWideShortBlockK : kWideBlockK;
@@ -202,33 +170,32 @@ CONCLAVE_KERNEL_INLINE void RunAnyWideRows(int64_t rows, const WideBlock& block,
     const int64_t k = Smaller(block_k, job.k - k0);
     const int64_t padded_k = (k + 1) / 2 * 2;
     const bool is_last_k = k0 + k >= job.k;
+    const int64_t num_steps = padded_k / kSpreadK * kSlivers;  // of a tile
     WidenRows(static_cast<const uint16_t*>(job.x) + k0, job.x_stride, job.rows, k, rows_block,
               kWideStride);
     for (int64_t panel = 0; panel < num_panels; ++panel) {
       const PanelJob one = OnePanel(job, panel);
-      // The next block comes from memory while the tiles of this one compute.
-      const bool is_last_panel = panel + 1 == num_panels;
-      const int64_t next_k0 = is_last_panel ? k0 + block_k : k0;
-      const char* next = static_cast<const char*>(job.panel) +
-                         (is_last_panel ? 0 : panel + 1) * job.panel_bytes +
-                         next_k0 * kPanelStep * int64_t{sizeof(uint16_t)};
-      int64_t next_bytes =
-          Smaller(block_k, job.k - next_k0) * kPanelStep * int64_t{sizeof(uint16_t)};
-      if (is_last_k && is_last_panel) {
-        // Where nothing follows, what is asked for is here already: an address that is not mapped
-        // would cost a walk through the page tables each time.
-        const bool has_next = job.next != nullptr;
-        next = has_next ? static_cast<const char*>(job.next)
-                        : reinterpret_cast<const char*>(panel_block);
-        next_bytes =
-            has_next ? Smaller(block_k, job.k) * kPanelStep * int64_t{sizeof(uint16_t)} : 0;
+      // The next block comes from memory while the tiles of this one compute. Where nothing follows,
+      // what is asked for is here already: an address that is not mapped would cost a walk through
+      // the page tables each time.
+      const char* next = reinterpret_cast<const char*>(panel_block);
+      int64_t next_k = 0;
+      if (panel + 1 < num_panels) {
+        next = static_cast<const char*>(one.panel) + job.panel_bytes + k0 * kInputBytes;
+        next_k = k;
+      } else if (!is_last_k) {
+        next = static_cast<const char*>(job.panel) + (k0 + block_k) * kInputBytes;
+        next_k = Smaller(block_k, job.k - k0 - block_k);
+      } else if (job.next != nullptr) {
+        next = static_cast<const char*>(job.next);
+        next_k = Smaller(block_k, job.k);
       }
+      const int64_t next_bytes = next_k * kInputBytes;
       for (int64_t tile = 0; tile < num_tiles; ++tile) {
         const int64_t row = FirstRowOfTile(job.rows, num_tiles, tile);
         const int64_t rows = FirstRowOfTile(job.rows, num_tiles, tile + 1) - row;
-        const int64_t steps = padded_k / kSpreadK * kSlivers;
         const Spread spread = {next + next_bytes * tile / num_tiles,
-                               steps == 0 ? 0 : next_bytes / num_tiles / steps};
+                               num_steps == 0 ? 0 : next_bytes / num_tiles / num_steps};
         const WideBlock block = {rows_block + row * kWideStride,
                                  padded_k,
                                  static_cast<const uint16_t*>(one.panel) + k0 * kPanelStep,
