@@ -55,8 +55,8 @@ void Shrink(const uint8_t* const* lines, const Tap* taps, int32_t from, int32_t 
       high[l] = V::Set(0);
       low[l] = V::Set(0);
     }
-    // Its own taps and no more: near the right border those of its widest neighbour would end beyond
-    // the line and its slack.
+    // Its own taps and no more: near the right border those of its widest neighbour would end
+    // beyond the line and its slack.
     for (int32_t t = 0; t < taps[i].count; t += V::kTaps) {
       const typename V::Ints high_pairs = V::SpreadPairs(weights.high + t);
       const typename V::Ints low_pairs = V::SpreadPairs(weights.low + t);

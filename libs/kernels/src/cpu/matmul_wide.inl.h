@@ -175,9 +175,9 @@ CONCLAVE_KERNEL_INLINE void RunAnyWideRows(int64_t rows, const WideBlock& block,
               kWideStride);
     for (int64_t panel = 0; panel < num_panels; ++panel) {
       const PanelJob one = OnePanel(job, panel);
-      // The next block comes from memory while the tiles of this one compute. Where nothing follows,
-      // what is asked for is here already: an address that is not mapped would cost a walk through
-      // the page tables each time.
+      // The next block comes from memory while the tiles of this one compute. Where nothing
+      // follows, what is asked for is here already: an address that is not mapped would cost a walk
+      // through the page tables each time.
       const char* next = reinterpret_cast<const char*>(panel_block);
       int64_t next_k = 0;
       if (panel + 1 < num_panels) {
